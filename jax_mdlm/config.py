@@ -1,0 +1,266 @@
+"""Every setting of a run: frozen, typed dataclasses, a sentence and a unit each.
+
+A file in `configs/` returns one `Config`; `command.py` applies `--config.section.field=value` to it
+and calls `validate()` once. Everything behind that border receives finished values.
+"""
+
+import dataclasses
+from typing import Literal
+
+Collapse = Literal["merge", "slack_only"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; its text is one line that names the field and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network (LLaDA's layout); static under `jit`. `vocab_size = 0`: taken from the tokenizer."""
+
+    vocab_size: int = 126464  # rows of the embedding, columns of the head; 0 = from the tokenizer
+    embed: int = 4096  # D, width of the residual stream
+    layers: int = 32  # transformer blocks
+    heads: int = 32  # N, query heads
+    kv_heads: int = 32  # K, key and value heads; divides `heads`
+    head_dim: int = 128  # H, width of a head; even (RoPE turns pairs)
+    mlp: int = 12288  # F, hidden width of the gated MLP
+    max_length: int = 4096  # slots; the longest canvas
+    rope_theta: float = 500000.0  # base of the rotary angles
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
+    init_std: float = 0.02  # standard deviation of freshly drawn matrices
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # residual stream and matrices
+    param_dtype: Literal["bfloat16", "float32"] = "float32"  # master weights
+    remat: Literal["none", "dots", "full"] = "full"  # what a block keeps for its backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised: `ce + ctc_weight * ctc` (arXiv 2601.22947)."""
+
+    collapse: Collapse = "merge"  # canvas -> text: merge equal neighbours, or only drop slack
+    ctc_weight: float = 0.1  # lambda, weight of CTC (nats per label) against CE; 0 = off
+    ctc_weight_start: float = -1.0  # lambda at step 0, moved linearly to ctc_weight; < 0 = constant
+    ctc_weight_steps: int = 0  # steps over which lambda moves from its start value
+    observed: Literal["clamp", "model"] = "clamp"  # CTC at unmasked slots: certain, or predicted
+    slack_max: float = 0.5  # s_max, the largest slack share, in slack per label; 0 = no slack
+    separate_repeats: bool = True  # merge: one slack between equal neighbours before the rest
+    level_floor: float = 1e-3  # eps, the smallest mask probability
+    loss_chunk: int = 128  # slots per chunk of the log-sum-exp over the vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """Where token ids come from, and which ids are special. -1 = look the token's string up."""
+
+    kind: Literal["huggingface", "sentencepiece", "bpe", "symbols"] = "huggingface"
+    # huggingface and sentencepiece load `path`. bpe (byte-level), symbols (letters and words) and
+    # sentencepiece with an empty path are trained from the data and kept in the work directory.
+    path: str = ""  # folder, hub id (huggingface) or .model file (sentencepiece)
+    vocab_size: int = 4096  # tokens at most, when trained here
+    mask_id: int = -1  # id of [MASK]; LLaDA: 126336
+    slack_id: int = -1  # id of <SLACK>; LLaDA: the reserved 126084
+    pad_id: int = -1  # id of the padding token; LLaDA: EOS, 126081
+    eos_id: int = -1  # id of end of text; LLaDA: 126081
+    terminator_id: int = -1  # id that closes a response; LLaDA: <|eot_id|>, 126348
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which rows are read and how they become token rows."""
+
+    source: str = "chat_jsonl"  # pronunciations, dialogues, chat_jsonl, or a prepared TFDS name
+    files: str = ""  # chat_jsonl: paths or globs, comma-separated
+    data_dir: str = ""  # where prepared datasets live; empty = <workdir>/data
+    split: str = "train"  # TFDS split that is trained on
+    validation_split: str = "validation"  # TFDS split of the evaluation during training
+    validation_percent: float = 1.0  # % of rows held out by hash where the source has no such split
+    prompt_field: str = "prompt"  # catalogue datasets: feature that holds the prompt
+    response_field: str = "response"  # catalogue datasets: feature that holds the response
+    template: Literal["llada", "plain"] = "llada"  # chat headers, or prompt + separator + response
+    pretraining: bool = False  # the whole sequence is the response; no prompt, no template
+    random_length_share: float = 0.01  # pre-training: share of rows cut to a random length
+    length: int = 4096  # L, slots of the canvas
+    max_labels: int = 2048  # U, response tokens per row, terminator included
+    end_padding: int = 64  # EOS slots after the terminator that CE supervises, at most
+    too_long: Literal["truncate", "drop", "error"] = "truncate"  # rows that do not fit; counted
+    on_bad_row: Literal["error", "skip"] = "error"  # malformed rows; skipped ones are counted
+    keep_stress: bool = False  # pronunciations: keep the stress digits of vowels
+    seed: int = 0  # order of rows, turn cuts, random lengths
+    tokenizer: TokenizerConfig = TokenizerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, a constant rate, and a linear end (LLaDA's fine-tuning recipe)."""
+
+    learning_rate: float = 2.5e-5  # after warm-up
+    final_learning_rate: float = 2.5e-6  # at the last step
+    warmup_steps: int = 50  # steps from 0 to learning_rate
+    decay_share: float = 0.1  # share of the steps, at the end, that falls linearly
+    beta1: float = 0.9  # decay of the first moment
+    beta2: float = 0.95  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.1  # per step times the rate; not on norms, not on the slack row
+    clip_norm: float = 1.0  # largest global gradient norm; 0 = no clipping
+    moment_dtype: Literal["bfloat16", "float32"] = "float32"  # first moment
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; -1 = all that are left (one axis at most)."""
+
+    data: int = 1  # replicas, across slices
+    fsdp: int = -1  # batch and parameter shards
+    tensor: int = 1  # heads, MLP and vocabulary shards
+    context: int = 1  # canvas shards
+    rules: tuple[str, ...] = ()  # "logical=mesh_axis" entries that replace rows of sharding.RULES
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where parameters come from when a work directory is new."""
+
+    source: str = ""  # another work directory, whose newest parameters are taken; empty = drawn
+    slack_row: Literal["mean", "keep", "normal"] = "mean"  # the slack token's row, with a source
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop."""
+
+    steps: int = 1000  # updates
+    batch_size: int = 256  # rows per update, over all hosts
+    microbatches: int = 1  # parts of the batch that are accumulated one after the other
+    seed: int = 0  # parameters, slack and noise
+    log_every: int = 20  # steps between lines of metrics
+    evaluate_every: int = 500  # steps between evaluations; 0 = only at the end
+    evaluate_rows: int = 512  # validation rows per evaluation; 0 = all
+    save_every: int = 500  # steps between checkpoints; the last step is always saved
+    keep_checkpoints: int = 2  # newest checkpoints that are kept
+    tensorboard: bool = True  # write event files into <workdir>/tensorboard
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How `sample` and the evaluation by generation decode."""
+
+    length: int = 128  # new slots per prompt
+    block_length: int = 32  # slots decoded before the next block starts; divides length
+    steps: int = 128  # model calls at most; at least one a block
+    strategy: Literal["confidence", "entropy", "margin", "random"] = "confidence"
+    threshold: float = 0.0  # commit every slot at least this confident; 0 = fixed quota
+    temperature: float = 0.0  # of the Gumbel noise; 0 = argmax
+    batch_size: int = 16  # prompts per compiled call
+    early_stop: bool = True  # a row ends at its terminator; the masks behind it become EOS
+    seed: int = 0  # of the Gumbel noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    name: str = "run"  # appears in logs
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    init: InitConfig = InitConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+
+
+def validate(config: Config) -> Config:
+    """Returns `config` if its settings can work together.
+
+    Raises:
+      ConfigError: one line with the field, what it must be, what it is, and what to change.
+    """
+    model, data, train, objective = config.model, config.data, config.train, config.objective
+
+    def require(holds: bool, message: str) -> None:
+        if not holds:
+            raise ConfigError(message)
+
+    for path, value in (
+        ("model.embed", model.embed),
+        ("model.layers", model.layers),
+        ("model.heads", model.heads),
+        ("model.kv_heads", model.kv_heads),
+        ("model.mlp", model.mlp),
+        ("data.length", data.length),
+        ("data.max_labels", data.max_labels),
+        ("train.batch_size", train.batch_size),
+        ("train.microbatches", train.microbatches),
+        ("train.log_every", train.log_every),
+        ("train.save_every", train.save_every),
+        ("train.keep_checkpoints", train.keep_checkpoints),
+        ("objective.loss_chunk", objective.loss_chunk),
+        ("sample.length", config.sample.length),
+        ("sample.block_length", config.sample.block_length),
+        ("sample.steps", config.sample.steps),
+        ("sample.batch_size", config.sample.batch_size),
+    ):
+        require(value >= 1, f"{path} must be at least 1, got {value}")
+    for path, value in (
+        ("train.steps", train.steps),
+        ("model.vocab_size", model.vocab_size),
+        ("objective.ctc_weight", objective.ctc_weight),
+        ("objective.slack_max", objective.slack_max),
+        ("objective.ctc_weight_steps", objective.ctc_weight_steps),
+        ("data.end_padding", data.end_padding),
+        ("optimizer.learning_rate", config.optimizer.learning_rate),
+        ("optimizer.clip_norm", config.optimizer.clip_norm),
+        ("sample.temperature", config.sample.temperature),
+        ("train.evaluate_every", train.evaluate_every),
+        ("train.evaluate_rows", train.evaluate_rows),
+    ):
+        require(value >= 0, f"{path} must be 0 or more, got {value}")
+    require(
+        model.heads % model.kv_heads == 0,
+        f"model.kv_heads must divide model.heads={model.heads}, got {model.kv_heads}",
+    )
+    require(model.head_dim % 2 == 0, f"model.head_dim must be even, got {model.head_dim}")
+    require(
+        data.length <= model.max_length,
+        f"data.length must be at most model.max_length={model.max_length}, got {data.length}; "
+        "shorten the canvas or raise model.max_length",
+    )
+    require(
+        data.max_labels <= data.length,
+        f"data.max_labels must be at most data.length={data.length}, got {data.max_labels}",
+    )
+    require(
+        train.batch_size % train.microbatches == 0,
+        f"train.microbatches must divide train.batch_size={train.batch_size}, "
+        f"got {train.microbatches}",
+    )
+    require(
+        0 < objective.level_floor < 1,
+        f"objective.level_floor must lie between 0 and 1, got {objective.level_floor}",
+    )
+    require(
+        config.sample.length % config.sample.block_length == 0,
+        f"sample.block_length must divide sample.length={config.sample.length}, "
+        f"got {config.sample.block_length}",
+    )
+    require(
+        config.sample.steps >= config.sample.length // config.sample.block_length,
+        f"sample.steps must give every block a step, got {config.sample.steps} for "
+        f"{config.sample.length // config.sample.block_length} blocks; raise sample.steps",
+    )
+    require(
+        0 <= config.sample.threshold <= 1,
+        f"sample.threshold must lie between 0 and 1, got {config.sample.threshold}",
+    )
+    require(
+        0 <= config.optimizer.decay_share <= 1,
+        f"optimizer.decay_share must lie between 0 and 1, got {config.optimizer.decay_share}",
+    )
+    axes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.context)
+    require(
+        all(axis == -1 or axis >= 1 for axis in axes) and axes.count(-1) <= 1,
+        f"mesh axes must be positive, with at most one -1, got {axes}",
+    )
+    return config
