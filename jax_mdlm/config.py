@@ -28,7 +28,6 @@ class ModelConfig:
     max_length: int = 4096  # slots; the longest canvas
     rope_theta: float = 500000.0  # base of the rotary angles
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
-    init_std: float = 0.02  # standard deviation of freshly drawn matrices
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # residual stream and matrices
     param_dtype: Literal["bfloat16", "float32"] = "float32"  # master weights
     remat: Literal["none", "dots", "full"] = "full"  # what a block keeps for its backward pass
@@ -129,7 +128,8 @@ class InitConfig:
 class TrainConfig:
     """The loop."""
 
-    steps: int = 1000  # updates
+    steps: int = 1000  # updates; 0 = from epochs
+    epochs: float = 0.0  # passes over the rows, where steps = 0
     batch_size: int = 256  # rows per update, over all hosts
     microbatches: int = 1  # parts of the batch that are accumulated one after the other
     seed: int = 0  # parameters, slack and noise
@@ -205,6 +205,7 @@ def validate(config: Config) -> Config:
         require(value >= 1, f"{path} must be at least 1, got {value}")
     for path, value in (
         ("train.steps", train.steps),
+        ("train.epochs", train.epochs),
         ("model.vocab_size", model.vocab_size),
         ("objective.ctc_weight", objective.ctc_weight),
         ("objective.slack_max", objective.slack_max),
@@ -235,6 +236,10 @@ def validate(config: Config) -> Config:
         train.batch_size % train.microbatches == 0,
         f"train.microbatches must divide train.batch_size={train.batch_size}, "
         f"got {train.microbatches}",
+    )
+    require(
+        train.steps > 0 or train.epochs > 0,
+        "train.steps or train.epochs must be above 0, got 0 for both; set one of them",
     )
     require(
         0 < objective.level_floor < 1,

@@ -1,0 +1,72 @@
+"""Letters to phonemes on CMUdict with slack and CTC: a real alignment problem for a laptop.
+
+    python -m jax_mdlm.train --config configs/pronounce.py --workdir runs/pronounce
+"""
+
+from jax_mdlm.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+OBJECTIVES = {
+    "": ObjectiveConfig(collapse="merge", ctc_weight=4.0, slack_max=0.5),
+    "slack_only": ObjectiveConfig(collapse="slack_only", ctc_weight=4.0, slack_max=0.5),
+    "ce": ObjectiveConfig(collapse="slack_only", ctc_weight=0.0, slack_max=0.0),
+}
+
+
+def get_config(preset: str = "") -> Config:
+    """The run; `preset` is empty, `slack_only` or `ce`."""
+    if preset not in OBJECTIVES:
+        raise ConfigError(f"preset of pronounce must be slack_only or ce, got {preset!r}")
+    return Config(
+        name=f"pronounce_{preset}" if preset else "pronounce",
+        model=ModelConfig(
+            vocab_size=0,
+            embed=96,
+            layers=4,
+            heads=4,
+            kv_heads=4,
+            head_dim=24,
+            mlp=256,
+            max_length=64,
+            rope_theta=100.0,
+            compute_dtype="float32",
+            remat="none",
+        ),
+        objective=OBJECTIVES[preset],
+        data=DataConfig(
+            source="pronunciations",
+            template="plain",
+            length=40,
+            max_labels=15,
+            end_padding=24,
+            tokenizer=TokenizerConfig(kind="symbols"),
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=3e-3,
+            final_learning_rate=1e-5,
+            warmup_steps=100,
+            decay_share=0.9,
+            weight_decay=0.01,
+            beta2=0.98,
+        ),
+        mesh=MeshConfig(fsdp=-1),
+        train=TrainConfig(
+            steps=1800,
+            batch_size=160,
+            log_every=50,
+            evaluate_every=600,
+            evaluate_rows=2000,
+            save_every=600,
+        ),
+        sample=SampleConfig(length=24, block_length=24, steps=12, batch_size=500),
+    )

@@ -1,0 +1,211 @@
+"""What all commands share at their edge: the config from a file and flags, errors, processes.
+
+`--config FILE[:preset]` loads `get_config(preset)`; `--config.section.field=value` replaces one
+field, cast to its type. Whatever a user can mend ends as one line on stderr and exit code 2.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import importlib.util
+import os
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import pydantic
+from etils import epath
+
+from jax_mdlm.config import Config, ConfigError, validate
+
+_PREFIX = "--config."
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs a command's `main`, with errors as one line and an exit code.
+
+    Exit codes: 0 done; 1 the run failed (loss not finite); 2 something that the user can mend.
+    """
+    try:
+        main(sys.argv[1:])
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except FloatingPointError as error:
+        _fail(str(error), 1)
+    except BrokenPipeError:  # `... | head`: the reader left, nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse_config(path: str, overrides: Sequence[str]) -> Config:
+    """Loads a config file and applies `--config.section.field=value` overrides.
+
+    Args:
+      path: `FILE[:preset]`; a bare name such as `pronounce` finds the shipped file.
+      overrides: Arguments that start with `--config.`, each as `--config.a.b=value` or followed
+        by its value.
+
+    Returns:
+      The validated config.
+
+    Raises:
+      ConfigError: file, preset, field or value that cannot be used.
+    """
+    name, _, preset = path.partition(":")
+    file = _find(name)
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"config file {file} must be a Python file, name it *.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config file {file} must define get_config(preset), it does not")
+    config = module.get_config(preset)
+    for field, text in _pairs(overrides):
+        config = _replace(config, field.split("."), text, field)
+    return validate(config)
+
+
+def to_json(config: Config) -> str:
+    """The resolved config as JSON, two spaces deep."""
+    return pydantic.TypeAdapter(Config).dump_json(config, indent=2).decode()
+
+
+def from_json(text: str, origin: str) -> Config:
+    """Reads what `to_json` wrote; `origin` names the file in errors."""
+    try:
+        return validate(pydantic.TypeAdapter(Config).validate_json(text))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{origin} is not a config: {place or 'file'}: {first['msg']}") from error
+
+
+def differences(old: Config, new: Config, ignore: Sequence[str]) -> list[str]:
+    """Fields that differ, as `section.field=old there, new here`; `ignore` holds path prefixes."""
+    left, right = flatten(old), flatten(new)
+    return [
+        f"{path}={left[path]} there, {right[path]} here"
+        for path in left
+        if left[path] != right[path] and not any(path.startswith(prefix) for prefix in ignore)
+    ]
+
+
+def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"train.steps": 1000, ...}` for a nested dataclass."""
+    flat = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = value
+    return flat
+
+
+def split_overrides(
+    parser: argparse.ArgumentParser, argv: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the command's own flags; what begins with `--config.` is left for `parse_config`."""
+    own, overrides, take_next = [], [], False
+    for word in argv:
+        if take_next or word.startswith(_PREFIX):
+            overrides.append(word)
+            take_next = not take_next and "=" not in word
+        else:
+            own.append(word)
+    return parser.parse_args(own), overrides
+
+
+def start_processes() -> None:
+    """Joins the other processes of a pod, before the first use of a device.
+
+    Cloud TPU pods are recognised by JAX; elsewhere set JAX_COORDINATOR_ADDRESS (host:port),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address:
+        jax.distributed.initialize(
+            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        )
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        jax.distributed.initialize()
+
+
+def use_compilation_cache(folder: epath.Path) -> None:
+    """Keeps compiled programs in `folder`, unless JAX_COMPILATION_CACHE_DIR names another."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+
+
+def _fail(message: str, code: int) -> typing.NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.stderr.flush()
+    if jax.distributed.is_initialized():
+        # A normal exit waits at a barrier for peers that may still be in a collective with us.
+        os._exit(code)
+    sys.exit(code)
+
+
+def _find(name: str) -> Path:
+    package = Path(__file__).parent
+    folders = [Path("configs"), package.parent / "configs", package / "configs"]
+    candidates = [Path(name)] + [folder / f"{name}.py" for folder in folders]
+    candidates += [folder / Path(name).name for folder in folders[1:]]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    shipped = sorted({file.stem for folder in folders for file in folder.glob("*.py")})
+    raise ConfigError(
+        f"config file {name!r} was not found; give a path to a .py file or one of the shipped "
+        f"names: {', '.join(shipped)}"
+    )
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
+    pairs, words = [], list(overrides)
+    while words:
+        field, equals, text = words.pop(0).removeprefix(_PREFIX).partition("=")
+        if not equals:
+            if not words:
+                raise ConfigError(f"--config.{field} needs a value: --config.{field}=VALUE")
+            text = words.pop(0)
+        pairs.append((field, text))
+    return pairs
+
+
+def _replace(section: Any, path: list[str], text: str, field: str) -> Any:
+    name, rest = path[0], path[1:]
+    names = [entry.name for entry in dataclasses.fields(section)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+        parent = field.split(".")[: -len(path)]
+        hint = f"did you mean {'.'.join([*parent, near[0]])}?" if near else "known are "
+        hint += "" if near else ", ".join(names)
+        raise ConfigError(f"--config.{field} is not a setting; {hint}")
+    value = getattr(section, name)
+    if dataclasses.is_dataclass(value):
+        if not rest:
+            inner = ", ".join(entry.name for entry in dataclasses.fields(value))
+            raise ConfigError(f"--config.{field} is a section, set one of its fields: {inner}")
+        return dataclasses.replace(section, **{name: _replace(value, rest, text, field)})
+    if rest:
+        raise ConfigError(f"--config.{field} is not a setting; {'.'.join([name])} has no fields")
+    annotation = typing.get_type_hints(type(section))[name]
+    return dataclasses.replace(section, **{name: _cast(annotation, text, field)})
+
+
+def _cast(annotation: Any, text: str, field: str) -> Any:
+    value: Any = text
+    if typing.get_origin(annotation) is tuple:
+        value = tuple(part for part in text.split(",") if part)
+    try:
+        return pydantic.TypeAdapter(annotation).validate_python(value)
+    except pydantic.ValidationError as error:
+        if typing.get_origin(annotation) is typing.Literal:
+            expected = "one of " + ", ".join(typing.get_args(annotation))
+        else:
+            expected = f"of type {getattr(annotation, '__name__', annotation)}"
+        raise ConfigError(f"--config.{field} must be {expected}, got {text!r}") from error

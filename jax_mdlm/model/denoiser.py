@@ -1,0 +1,229 @@
+"""The denoiser: a bidirectional transformer that predicts every slot (LLaDA, arXiv 2502.09992).
+
+Tokens enter, hidden states or logits leave. `flax.nnx` defines the network and stays in this
+file: outside, parameters are a plain nested dict and these are pure functions of it. No time
+input: the number of masks tells the level.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jax_mdlm.config import ModelConfig
+from jax_mdlm.containers import ParamRow, Params
+from jax_mdlm.model import layers, table
+from jax_mdlm.sharding import Layout, constrain
+
+_ROWS = {row.path: row for row in table.ROWS}
+
+# What a block keeps for its backward pass; the names are the values of `model.remat`.
+_REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Block(nnx.Module):
+    """Attention and gated MLP, each on a normalised input and added to the stream."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array) -> None:
+        """Draws the parameters of one layer."""
+        draw = functools.partial(_draw, config=config, key=key)
+        self.attn_norm = draw(("blocks", "attn_norm"))
+        self.q_proj = draw(("blocks", "q_proj"))
+        self.k_proj = draw(("blocks", "k_proj"))
+        self.v_proj = draw(("blocks", "v_proj"))
+        self.attn_out = draw(("blocks", "attn_out"))
+        self.ff_norm = draw(("blocks", "ff_norm"))
+        self.ff_proj = draw(("blocks", "ff_proj"))
+        self.up_proj = draw(("blocks", "up_proj"))
+        self.ff_out = draw(("blocks", "ff_out"))
+
+    def __call__(
+        self,
+        x: jax.Array,  # [B, L, D]
+        rotary: tuple[jax.Array, jax.Array],
+        valid: jax.Array | None,
+        *,
+        eps: float,
+    ) -> jax.Array:
+        """[B, L, D] -> [B, L, D]."""
+
+        def weight(param: nnx.Param) -> jax.Array:
+            return param[...].astype(x.dtype)
+
+        h = layers.rms_norm(x, self.attn_norm[...], eps=eps)
+        q = jnp.einsum("bld,dnh->blnh", h, weight(self.q_proj))
+        k = jnp.einsum("bld,dkh->blkh", h, weight(self.k_proj))
+        v = jnp.einsum("bld,dkh->blkh", h, weight(self.v_proj))
+        q, k = layers.rotate(q, *rotary), layers.rotate(k, *rotary)
+        mixed = layers.attention(q, k, v, valid)
+        x = x + jnp.einsum("blnh,nhd->bld", mixed, weight(self.attn_out))
+        h = layers.rms_norm(x, self.ff_norm[...], eps=eps)
+        return x + layers.gated_mlp(
+            h, weight(self.ff_proj), weight(self.up_proj), weight(self.ff_out)
+        )
+
+
+class Denoiser(nnx.Module):
+    """Embedding, scanned blocks, final norm, untied head."""
+
+    def __init__(self, config: ModelConfig, key: jax.Array) -> None:
+        """Draws all parameters; the blocks' arrays get a leading "layers" axis."""
+        self.wte = _draw(("wte",), config=config, key=key)
+        keys = jax.random.split(jax.random.fold_in(key, len(_ROWS)), config.layers)
+        self.blocks = nnx.vmap(lambda key: Block(config, key))(keys)
+        self.ln_f = _draw(("ln_f",), config=config, key=key)
+        self.head = _draw(("head",), config=config, key=key)
+
+    def __call__(
+        self,
+        tokens: jax.Array,  # [B, L]
+        config: ModelConfig,
+        valid: jax.Array | None,
+        layout: Layout | None,
+    ) -> jax.Array:
+        """int32 [B, L] -> [B, L, D], after the final norm."""
+        dtype = jnp.dtype(config.compute_dtype)
+        rotary = layers.rotary_angles(tokens.shape[1], config.head_dim, config.rope_theta)
+        x = jnp.take(self.wte[...], tokens, axis=0).astype(dtype)
+        # Without this the gather leaves the stream sharded like the table, over vocab and embed.
+        x = constrain(layout, x, "batch", "length", None)
+        graph, stacked = nnx.split(self.blocks)
+
+        def block(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
+            x = nnx.merge(graph, weights)(x, rotary, valid, eps=config.norm_eps)
+            # The carry keeps one placement through the scan; else XLA may reshard in every layer.
+            return constrain(layout, x, "batch", "length", None), None
+
+        if config.remat != "none":
+            block = jax.checkpoint(
+                block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False
+            )
+        x, _ = jax.lax.scan(block, x, stacked)
+        return layers.rms_norm(x, self.ln_f[...], eps=config.norm_eps)
+
+
+def init(key: jax.Array, config: ModelConfig) -> Params:
+    """Draws fresh parameters.
+
+    Matrices are normal with variance 1 / inputs, those that write into the residual stream
+    divided by sqrt(2 * layers) more; the embedding has variance 1 / D; norms are 1.
+
+    Args:
+      key: Typed PRNG key.
+      config: Layout; `vocab_size` must be set.
+
+    Returns:
+      Nested dict of `config.param_dtype` arrays with the paths and shapes of `table.ROWS`.
+    """
+    return nnx.to_pure_dict(nnx.state(Denoiser(config, key)))
+
+
+def encode(
+    params: Params,
+    tokens: jax.Array,
+    config: ModelConfig,
+    valid: jax.Array | None = None,
+    layout: Layout | None = None,
+) -> jax.Array:
+    """Runs the network without its head.
+
+    Args:
+      params: As from `init`, any float dtype.
+      tokens: int32 [B, L], masks included.
+      config: Layout; static.
+      valid: bool [B, L]; slots that may be attended to. None = all. Positions count every slot.
+      layout: Mesh and rules for constraints on activations; None = leave it to the compiler.
+
+    Returns:
+      [B, L, D] in `config.compute_dtype`, after the final norm.
+
+    Raises:
+      ValueError: the canvas is longer than `config.max_length`.
+    """
+    if tokens.shape[1] > config.max_length:
+        raise ValueError(
+            f"canvas must have at most model.max_length={config.max_length} slots, got "
+            f"{tokens.shape[1]}; shorten it or raise model.max_length"
+        )
+    model = nnx.merge(_graph(config), nnx.State(_variables(params)))
+    return model(tokens, config, valid, layout)
+
+
+def head(params: Params) -> jax.Array:
+    """The output matrix [D, V] in the dtype of `params`; multiply it in the hidden's dtype."""
+    return params["head"]
+
+
+def apply(
+    params: Params,
+    tokens: jax.Array,
+    config: ModelConfig,
+    valid: jax.Array | None = None,
+    layout: Layout | None = None,
+) -> jax.Array:
+    """Logits of every slot; training uses `encode` and never holds these.
+
+    Args:
+      params: As in `encode`.
+      tokens: As in `encode`.
+      config: As in `encode`.
+      valid: As in `encode`.
+      layout: As in `encode`.
+
+    Returns:
+      float32 [B, L, V], accumulated in float32 from `compute_dtype` factors.
+    """
+    hidden = encode(params, tokens, config, valid, layout)
+    return project(hidden, head(params), layout)
+
+
+def project(hidden: jax.Array, head: jax.Array, layout: Layout | None = None) -> jax.Array:
+    """Multiplies hidden states by the head.
+
+    Args:
+      hidden: [B, L, D].
+      head: [D, V], cast to the dtype of `hidden`.
+      layout: As in `encode`.
+
+    Returns:
+      float32 [B, L, V].
+    """
+    logits = jnp.einsum(
+        "bld,dv->blv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+    return constrain(layout, logits, "batch", "length", "vocab")
+
+
+def _draw(path: tuple[str, ...], *, config: ModelConfig, key: jax.Array) -> nnx.Param:
+    row = _ROWS[path]
+    sizes = table.axis_sizes(config)
+    shape = tuple(sizes[axis] for axis in row.axes if axis != "layers")
+    dtype = jnp.dtype(config.param_dtype)
+    if len(shape) == 1:
+        return nnx.Param(jnp.ones(shape, dtype))
+    std = _standard_deviation(row, shape, config)
+    key = jax.random.fold_in(key, list(_ROWS).index(path))
+    return nnx.Param((std * jax.random.normal(key, shape)).astype(dtype))
+
+
+def _standard_deviation(row: ParamRow, shape: tuple[int, ...], config: ModelConfig) -> float:
+    if row.num_inputs == 0:
+        return shape[-1] ** -0.5
+    std = math.prod(shape[: row.num_inputs]) ** -0.5
+    writes_to_stream = row.axes[-1] == "embed"
+    return std * (2 * config.layers) ** -0.5 if writes_to_stream else std
+
+
+@functools.lru_cache
+def _graph(config: ModelConfig) -> nnx.GraphDef[Denoiser]:
+    abstract = nnx.eval_shape(lambda: Denoiser(config, jax.random.key(0)))
+    return nnx.split(abstract)[0]
+
+
+def _variables(params: Params) -> Params:
+    return jax.tree.map(nnx.Param, params)

@@ -1,0 +1,91 @@
+"""The pieces of a block as pure functions: normalisation, rotary positions, attention, gated MLP.
+
+Each follows the published LLaDA code to the order of its casts, so that imported weights give the
+published logits (DESIGN: RMSNorm and RoPE in float32, scores and softmax in float32).
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float) -> jax.Array:
+    """Divides by the root mean square: `x / sqrt(mean(x^2) + eps) * weight` (arXiv 1910.07467).
+
+    The quotient is cast back to the dtype of `x` before the weight is applied; the other order
+    differs in bfloat16 from the published checkpoints.
+
+    Args:
+      x: [..., D], any float dtype.
+      weight: [D].
+      eps: Added to the mean square.
+
+    Returns:
+      [..., D] in the dtype of `x`.
+    """
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return wide.astype(x.dtype) * weight.astype(x.dtype)
+
+
+def rotary_angles(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of `position * theta^(-2i / H)` (arXiv 2104.09864); padding counts.
+
+    Args:
+      length: L, slots.
+      head_dim: H, even.
+      theta: Base of the frequencies.
+
+    Returns:
+      Two float32 arrays [L, H / 2].
+    """
+    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Turns each pair (i, i + H/2) of a head by its angle, in float32 (half-split layout).
+
+    Args:
+      x: [B, L, N, H].
+      cos: float32 [L, H / 2].
+      sin: float32 [L, H / 2].
+
+    Returns:
+      [B, L, N, H] in the dtype of `x`.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Bidirectional attention, `softmax(q k^T / sqrt(H)) v`; only keys are masked.
+
+    Args:
+      q: [B, L, N, H].
+      k: [B, S, K, H]; each of the K heads serves N / K query heads.
+      v: [B, S, K, H].
+      valid: bool [B, S], keys that exist; None = all.
+
+    Returns:
+      [B, L, N, H] in the dtype of `q`; scores and softmax are float32.
+    """
+    mask = None if valid is None else valid[:, None, None, :]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+
+def gated_mlp(x: jax.Array, gate: jax.Array, up: jax.Array, out: jax.Array) -> jax.Array:
+    """`(silu(x gate) * (x up)) out` (SwiGLU, arXiv 2002.05202).
+
+    Args:
+      x: [B, L, D].
+      gate: [D, F] (`ff_proj` in the checkpoint).
+      up: [D, F].
+      out: [F, D].
+
+    Returns:
+      [B, L, D] in the dtype of `x`.
+    """
+    return (jax.nn.silu(x @ gate) * (x @ up)) @ out

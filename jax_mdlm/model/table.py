@@ -1,0 +1,91 @@
+"""The parameter table: every tensor's path, axes and published name, once.
+
+Init shapes, shardings and the conversion of checkpoints are all read off these rows. Shapes follow
+LLaDA's layout; matrices are stored inputs first (`x @ w`), PyTorch stores them `[out, in]`.
+"""
+
+from typing import Any
+
+from jax_mdlm.config import ModelConfig
+from jax_mdlm.containers import ParamRow
+
+_BLOCK = "model.transformer.blocks.{layer}."
+_TOP = "model.transformer."
+
+ROWS: tuple[ParamRow, ...] = (
+    ParamRow(("wte",), ("vocab", "embed"), _TOP + "wte.weight", 0),
+    ParamRow(("blocks", "attn_norm"), ("layers", "embed"), _BLOCK + "attn_norm.weight", 0),
+    ParamRow(
+        ("blocks", "q_proj"), ("layers", "embed", "heads", "head_dim"), _BLOCK + "q_proj.weight", 1
+    ),
+    ParamRow(
+        ("blocks", "k_proj"),
+        ("layers", "embed", "kv_heads", "head_dim"),
+        _BLOCK + "k_proj.weight",
+        1,
+    ),
+    ParamRow(
+        ("blocks", "v_proj"),
+        ("layers", "embed", "kv_heads", "head_dim"),
+        _BLOCK + "v_proj.weight",
+        1,
+    ),
+    ParamRow(
+        ("blocks", "attn_out"),
+        ("layers", "heads", "head_dim", "embed"),
+        _BLOCK + "attn_out.weight",
+        2,
+    ),
+    ParamRow(("blocks", "ff_norm"), ("layers", "embed"), _BLOCK + "ff_norm.weight", 0),
+    ParamRow(("blocks", "ff_proj"), ("layers", "embed", "mlp"), _BLOCK + "ff_proj.weight", 1),
+    ParamRow(("blocks", "up_proj"), ("layers", "embed", "mlp"), _BLOCK + "up_proj.weight", 1),
+    ParamRow(("blocks", "ff_out"), ("layers", "mlp", "embed"), _BLOCK + "ff_out.weight", 1),
+    ParamRow(("ln_f",), ("embed",), _TOP + "ln_f.weight", 0),
+    ParamRow(("head",), ("embed", "vocab"), _TOP + "ff_out.weight", 1),
+)
+
+
+def axis_sizes(config: ModelConfig) -> dict[str, int]:
+    """The length of each logical axis of the parameters."""
+    return {
+        "vocab": config.vocab_size,
+        "embed": config.embed,
+        "layers": config.layers,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "mlp": config.mlp,
+    }
+
+
+def shape(row: ParamRow, config: ModelConfig) -> tuple[int, ...]:
+    """The shape of a row's array, the "layers" axis included."""
+    sizes = axis_sizes(config)
+    return tuple(sizes[axis] for axis in row.axes)
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Scalars in all tensors; 8,015,581,184 for LLaDA-8B."""
+    total = 0
+    for row in ROWS:
+        count = 1
+        for size in shape(row, config):
+            count *= size
+        total += count
+    return total
+
+
+def tree(values: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Nests `{path: value}` the way parameters are nested."""
+    nested: dict[str, Any] = {}
+    for path, value in values.items():
+        place = nested
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+        place[path[-1]] = value
+    return nested
+
+
+def axes() -> dict[str, Any]:
+    """The logical axes of every parameter, nested like the parameters."""
+    return tree({row.path: row.axes for row in ROWS})

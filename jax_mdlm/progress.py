@@ -1,0 +1,61 @@
+"""The console of a run: a progress bar with the time that is left, and a line per report."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+from rich.progress import TimeRemainingColumn
+
+# What a line shows, in this order, where it is there; the JSONL file has everything.
+_SHOWN = {
+    "train": ("loss", "ce", "ctc", "accuracy", "slack_predicted", "infeasible", "grad_norm"),
+    "rates": ("learning_rate", "tokens_per_second", "mfu"),
+}
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere; silent where `active` is false."""
+
+    def __init__(self, total: int, *, start: int = 0, active: bool = True, unit: str = "step"):
+        self._active = active
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = RichProgress(
+            TextColumn(unit),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (active and self._console.is_terminal),
+        )
+        self._task = self._bar.add_task(unit, total=total, completed=start)
+
+    def __enter__(self) -> "Progress":
+        """Shows the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.stop()
+
+    def advance(self, done: int) -> None:
+        """Moves the bar to `done`."""
+        self._bar.update(self._task, completed=done)
+
+    def line(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        """Prints a report above the bar."""
+        names = [*_SHOWN["train"], *_SHOWN["rates"]] if group == "train" else list(values)
+        shown = "  ".join(f"{name} {_short(values[name])}" for name in names if name in values)
+        self.note(f"step {step}  {group}  {shown}" if group != "train" else f"step {step}  {shown}")
+
+    def note(self, text: str) -> None:
+        """Prints a line above the bar."""
+        if self._active:
+            self._console.print(text, soft_wrap=True)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,223 @@
+"""Trains: `python -m jax_mdlm.train --config configs/pronounce.py --workdir runs/pronounce`.
+
+One page, in order: settings, data, mesh, state, loop, evaluation, saves. The same command again
+resumes where the work directory stands; SIGTERM or Ctrl-C saves and exits 0.
+"""
+
+import argparse
+import dataclasses
+import signal
+import sys
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+from jax_mdlm import command, data
+from jax_mdlm.config import Config, ConfigError
+from jax_mdlm.containers import Batch, TrainState
+from jax_mdlm.evaluation import make_evaluation
+from jax_mdlm.progress import Progress
+from jax_mdlm.sharding import Layout, make_layout
+from jax_mdlm.storage import Checkpoints, open_checkpoints
+from jax_mdlm.training import checkpoint
+from jax_mdlm.training.metrics import Log, Throughput, Window
+from jax_mdlm.training.optimizer import make_optimizer
+from jax_mdlm.training.state import abstract_state, adopt_params, create_state
+from jax_mdlm.training.step import make_train_step
+
+# What may change between the parts of one run; everything else would make it another run.
+MAY_CHANGE = (
+    "train.steps",
+    "train.log_every",
+    "train.evaluate",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.tensorboard",
+    "mesh.",
+    "sample.",
+    "init.",
+    "data.data_dir",
+    "model.remat",
+    "name",
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command; raises ConfigError for what the user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m jax_mdlm.train", description=__doc__)
+    parser.add_argument("--config", required=True, help="FILE[:preset] or a shipped name")
+    parser.add_argument("--workdir", help="folder or gs:// path; default: runs/<config's name>")
+    args, overrides = command.split_overrides(parser, argv)
+    config = command.parse_config(args.config, overrides)
+    workdir = epath.Path(args.workdir or f"runs/{config.name}")
+
+    command.start_processes()
+    command.use_compilation_cache(workdir / "compilation_cache")
+    layout = make_layout(config.mesh)
+    _check_batch(config, layout)
+    config, corpus = _load(config, workdir)
+    train(config, corpus, layout, workdir)
+
+
+def train(config: Config, corpus: data.Corpus, layout: Layout, workdir: epath.Path) -> TrainState:
+    """Trains, or goes on training, in `workdir`; returns the last state."""
+    ids = corpus.tokenizer.ids
+    optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+    checkpoints = open_checkpoints(
+        checkpoint.checkpoint_folder(workdir), keep=config.train.keep_checkpoints
+    )
+    state = _begin(config, optimizer, ids, layout, checkpoints)
+    step = first_step = int(state.step)
+
+    train_step = make_train_step(config, optimizer, ids, layout)
+    evaluation = make_evaluation(config, corpus, layout)
+    batches = data.train_batches(corpus, config, start_step=step)
+    log = Log(workdir, resumed_at=step, tensorboard=config.train.tensorboard)
+    window, throughput = Window(), Throughput(config.model, config.data.length)
+    progress = Progress(config.train.steps, start=step, active=jax.process_index() == 0)
+    stop = Stop()
+    resolved = command.to_json(config)
+
+    def save() -> None:
+        window.fetch(keep_newest=False)  # never save what is not finite
+        checkpoint.save_state(checkpoints, state, resolved)
+
+    def evaluate() -> None:
+        values = evaluation(state.params)
+        log.write(step, "validation", values)
+        progress.line(step, "validation", values)
+        throughput.restart()
+
+    with progress, stop, jax.transfer_guard("disallow"):
+        while step < config.train.steps and not stop.requested(step):
+            batch = to_devices(next(batches), layout)
+            state, metrics = train_step(state, batch)
+            window.add(step, metrics)
+            step += 1
+            throughput.step()
+            progress.advance(step)
+            if step % config.train.log_every == 0 and (values := window.fetch()):
+                values |= throughput.read(values.pop("tokens"))
+                log.write(step, "train", values)
+                progress.line(step, "train", values)
+            last = step == config.train.steps
+            if last or (config.train.evaluate_every and step % config.train.evaluate_every == 0):
+                with jax.transfer_guard("allow"):
+                    evaluate()
+            if last or step % config.train.save_every == 0:
+                with jax.transfer_guard("allow"):
+                    save()
+        if step < config.train.steps:
+            with jax.transfer_guard("allow"):
+                if checkpoints.latest() != step:
+                    save()
+            progress.note(f"stopped by a signal and saved at step {step}; run again to go on")
+        elif step == first_step:
+            progress.note(f"nothing to do: {workdir} has made its {step} steps")
+        checkpoints.close()
+    batches.close()
+    log.close()
+    return state
+
+
+def to_devices(batch: Batch, layout: Layout) -> Batch:
+    """Puts this process's rows of a batch onto its devices; together they are the whole batch."""
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(layout.rows, rows), batch
+    )
+
+
+class Stop:
+    """Turns SIGTERM and SIGINT into a request that the loop answers between two steps.
+
+    With several processes the preemption service of `jax.distributed` makes all of them stop at
+    the same step; a second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self._requested = False
+
+    def __enter__(self) -> "Stop":
+        """Installs the handlers."""
+        wanted = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
+        self._old = {number: signal.signal(number, self._note) for number in wanted}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Puts the old handlers back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop before `step`; the same answer in every process."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._requested
+
+    def _note(self, number: int, _: object) -> None:
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)
+        elif self._requested:
+            raise KeyboardInterrupt
+        self._requested = True
+
+
+def _begin(config, optimizer, ids, layout: Layout, checkpoints: Checkpoints) -> TrainState:
+    """The newest checkpoint; else fresh parameters, or those of another run."""
+    abstract = abstract_state(config, optimizer, layout)
+    latest = checkpoints.latest()
+    if latest is not None:
+        return checkpoint.restore_state(checkpoints, latest, abstract)
+    state = create_state(config, optimizer, layout)
+    if config.init.source:
+        source = epath.Path(config.init.source)
+        params = checkpoint.restore_params(source, abstract.params)
+        state = adopt_params(state, params, config.init, ids, layout)
+    return state
+
+
+def _check_batch(config: Config, layout: Layout) -> None:
+    rows = config.train.batch_size // config.train.microbatches
+    if rows % layout.batch_shards:
+        raise ConfigError(
+            f"train.batch_size / train.microbatches must be a multiple of the {layout.batch_shards} "
+            f"batch shards of the mesh, got {rows}; change the batch size or the mesh"
+        )
+
+
+def _load(config: Config, workdir: epath.Path) -> tuple[Config, data.Corpus]:
+    """Data and tokenizer, the vocabulary size filled in, and the work directory claimed."""
+    recorded = workdir / "config.json"
+    if recorded.exists():
+        old = command.from_json(recorded.read_text(), str(recorded))
+        asked = config
+        if config.model.vocab_size == 0:
+            asked = _with_vocabulary(config, old.model.vocab_size)
+        if found := command.differences(old, asked, MAY_CHANGE):
+            raise ConfigError(
+                f"work directory {workdir} was made by another config: {'; '.join(found[:4])}; "
+                "use another --workdir or the same settings"
+            )
+    corpus = data.load_corpus(config, workdir)
+    if config.model.vocab_size == 0:
+        config = _with_vocabulary(config, corpus.tokenizer.vocab_size)
+    elif config.model.vocab_size < corpus.tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size must hold the tokenizer's {corpus.tokenizer.vocab_size} ids, got "
+            f"{config.model.vocab_size}; raise it or set it to 0"
+        )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        recorded.write_text(command.to_json(config))
+    return config, corpus
+
+
+def _with_vocabulary(config: Config, size: int) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+
+
+if __name__ == "__main__":
+    command.run(main)
+    sys.exit(0)

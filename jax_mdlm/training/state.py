@@ -1,0 +1,117 @@
+"""The training state: its shapes, its places on the mesh, and how a run begins.
+
+Enters: config, optimizer, layout. Leaves: a `TrainState` that was created sharded (no device ever
+holds the whole of it), to `step` and `checkpoint`.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_mdlm import model
+from jax_mdlm.config import Config, InitConfig
+from jax_mdlm.containers import Params, SpecialIds, TrainState
+from jax_mdlm.model import table
+from jax_mdlm.sharding import Layout
+
+
+def new_state(
+    config: Config, optimizer: optax.GradientTransformation, seed_key: jax.Array
+) -> TrainState:
+    """Draws a fresh state; pure, to be jitted with the shardings of `state_shardings`."""
+    params = model.init(jax.random.fold_in(seed_key, 0), config.model)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        key=jax.random.fold_in(seed_key, 1),
+    )
+
+
+def abstract_state(
+    config: Config, optimizer: optax.GradientTransformation, layout: Layout
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state; allocates nothing.
+
+    Raises:
+      ConfigError: a mesh axis does not divide a parameter's axis.
+    """
+    for row in table.ROWS:
+        layout.check_divides("model", row.axes, table.shape(row, config.model))
+    shapes = jax.eval_shape(lambda: new_state(config, optimizer, jax.random.key(0)))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        state_shardings(shapes, optimizer, layout),
+    )
+
+
+def state_shardings(
+    shapes: TrainState, optimizer: optax.GradientTransformation, layout: Layout
+) -> TrainState:
+    """A sharding per leaf: parameters and moments by the table, everything else whole."""
+    places = param_shardings(layout)
+    moments = optax.tree_map_params(
+        optimizer,
+        lambda _, place: place,
+        shapes.opt_state,
+        places,
+        transform_non_params=lambda _: layout.replicated,
+    )
+    return TrainState(
+        step=layout.replicated, params=places, opt_state=moments, key=layout.replicated
+    )
+
+
+def param_shardings(layout: Layout) -> Params:
+    """A sharding per parameter, nested like the parameters."""
+    return jax.tree.map(layout.sharding, table.axes(), is_leaf=lambda x: isinstance(x, tuple))
+
+
+def create_state(
+    config: Config, optimizer: optax.GradientTransformation, layout: Layout
+) -> TrainState:
+    """A fresh state, every array made in its place.
+
+    The drawn values do not depend on the mesh (JAX's partitionable threefry).
+    """
+    abstract = abstract_state(config, optimizer, layout)
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    create = jax.jit(lambda key: new_state(config, optimizer, key), out_shardings=places)
+    return create(jax.random.key(config.train.seed))
+
+
+def adopt_params(
+    state: TrainState, params: Params, config: InitConfig, ids: SpecialIds, layout: Layout
+) -> TrainState:
+    """Starts from parameters of another run; the slack token's row is set as `config` says.
+
+    The slack token may never have been trained there: `mean` gives it the mean embedding (and
+    mean head column), `normal` a random one of the same scale, `keep` leaves it.
+    """
+
+    def adopt(params: Params, key: jax.Array) -> Params:
+        return params | {
+            "wte": _slack_row(params["wte"], 0, config.slack_row, ids.slack, key),
+            "head": _slack_row(
+                params["head"], 1, config.slack_row, ids.slack, jax.random.fold_in(key, 1)
+            ),
+        }
+
+    adopted = jax.jit(adopt, out_shardings=param_shardings(layout))(
+        params, jax.random.fold_in(state.key, 2**31 - 1)
+    )
+    return state.replace(params=adopted)
+
+
+def _slack_row(array: jax.Array, axis: int, how: str, slack_id: int, key: jax.Array) -> jax.Array:
+    if how == "keep":
+        return array
+    others = jnp.arange(array.shape[axis]) != slack_id
+    others = jnp.expand_dims(others, 1 - axis)
+    mean = jnp.mean(array, axis=axis, where=others, keepdims=True, dtype=jnp.float32)
+    row = mean
+    if how == "normal":
+        spread = jnp.std(array, axis=axis, where=others, keepdims=True, dtype=jnp.float32)
+        row = mean + spread * jax.random.normal(key, mean.shape)
+    return jnp.where(others, array, row.astype(array.dtype))

@@ -1,0 +1,127 @@
+"""One update: noise, loss, gradient, optimizer; a pure function of state and batch, jitted here.
+
+Slack and noise are drawn on the device for the whole batch from `fold_in(key, step)`, before the
+batch is cut into microbatches: a resumed run repeats its draws, and accumulation changes nothing
+but the memory.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax_mdlm import diffusion, model
+from jax_mdlm.config import Config
+from jax_mdlm.containers import Batch, Corruption, Mean, Params, SpecialIds, TrainState
+from jax_mdlm.sharding import Layout
+from jax_mdlm.training.optimizer import learning_rate
+from jax_mdlm.training.state import abstract_state
+
+Metrics = dict[str, Mean]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    config: Config, optimizer: optax.GradientTransformation, ids: SpecialIds, layout: Layout
+) -> TrainStep:
+    """Compiles (at first call) the update; the state is donated.
+
+    Returns:
+      `(state, batch) -> (state, metrics)`; the metrics are those of `diffusion.objective` plus
+      `loss` (nats), `grad_norm` (before clipping), `learning_rate`, `ctc_weight` and `tokens`
+      (valid slots), all as `Mean`.
+    """
+    rate = learning_rate(config.optimizer, config.train.steps)
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, layout))
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        corruption = diffusion.corrupt(key, batch, ids, config.objective)
+        ctc_weight = diffusion.ctc_weight_at(config.objective, state.step)
+        grads, metrics = _gradient(state.params, corruption, ctc_weight, config, ids, layout)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {
+            "grad_norm": Mean.of(optax.global_norm(grads)),
+            "learning_rate": Mean.of(rate(state.step)),
+            "ctc_weight": Mean.of(ctc_weight),
+            "tokens": Mean.of(jnp.sum(corruption.valid, dtype=jnp.float32)),
+        }
+        new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return new, metrics
+
+    return jax.jit(
+        train_step,
+        in_shardings=(places, layout.rows),
+        out_shardings=(places, layout.replicated),
+        donate_argnums=0,
+    )
+
+
+def make_evaluation_step(
+    config: Config, ids: SpecialIds, layout: Layout
+) -> Callable[[Params, Batch, jax.Array], Metrics]:
+    """Compiles `(params, batch, key) -> metrics` of the objective, without an update."""
+
+    def evaluation_step(params: Params, batch: Batch, key: jax.Array) -> Metrics:
+        corruption = diffusion.corrupt(key, batch, ids, config.objective)
+        weight = jnp.float32(config.objective.ctc_weight)
+        return _loss(params, corruption, weight, None, config, ids, layout)[1]
+
+    return jax.jit(evaluation_step, out_shardings=layout.replicated)
+
+
+def _gradient(
+    params: Params,
+    corruption: Corruption,
+    ctc_weight: jax.Array,
+    config: Config,
+    ids: SpecialIds,
+    layout: Layout,
+) -> tuple[Params, Metrics]:
+    parts = config.train.microbatches
+    gradient = jax.grad(_loss, has_aux=True)
+    if parts == 1:
+        return gradient(params, corruption, ctc_weight, None, config, ids, layout)
+    # The denominators of the whole batch, so that the parts add up to exactly its gradient.
+    rows = diffusion.count_rows(corruption, ids, config.objective)
+
+    def accumulate(total: Params, part: Corruption) -> tuple[Params, Metrics]:
+        part = jax.tree.map(lambda x: layout.constrain(x, "batch"), part)
+        grads, metrics = gradient(params, part, ctc_weight, rows, config, ids, layout)
+        return jax.tree.map(jnp.add, total, grads), metrics
+
+    # Row b goes to part b % parts: each device keeps its own rows, nothing moves.
+    split = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), corruption
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    grads, metrics = jax.lax.scan(accumulate, zeros, split)
+    # Every quantity is a total and a count; only the loss is already divided by the whole's rows.
+    metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+    metrics["loss"] = Mean(metrics["loss"].total, jnp.ones(()))
+    return grads, metrics
+
+
+def _loss(
+    params: Params,
+    corruption: Corruption,
+    ctc_weight: jax.Array,
+    rows: diffusion.RowCounts | None,
+    config: Config,
+    ids: SpecialIds,
+    layout: Layout,
+) -> tuple[jax.Array, Metrics]:
+    hidden = model.encode(params, corruption.inputs, config.model, corruption.valid, layout)
+    loss, metrics = diffusion.objective(
+        hidden,
+        model.head(params),
+        corruption,
+        ids,
+        config.objective,
+        ctc_weight=ctc_weight,
+        rows=rows,
+        constrain=layout.constrain,
+    )
+    return loss, metrics | {"loss": Mean.of(loss)}
