@@ -1,6 +1,6 @@
 """Letters to phonemes on CMUdict with slack and CTC: a real alignment problem for a laptop.
 
-    python -m jax_mdlm.train --config configs/pronounce.py --workdir runs/pronounce
+python -m jax_mdlm.train --config configs/pronounce.py --workdir runs/pronounce
 """
 
 from jax_mdlm.config import (

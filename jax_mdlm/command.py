@@ -62,47 +62,31 @@ def parse_config(path: str, overrides: Sequence[str]) -> Config:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ConfigError(f"config file {file} must define get_config(preset), it does not")
-    config = module.get_config(preset)
+    return apply_overrides(module.get_config(preset), overrides)
+
+
+def apply_overrides(config: Config, overrides: Sequence[str], section: str = "") -> Config:
+    """Applies `--config.section.field=value` arguments.
+
+    Args:
+      config: What is changed.
+      overrides: As in `parse_config`.
+      section: The only section that may be changed, e.g. `sample` for a finished run; "" = all.
+
+    Returns:
+      The validated config.
+
+    Raises:
+      ConfigError: unknown field (the nearest one is named), wrong type, other section.
+    """
     for field, text in _pairs(overrides):
+        if section and field.split(".")[0] not in (section, "mesh"):
+            raise ConfigError(
+                f"--config.{field} cannot be changed here: the work directory fixes everything but "
+                f"--config.{section}.* and --config.mesh.*"
+            )
         config = _replace(config, field.split("."), text, field)
     return validate(config)
-
-
-def to_json(config: Config) -> str:
-    """The resolved config as JSON, two spaces deep."""
-    return pydantic.TypeAdapter(Config).dump_json(config, indent=2).decode()
-
-
-def from_json(text: str, origin: str) -> Config:
-    """Reads what `to_json` wrote; `origin` names the file in errors."""
-    try:
-        return validate(pydantic.TypeAdapter(Config).validate_json(text))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{origin} is not a config: {place or 'file'}: {first['msg']}") from error
-
-
-def differences(old: Config, new: Config, ignore: Sequence[str]) -> list[str]:
-    """Fields that differ, as `section.field=old there, new here`; `ignore` holds path prefixes."""
-    left, right = flatten(old), flatten(new)
-    return [
-        f"{path}={left[path]} there, {right[path]} here"
-        for path in left
-        if left[path] != right[path] and not any(path.startswith(prefix) for prefix in ignore)
-    ]
-
-
-def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"train.steps": 1000, ...}` for a nested dataclass."""
-    flat = {}
-    for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{field.name}.")
-        else:
-            flat[prefix + field.name] = value
-    return flat
 
 
 def split_overrides(

@@ -5,7 +5,10 @@ and calls `validate()` once. Everything behind that border receives finished val
 """
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import pydantic
 
 Collapse = Literal["merge", "slack_only"]
 
@@ -16,7 +19,7 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The network (LLaDA's layout); static under `jit`. `vocab_size = 0`: taken from the tokenizer."""
+    """The network (LLaDA's layout); static under `jit`."""
 
     vocab_size: int = 126464  # rows of the embedding, columns of the head; 0 = from the tokenizer
     embed: int = 4096  # D, width of the residual stream
@@ -269,3 +272,43 @@ def validate(config: Config) -> Config:
         f"mesh axes must be positive, with at most one -1, got {axes}",
     )
     return config
+
+
+def to_json(config: Config) -> str:
+    """The resolved config as JSON; a work directory keeps it."""
+    return pydantic.TypeAdapter(Config).dump_json(config, indent=2).decode()
+
+
+def from_json(text: str, origin: str) -> Config:
+    """Reads what `to_json` wrote; `origin` names the file in errors.
+
+    Raises:
+      ConfigError: not a config, or one that does not validate.
+    """
+    try:
+        return validate(pydantic.TypeAdapter(Config).validate_json(text))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{origin} is not a config: {place or 'file'}: {first['msg']}") from error
+
+
+def differences(old: Config, new: Config, ignore: Sequence[str]) -> list[str]:
+    """Fields that differ, as `section.field=old there, new here`; `ignore` holds path prefixes."""
+    left, right = _flatten(old), _flatten(new)
+    return [
+        f"{path}={left[path]} there, {right[path]} here"
+        for path in left
+        if left[path] != right[path] and not any(path.startswith(prefix) for prefix in ignore)
+    ]
+
+
+def _flatten(section: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= _flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = value
+    return flat

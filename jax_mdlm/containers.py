@@ -35,6 +35,12 @@ class SpecialIds:
     terminator: int
     never_merged: tuple[int, ...] = ()
 
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Every id named here, once, sorted: tokens that are no text and are never merged."""
+        named = (self.mask, self.slack, self.pad, self.eos, self.terminator, *self.never_merged)
+        return tuple(sorted(set(named)))
+
 
 @dataclasses.dataclass(frozen=True)
 class ParamRow:
@@ -128,14 +134,16 @@ class SampleState:
     Attributes:
       step: int32 []; model calls made.
       block: int32 []; the block being decoded.
+      block_step: int32 []; model calls made in this block.
       canvas: int32 [B, L]; left padding, prompt, then the slots to fill.
       committed_at: int32 [B, L]; the call that fixed the slot, from 0; -1 = given or still masked.
       done: bool [B]; rows that are finished.
-      key: typed PRNG key [].
+      key: typed PRNG keys [B]; one a row, so that a row's draws do not depend on its batch.
     """
 
     step: jax.Array
     block: jax.Array
+    block_step: jax.Array
     canvas: jax.Array
     committed_at: jax.Array
     done: jax.Array

@@ -7,6 +7,8 @@ parameters and state, and the model its constraints on activations. The paramete
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -44,7 +46,7 @@ class Layout:
             names = () if axis is None else table[axis]
             names = tuple(name for name in names if self.mesh.shape[name] > 1)
             entries.append(None if not names else names[0] if len(names) == 1 else names)
-        used = [name for entry in entries if entry for name in ([entry] if isinstance(entry, str) else entry)]
+        used = [name for entry in entries for name in _names(entry)]
         if len(used) != len(set(used)):
             raise ConfigError(
                 f"axes {axes} use a mesh axis twice ({PartitionSpec(*entries)}); change mesh.rules"
@@ -69,6 +71,13 @@ class Layout:
         """Leading axis over the batch axes, the rest whole: fields of a `Batch`."""
         return self.sharding(("batch",))
 
+    def place_rows(self, rows: Any) -> Any:
+        """Puts this process's rows (a tree of NumPy arrays) onto its devices.
+
+        The rows of all processes together are the whole batch.
+        """
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.rows, x), rows)
+
     @property
     def batch_shards(self) -> int:
         """Parts into which the batch axis is cut."""
@@ -76,8 +85,8 @@ class Layout:
 
     def check_divides(self, what: str, axes: tuple[str, ...], shape: tuple[int, ...]) -> None:
         """Raises ConfigError if an axis of `shape` does not divide into its mesh axes."""
-        for axis, size, names in zip(axes, shape, self.spec(axes), strict=False):
-            names = () if names is None else (names,) if isinstance(names, str) else names
+        for axis, size, entry in zip(axes, shape, self.spec(axes), strict=False):
+            names = _names(entry)
             parts = math.prod(self.mesh.shape[name] for name in names)
             if size % parts:
                 raise ConfigError(
@@ -91,7 +100,7 @@ def constrain(layout: Layout | None, x: jax.Array, *axes: str | None) -> jax.Arr
     return x if layout is None else layout.constrain(x, *axes)
 
 
-def make_layout(config: MeshConfig, devices: list[jax.Device] | None = None) -> Layout:
+def make_layout(config: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
     """The mesh of `config` over `devices` (default: all), -1 filled in, rules overridden.
 
     Raises:
@@ -114,6 +123,11 @@ def make_layout(config: MeshConfig, devices: list[jax.Device] | None = None) -> 
         devices=devices,
     )
     return Layout(mesh, _override(config.rules))
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a PartitionSpec: None, a name or a tuple of names."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
 def _override(entries: tuple[str, ...]) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -61,7 +61,9 @@ class Checkpoints:
             raise self._damaged(step, "its description is missing")
         return {
             name: (tuple(leaf.shape), str(leaf.dtype))
-            for name, leaf in _named_leaves(metadata.tree if hasattr(metadata, "tree") else metadata)
+            for name, leaf in _named_leaves(
+                metadata.tree if hasattr(metadata, "tree") else metadata
+            )
         }
 
     def restore(self, step: int, abstract: Any) -> Any:

@@ -6,18 +6,21 @@ resumes where the work directory stands; SIGTERM or Ctrl-C saves and exits 0.
 
 import argparse
 import dataclasses
+import math
 import signal
 import sys
 from collections.abc import Sequence
 
 import jax
+import optax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jax_mdlm import command, data
-from jax_mdlm.config import Config, ConfigError
-from jax_mdlm.containers import Batch, TrainState
-from jax_mdlm.evaluation import make_evaluation
+from jax_mdlm import command
+from jax_mdlm.config import Config, ConfigError, differences, from_json, to_json
+from jax_mdlm.containers import SpecialIds, TrainState
+from jax_mdlm.data.corpus import Corpus, load_corpus
+from jax_mdlm.evaluation.periodic import make_evaluation
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.storage import Checkpoints, open_checkpoints
@@ -30,6 +33,7 @@ from jax_mdlm.training.step import make_train_step
 # What may change between the parts of one run; everything else would make it another run.
 MAY_CHANGE = (
     "train.steps",
+    "train.epochs",
     "train.log_every",
     "train.evaluate",
     "train.save_every",
@@ -61,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     train(config, corpus, layout, workdir)
 
 
-def train(config: Config, corpus: data.Corpus, layout: Layout, workdir: epath.Path) -> TrainState:
+def train(config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path) -> TrainState:
     """Trains, or goes on training, in `workdir`; returns the last state."""
     ids = corpus.tokenizer.ids
     optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
@@ -72,13 +76,13 @@ def train(config: Config, corpus: data.Corpus, layout: Layout, workdir: epath.Pa
     step = first_step = int(state.step)
 
     train_step = make_train_step(config, optimizer, ids, layout)
-    evaluation = make_evaluation(config, corpus, layout)
-    batches = data.train_batches(corpus, config, start_step=step)
+    evaluation = make_evaluation(config, corpus, layout, workdir)
+    batches = corpus.batches(config, step)
     log = Log(workdir, resumed_at=step, tensorboard=config.train.tensorboard)
     window, throughput = Window(), Throughput(config.model, config.data.length)
     progress = Progress(config.train.steps, start=step, active=jax.process_index() == 0)
     stop = Stop()
-    resolved = command.to_json(config)
+    resolved = to_json(config)
 
     def save() -> None:
         window.fetch(keep_newest=False)  # never save what is not finite
@@ -92,7 +96,7 @@ def train(config: Config, corpus: data.Corpus, layout: Layout, workdir: epath.Pa
 
     with progress, stop, jax.transfer_guard("disallow"):
         while step < config.train.steps and not stop.requested(step):
-            batch = to_devices(next(batches), layout)
+            batch = layout.place_rows(next(batches))
             state, metrics = train_step(state, batch)
             window.add(step, metrics)
             step += 1
@@ -120,13 +124,6 @@ def train(config: Config, corpus: data.Corpus, layout: Layout, workdir: epath.Pa
     batches.close()
     log.close()
     return state
-
-
-def to_devices(batch: Batch, layout: Layout) -> Batch:
-    """Puts this process's rows of a batch onto its devices; together they are the whole batch."""
-    return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(layout.rows, rows), batch
-    )
 
 
 class Stop:
@@ -164,7 +161,13 @@ class Stop:
         self._requested = True
 
 
-def _begin(config, optimizer, ids, layout: Layout, checkpoints: Checkpoints) -> TrainState:
+def _begin(
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    ids: SpecialIds,
+    layout: Layout,
+    checkpoints: Checkpoints,
+) -> TrainState:
     """The newest checkpoint; else fresh parameters, or those of another run."""
     abstract = abstract_state(config, optimizer, layout)
     latest = checkpoints.latest()
@@ -182,25 +185,28 @@ def _check_batch(config: Config, layout: Layout) -> None:
     rows = config.train.batch_size // config.train.microbatches
     if rows % layout.batch_shards:
         raise ConfigError(
-            f"train.batch_size / train.microbatches must be a multiple of the {layout.batch_shards} "
-            f"batch shards of the mesh, got {rows}; change the batch size or the mesh"
+            "train.batch_size / train.microbatches must be a multiple of the mesh's "
+            f"{layout.batch_shards} batch shards, got {rows}; change the batch size or the mesh"
         )
 
 
-def _load(config: Config, workdir: epath.Path) -> tuple[Config, data.Corpus]:
+def _load(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
     """Data and tokenizer, the vocabulary size filled in, and the work directory claimed."""
     recorded = workdir / "config.json"
     if recorded.exists():
-        old = command.from_json(recorded.read_text(), str(recorded))
+        old = from_json(recorded.read_text(), str(recorded))
         asked = config
         if config.model.vocab_size == 0:
             asked = _with_vocabulary(config, old.model.vocab_size)
-        if found := command.differences(old, asked, MAY_CHANGE):
+        if found := differences(old, asked, MAY_CHANGE):
             raise ConfigError(
                 f"work directory {workdir} was made by another config: {'; '.join(found[:4])}; "
                 "use another --workdir or the same settings"
             )
-    corpus = data.load_corpus(config, workdir)
+    corpus = load_corpus(config, workdir)
+    if config.train.steps == 0:
+        steps = math.ceil(config.train.epochs * len(corpus.train) / config.train.batch_size)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
     if config.model.vocab_size == 0:
         config = _with_vocabulary(config, corpus.tokenizer.vocab_size)
     elif config.model.vocab_size < corpus.tokenizer.vocab_size:
@@ -210,7 +216,7 @@ def _load(config: Config, workdir: epath.Path) -> tuple[Config, data.Corpus]:
         )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        recorded.write_text(command.to_json(config))
+        recorded.write_text(to_json(config))
     return config, corpus
 
 

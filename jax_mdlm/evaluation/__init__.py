@@ -1,0 +1,1 @@
+"""Evaluation: held-out bound, tasks scored by generation."""

@@ -55,13 +55,17 @@ class Block(nnx.Module):
         def weight(param: nnx.Param) -> jax.Array:
             return param[...].astype(x.dtype)
 
+        def heads(h: jax.Array, param: nnx.Param) -> jax.Array:
+            matrix = weight(param)  # [D, N, H]
+            flat = layers.linear(h, matrix.reshape(matrix.shape[0], -1))
+            return flat.reshape(*h.shape[:-1], *matrix.shape[1:])  # [B, L, N, H]
+
         h = layers.rms_norm(x, self.attn_norm[...], eps=eps)
-        q = jnp.einsum("bld,dnh->blnh", h, weight(self.q_proj))
-        k = jnp.einsum("bld,dkh->blkh", h, weight(self.k_proj))
-        v = jnp.einsum("bld,dkh->blkh", h, weight(self.v_proj))
-        q, k = layers.rotate(q, *rotary), layers.rotate(k, *rotary)
-        mixed = layers.attention(q, k, v, valid)
-        x = x + jnp.einsum("blnh,nhd->bld", mixed, weight(self.attn_out))
+        q = layers.rotate(heads(h, self.q_proj), *rotary)
+        k = layers.rotate(heads(h, self.k_proj), *rotary)
+        mixed = layers.attention(q, k, heads(h, self.v_proj), valid)
+        mixed = mixed.reshape(*x.shape[:-1], -1)  # [B, L, N * H]
+        x = x + layers.linear(mixed, weight(self.attn_out).reshape(mixed.shape[-1], -1))
         h = layers.rms_norm(x, self.ff_norm[...], eps=eps)
         return x + layers.gated_mlp(
             h, weight(self.ff_proj), weight(self.up_proj), weight(self.ff_out)
@@ -100,9 +104,7 @@ class Denoiser(nnx.Module):
             return constrain(layout, x, "batch", "length", None), None
 
         if config.remat != "none":
-            block = jax.checkpoint(
-                block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False
-            )
+            block = jax.checkpoint(block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
         x, _ = jax.lax.scan(block, x, stacked)
         return layers.rms_norm(x, self.ln_f[...], eps=config.norm_eps)
 

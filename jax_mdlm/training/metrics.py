@@ -58,7 +58,8 @@ class Window:
         first, last = taken[0][0], taken[-1][0]
         values = jax.device_get([metrics for _, metrics in taken])
         for name in ("loss", "grad_norm"):
-            bad = [step for (step, _), m in zip(taken, values) if not np.isfinite(m[name].total)]
+            finite = [np.isfinite(metrics[name].total) for metrics in values]
+            bad = [step for (step, _), good in zip(taken, finite, strict=True) if not good]
             if bad:
                 raise FloatingPointError(
                     f"{name} must be finite, but is NaN or infinite at step {bad[0]} (seen in "

@@ -27,9 +27,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
         [
             optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1)),
             optax.constant_schedule(config.learning_rate),
-            optax.linear_schedule(
-                config.learning_rate, config.final_learning_rate, max(fall, 1)
-            ),
+            optax.linear_schedule(config.learning_rate, config.final_learning_rate, max(fall, 1)),
         ],
         [warmup, steps - fall],
     )

@@ -4,6 +4,9 @@ Enters: config, optimizer, layout. Leaves: a `TrainState` that was created shard
 holds the whole of it), to `step` and `checkpoint`.
 """
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -58,9 +61,8 @@ def state_shardings(
         places,
         transform_non_params=lambda _: layout.replicated,
     )
-    return TrainState(
-        step=layout.replicated, params=places, opt_state=moments, key=layout.replicated
-    )
+    whole: Any = layout.replicated
+    return TrainState(step=whole, params=places, opt_state=moments, key=whole)
 
 
 def param_shardings(layout: Layout) -> Params:
@@ -101,7 +103,7 @@ def adopt_params(
     adopted = jax.jit(adopt, out_shardings=param_shardings(layout))(
         params, jax.random.fold_in(state.key, 2**31 - 1)
     )
-    return state.replace(params=adopted)
+    return dataclasses.replace(state, params=adopted)
 
 
 def _slack_row(array: jax.Array, axis: int, how: str, slack_id: int, key: jax.Array) -> jax.Array:

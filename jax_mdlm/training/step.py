@@ -5,6 +5,7 @@ batch is cut into microbatches: a resumed run repeats its draws, and accumulatio
 but the memory.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -44,11 +45,11 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics |= {
             "grad_norm": Mean.of(optax.global_norm(grads)),
-            "learning_rate": Mean.of(rate(state.step)),
+            "learning_rate": Mean.of(jnp.asarray(rate(state.step))),
             "ctc_weight": Mean.of(ctc_weight),
             "tokens": Mean.of(jnp.sum(corruption.valid, dtype=jnp.float32)),
         }
-        new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         return new, metrics
 
     return jax.jit(

@@ -90,9 +90,7 @@ def test_left_padding_changes_nothing_but_rounding() -> None:
     alone = model.apply(params, tokens, SMALL)
     padded = jnp.pad(tokens, ((0, 0), (5, 0)))
     valid = jnp.arange(14)[None] >= 5
-    np.testing.assert_allclose(
-        model.apply(params, padded, SMALL, valid)[:, 5:], alone, atol=1e-5
-    )
+    np.testing.assert_allclose(model.apply(params, padded, SMALL, valid)[:, 5:], alone, atol=1e-5)
 
 
 def test_slots_that_are_not_valid_cannot_be_seen() -> None:
@@ -117,7 +115,7 @@ def test_remat_changes_no_gradient(remat: str) -> None:
 
 
 def test_bfloat16_stays_near_float32() -> None:
-    """2^-8 relative rounding in each of about 20 steps of 3 layers: below 4% of the logits' norm."""
+    """2^-8 relative rounding in each of some 20 steps of 3 layers: below 4% of the norm."""
     params = model.init(jax.random.key(0), SMALL)
     tokens = jnp.arange(30).reshape(2, 15)
     exact = model.apply(params, tokens, SMALL)

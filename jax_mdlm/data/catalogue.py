@@ -1,0 +1,190 @@
+"""Datasets prepared with TFDS, without TensorFlow: array_record files read by index.
+
+Only `as_data_source` is used: `tfds.load`, `as_dataset`, `as_numpy` and the tfrecord format need
+TensorFlow. Not parquet: TFDS 4.9.10 silently drops rows there.
+"""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from jax_mdlm.config import ConfigError, DataConfig
+from jax_mdlm.data.examples import Example, pair
+
+FILE_FORMAT = "array_record"
+
+
+def prepare(
+    make: Callable[..., tfds.core.DatasetBuilder],
+    data_dir: epath.Path,
+    process_index: int,
+    barrier: Callable[[str], None],
+) -> tfds.core.DatasetBuilder:
+    """Returns a builder of this package with its files on disk.
+
+    Process 0 writes while the others wait; a process that does not see these files (a disk of its
+    own) writes its copy afterwards.
+
+    Args:
+      make: Class of the builder.
+      data_dir: Local folder for prepared datasets.
+      process_index: This process.
+      barrier: Waits for all processes; called once with the name "data".
+    """
+    check_local(data_dir)
+    if process_index == 0:
+        _write(make, data_dir)
+    barrier("data")
+    return _write(make, data_dir)
+
+
+def _write(
+    make: Callable[..., tfds.core.DatasetBuilder], data_dir: epath.Path
+) -> tfds.core.DatasetBuilder:
+    with _quiet():
+        builder = make(data_dir=str(data_dir), file_format=FILE_FORMAT)
+        if not builder.is_prepared():
+            builder.download_and_prepare()
+    return builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS prints banners, warnings and several progress bars for a few seconds of work."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    tfds.disable_progress_bar()
+    try:
+        logger.setLevel(logging.ERROR)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+        tfds.enable_progress_bar()
+
+
+def check_local(data_dir: epath.Path) -> None:
+    """array_record reads files by offset, which gs:// paths do not offer.
+
+    Raises:
+      ConfigError: `data_dir` is a remote folder.
+    """
+    if "://" in str(data_dir):
+        raise ConfigError(
+            f"data.data_dir must be a local folder for prepared datasets, got {data_dir}; set "
+            "--config.data.data_dir=/some/local/folder"
+        )
+
+
+def open_catalogue(config: DataConfig, data_dir: epath.Path) -> tfds.core.DatasetBuilder:
+    """A dataset that the user has prepared in `data_dir`.
+
+    Raises:
+      ConfigError: there is none of that name, or its files are of another format.
+    """
+    check_local(data_dir)
+    remedy = (
+        f"prepare it with tfds.builder({config.source!r}, data_dir=..., "
+        f"file_format='{FILE_FORMAT}').download_and_prepare()"
+    )
+    try:
+        builder = tfds.builder(config.source, data_dir=str(data_dir))
+        prepared = builder.is_prepared()
+    except Exception as error:  # not found, bad name, missing packages of the dataset's code
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"data.source={config.source} is not pronunciations, dialogues, chat_jsonl or a "
+            f"dataset in {data_dir} ({reason}); set data.data_dir or {remedy}"
+        ) from error
+    if not prepared:
+        raise ConfigError(f"data.source={config.source} is not prepared in {data_dir}; {remedy}")
+    found = builder.info.file_format
+    if found is None or found.value != FILE_FORMAT:
+        shown = "unknown" if found is None else found.value
+        raise ConfigError(
+            f"data.source={config.source} must be stored as {FILE_FORMAT}, got {shown}; {remedy}"
+        )
+    return builder
+
+
+def check_split(builder: tfds.core.DatasetBuilder, split: str, flag: str) -> None:
+    """Raises ConfigError if the dataset lacks `split`; slices ("train[:100]") are allowed."""
+    known = list(builder.info.splits)
+    if split.split("[")[0] not in known:
+        raise ConfigError(
+            f"{flag} must be a split of {builder.name}, one of {', '.join(known)}, got {split}"
+        )
+
+
+def source_of(builder: tfds.core.DatasetBuilder, split: str, **options: Any) -> Sequence[Any]:
+    """Random access to the rows of `split`; checks that none is missing."""
+    source: Any = builder.as_data_source(split, **options)  # pyright: ignore[reportCallIssue]
+    expected = builder.info.splits[split].num_examples
+    if len(source) != expected:
+        raise ConfigError(
+            f"{builder.name} must hold {expected} rows in {split}, {len(source)} can be read; "
+            f"delete {builder.data_dir} to write it again"
+        )
+    return source
+
+
+def catalogue_examples(
+    config: DataConfig, builder: tfds.core.DatasetBuilder, split: str
+) -> list[Example]:
+    """Rows of a prepared dataset as one question and one answer each.
+
+    Raises:
+      ConfigError: the fields of the config are not features of the dataset, or hold no text.
+    """
+    known: Any = builder.info.features
+    features = list(known or ())
+    for flag in ("prompt_field", "response_field"):
+        field = getattr(config, flag)
+        if field not in features:
+            raise ConfigError(
+                f"data.{flag} must be a feature of {builder.name}, one of {', '.join(features)}, "
+                f"got {field}"
+            )
+    source = source_of(builder, split)
+    return [
+        pair(
+            as_text(row[config.prompt_field], f"{builder.name}/{split}:{i} {config.prompt_field}"),
+            as_text(
+                row[config.response_field], f"{builder.name}/{split}:{i} {config.response_field}"
+            ),
+        )
+        for i, row in enumerate(source)
+    ]
+
+
+def as_text(value: Any, subject: str) -> str:
+    """Text features come back as bytes.
+
+    Raises:
+      ConfigError: `value` is no text.
+    """
+    if not isinstance(value, bytes):
+        raise ConfigError(f"{subject} must be a text feature, got {type(value).__name__}")
+    return value.decode("utf-8")
+
+
+def read_package_file(package: str, file: str, source: str, distribution: str) -> str:
+    """The text of a data file of an installed package, whose code is not executed.
+
+    Raises:
+      ConfigError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f'data.source={source} needs the package {distribution}; pip install "jax-mdlm[demo]"'
+        )
+    # Not importlib.resources.files: it imports the package.
+    return pathlib.Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8")

@@ -1,0 +1,106 @@
+"""Everything a run reads, opened once: tokenizer, training rows, validation rows."""
+
+import dataclasses
+
+import jax
+from etils import epath
+from jax.experimental import multihost_utils
+
+from jax_mdlm.config import Config, DataConfig
+from jax_mdlm.data import rows as sources
+from jax_mdlm.data.pipeline import TrainBatches, train_batches
+from jax_mdlm.data.table import Table, make_table
+from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """What `train` works with.
+
+    Attributes:
+      tokenizer: The run's tokenizer, kept in its work directory.
+      train: Token rows that are learned.
+      validation: Token rows that are held out.
+    """
+
+    tokenizer: Tokenizer
+    train: Table
+    validation: Table
+
+    def batches(self, config: Config, start_step: int) -> TrainBatches:
+        """This process's part of the training batches, from a step on."""
+        return train_batches(
+            self.train,
+            config.data,
+            batch_size=config.train.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            start_step=start_step,
+        )
+
+
+def load_corpus(config: Config, workdir: epath.Path) -> Corpus:
+    """Opens the source, trains or loads the tokenizer, encodes both splits.
+
+    Raises:
+      ConfigError: whatever in files, rows, tokenizer or their settings cannot be used.
+    """
+    train_rows = open_split(config.data, workdir, "train")
+    validation_rows = open_split(config.data, workdir, "validation")
+    tokenizer = open_tokenizer(config.data, workdir, train_rows)
+    return Corpus(
+        tokenizer=tokenizer,
+        train=_table(train_rows, config, tokenizer),
+        validation=_table(validation_rows, config, tokenizer),
+    )
+
+
+def data_folder(config: DataConfig, workdir: epath.Path) -> epath.Path:
+    """Where prepared datasets live."""
+    return epath.Path(config.data_dir) if config.data_dir else workdir / "data"
+
+
+def open_split(config: DataConfig, workdir: epath.Path, split: sources.Split) -> sources.Rows:
+    """The rows of a split, prepared by the first process where that is needed."""
+    return sources.open_rows(
+        config,
+        data_folder(config, workdir),
+        split,
+        process_index=jax.process_index(),
+        barrier=_barrier,
+    )
+
+
+def open_references(
+    config: DataConfig, workdir: epath.Path, split: sources.Split
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Each word of a split of `pronunciations` with all that count as right."""
+    return sources.pronunciation_references(
+        config,
+        data_folder(config, workdir),
+        split,
+        process_index=jax.process_index(),
+        barrier=_barrier,
+    )
+
+
+def open_tokenizer(
+    config: DataConfig, workdir: epath.Path, rows: sources.Rows | None = None
+) -> Tokenizer:
+    """The tokenizer of a work directory; trained from `rows` where it is new and they are given."""
+    return load_tokenizer(
+        config.tokenizer,
+        workdir / "tokenizer",
+        None if rows is None else rows.texts,
+        process_index=jax.process_index(),
+        barrier=_barrier,
+    )
+
+
+def _table(rows: sources.Rows, config: Config, tokenizer: Tokenizer) -> Table:
+    return make_table(rows, config.data, tokenizer, slack_max=config.objective.slack_max)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,207 @@
+"""All token rows of a split: cut to the canvas and held in flat arrays.
+
+Rows enter, a `Table` leaves, from which `pipeline` assembles batches by index alone. A row has one
+or more pairs of a prompt and a response: a dialogue of n answers gives n pairs, of which a draw per
+epoch picks one. All pairs of a dialogue share its tokens. A table takes 4 bytes per token, about as
+much as the text, on every process.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from jax_mdlm.config import ConfigError, DataConfig
+from jax_mdlm.data.chat import make_template
+from jax_mdlm.data.encode import Encoded, encode
+from jax_mdlm.data.rows import Rows
+from jax_mdlm.data.tokenizer import Tokenizer
+
+PAD, EOS, TERMINATOR, START = range(4)  # where these stand in `Table.tokens`
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What became of the rows, for the log.
+
+    Attributes:
+      rows: Rows of the table.
+      responses: Prompt-response pairs of the table.
+      skipped: Malformed rows that were left out.
+      dropped: Pairs that did not fit and were left out.
+      truncated: Pairs that did not fit and were cut.
+    """
+
+    rows: int
+    responses: int
+    skipped: int
+    dropped: int
+    truncated: int
+
+    def __str__(self) -> str:
+        found = self.responses + self.dropped
+        return (
+            f"{self.rows:,} rows, {self.responses:,} responses, "
+            f"{self.truncated:,} truncated ({self.truncated / found:.1%}), "
+            f"{self.dropped:,} dropped ({self.dropped / found:.1%}), {self.skipped:,} skipped"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Token rows; spans are indices into `tokens`.
+
+    A prompt is the template's start, the history and the template's opening.
+
+    Attributes:
+      tokens: int32 [tokens]; pad, eos, terminator, start, opening, then all texts.
+      start: Tokens of the start.
+      opening: Tokens of the opening.
+      history: int64 [pairs, 2]; start and end.
+      response: int64 [pairs, 2]; start and end, without the terminator.
+      terminated: bool [pairs]; False where the response was cut, and for pre-training.
+      first_pair: int64 [rows + 1]; row r has the pairs first_pair[r] to first_pair[r + 1] - 1.
+      counts: What became of the rows.
+    """
+
+    tokens: np.ndarray
+    start: int
+    opening: int
+    history: np.ndarray
+    response: np.ndarray
+    terminated: np.ndarray
+    first_pair: np.ndarray
+    counts: Counts
+
+    def __len__(self) -> int:
+        return len(self.first_pair) - 1
+
+
+def make_table(
+    rows: Rows, config: DataConfig, tokenizer: Tokenizer, *, slack_max: float = 0.0
+) -> Table:
+    """Encodes every row and cuts, drops or refuses what does not fit.
+
+    `data.too_long=truncate` cuts the response at the canvas and at `max_labels`; it then ends
+    without a terminator, since the text goes on. A history is cut only where it would leave the
+    response less than a quarter of the canvas (or less than it needs), and then from the left: the
+    end of a conversation matters most. Slack needs no room of its own: it takes what is left.
+
+    Pre-training: all texts (of a conversation: its contents, joined by newlines) are joined by EOS
+    and cut into rows of `floor(length / (1 + slack_max))` tokens, so that slack has room; the last
+    row may be shorter. A row may begin and end inside a text.
+
+    Args:
+      rows: What is encoded.
+      config: Template, sizes and policies.
+      tokenizer: Encodes.
+      slack_max: `objective.slack_max`; used by pre-training.
+
+    Raises:
+      ConfigError: a row does not fit under `too_long=error`, holds a mask or slack token, or no row
+        is left.
+    """
+    if not len(rows):
+        raise ConfigError(
+            f"{rows.name} holds no rows; give more data or change data.validation_percent"
+        )
+    special = tokenizer.ids
+    head = [special.pad, special.eos, special.terminator]
+    if config.pretraining:
+        return _pack(encode(rows, config, tokenizer, None), config, head, slack_max)
+    template = make_template(config.template, tokenizer)
+    start, opening = tokenizer.encode(template.start), tokenizer.encode(template.opening)
+    fixed = len(start) + len(opening)
+    if fixed + 2 > config.length:
+        raise ConfigError(
+            f"data.length must be at least {fixed + 2} for data.template={config.template}, "
+            f"got {config.length}"
+        )
+    head += [*start, *opening]
+    encoded = encode(rows, config, tokenizer, template)
+    history, response, terminated, fits = _fit(encoded, rows, config, fixed)
+    kept = fits | (config.too_long == "truncate")
+    if not kept.any():
+        raise ConfigError(
+            f"no row of {rows.name} fits data.length={config.length} and "
+            f"data.max_labels={config.max_labels}; raise them or set data.too_long=truncate"
+        )
+    _, first = np.unique(encoded.row[kept], return_index=True)
+    counts = Counts(
+        rows=len(first),
+        responses=int(kept.sum()),
+        skipped=rows.skipped + encoded.skipped,
+        dropped=int((~kept).sum()),
+        truncated=int((kept & ~fits).sum()),
+    )
+    return Table(
+        tokens=np.concatenate([np.array(head, np.int32), encoded.tokens]),
+        start=len(start),
+        opening=len(opening),
+        history=history[kept] + len(head),
+        response=response[kept] + len(head),
+        terminated=terminated[kept],
+        first_pair=np.append(first, kept.sum()).astype(np.int64),
+        counts=counts,
+    )
+
+
+def _fit(
+    encoded: Encoded, rows: Rows, config: DataConfig, fixed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Applies `data.too_long`.
+
+    Args:
+      encoded: Before anything is cut.
+      rows: Names the row in errors.
+      config: Sizes and policy.
+      fixed: Tokens of start and opening.
+
+    Returns:
+      history [pairs, 2] and response [pairs, 2] after cutting, terminated [pairs], and which pairs
+      fitted as they were [pairs].
+    """
+    history, response = encoded.history.copy(), encoded.response.copy()
+    past = history[:, 1] - history[:, 0]
+    needed = response[:, 1] - response[:, 0] + 1  # with the terminator
+    slots = config.length - fixed - past
+    fits = needed <= np.minimum(slots, config.max_labels)
+    if config.too_long == "error" and not fits.all():
+        at = int(np.argmin(fits))
+        row = int(encoded.row[at])
+        subject = f"response of row {row} ({rows.origin(row)}) needs {needed[at]}"
+        if needed[at] > slots[at]:
+            raise ConfigError(
+                f"{subject} slots, the canvas leaves {max(slots[at], 0)}; raise data.length or set "
+                "data.too_long=truncate"
+            )
+        raise ConfigError(
+            f"{subject} labels, data.max_labels is {config.max_labels}; raise data.max_labels or "
+            "set data.too_long=truncate"
+        )
+    reserve = np.minimum(needed, min(config.max_labels, max(config.length // 4, 1)))
+    surplus = np.clip(reserve - slots, 0, past)
+    history[:, 0] += surplus
+    room = np.minimum(slots + surplus, config.max_labels)
+    response[:, 1] = np.minimum(response[:, 1], response[:, 0] + room)
+    return history, response, needed <= room, fits
+
+
+def _pack(encoded: Encoded, config: DataConfig, head: list[int], slack_max: float) -> Table:
+    """Pre-training rows: every text and an EOS behind it, one after the other, cut evenly."""
+    eos = np.array(head[EOS], np.int32)
+    stream = np.insert(encoded.tokens, encoded.response[:, 1], eos)
+    size = max(1, min(math.floor(config.length / (1 + slack_max)), config.max_labels))
+    begin = np.arange(0, len(stream), size)
+    response = np.stack([begin, np.minimum(begin + size, len(stream))], axis=1) + len(head)
+    count = len(begin)
+    return Table(
+        tokens=np.concatenate([np.array(head, np.int32), stream]),
+        start=0,
+        opening=0,
+        history=np.full_like(response, len(head)),
+        response=response,
+        terminated=np.zeros(count, bool),
+        first_pair=np.arange(count + 1),
+        counts=Counts(count, count, encoded.skipped, 0, 0),
+    )

@@ -1,0 +1,124 @@
+"""Tokenizers: one interface, loaded or trained once, kept in the work directory.
+
+`TokenizerConfig` enters, a `Tokenizer` with its `SpecialIds` leaves. `tokenizer_fast` and
+`tokenizer_sentencepiece` hold the two implementations; this file decides between them.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from etils import epath
+
+from jax_mdlm.config import ConfigError, TokenizerConfig
+from jax_mdlm.containers import SpecialIds
+
+MANIFEST = "kind.json"  # written last: a folder without it is unfinished and written again
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    @property
+    def ids(self) -> SpecialIds:
+        """The special ids."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that embedding and head need at least."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; special tokens in it are recognised, none is added."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of every text, on all cores where the implementation can."""
+        ...
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of `ids`; `skip_special` leaves out every id in `ids.never_merged`."""
+        ...
+
+    def token(self, index: int) -> str:
+        """One token for displays, e.g. `" the"`, `"AH"`, `"<SLACK>"`."""
+        ...
+
+    def save(self, folder: epath.Path) -> None:
+        """Writes the tokenizer's own files; local and gs:// folders alike."""
+        ...
+
+
+def load_tokenizer(
+    config: TokenizerConfig,
+    folder: epath.Path,
+    texts: Callable[[], Iterable[str]] | None = None,
+    *,
+    process_index: int = 0,
+    barrier: Callable[[str], None] = lambda name: None,
+) -> Tokenizer:
+    """Returns the tokenizer of a run and keeps it in `folder`.
+
+    What `folder` holds wins, so that later runs and `sample` need neither the data nor the path.
+    Otherwise it is loaded from `config.path`, or trained from `texts` (same texts, same ids).
+
+    Args:
+      config: Kind, path, size and special ids; the ids are resolved again on every load.
+      folder: `<workdir>/tokenizer`; all processes must see it.
+      texts: Yields the texts to train from; None where nothing may be trained.
+      process_index: Only process 0 trains and writes.
+      barrier: Waits for all processes; called once with the name "tokenizer".
+
+    Raises:
+      ConfigError: see `special.resolve_special_ids`; the path cannot be read, the folder holds
+        another kind, or training is needed but not possible.
+    """
+    folder = epath.Path(folder)
+    if process_index == 0 and not (folder / MANIFEST).exists():
+        tokenizer = _create(config, texts, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
+        (folder / MANIFEST).write_text(json.dumps({"kind": config.kind}) + "\n")
+    barrier("tokenizer")
+    return _restore(config, folder)
+
+
+def _create(
+    config: TokenizerConfig, texts: Callable[[], Iterable[str]] | None, folder: epath.Path
+) -> Tokenizer:
+    from jax_mdlm.data import tokenizer_fast, tokenizer_sentencepiece
+
+    if config.kind == "huggingface":
+        return tokenizer_fast.load_pretrained(config)
+    if config.kind == "sentencepiece" and config.path:
+        return tokenizer_sentencepiece.load(config, epath.Path(config.path))
+    if texts is None:
+        raise ConfigError(
+            f"{folder} must hold a trained tokenizer, got none; train in this work directory first"
+        )
+    train = {
+        "bpe": tokenizer_fast.train_bpe,
+        "symbols": tokenizer_fast.train_symbols,
+        "sentencepiece": tokenizer_sentencepiece.train,
+    }[config.kind]
+    return train(config, texts())
+
+
+def _restore(config: TokenizerConfig, folder: epath.Path) -> Tokenizer:
+    from jax_mdlm.data import tokenizer_fast, tokenizer_sentencepiece
+
+    if not (folder / MANIFEST).exists():
+        raise ConfigError(
+            f"{folder} holds no tokenizer; every process must see the work directory, put it on a "
+            "shared disk or on gs://"
+        )
+    kind = json.loads((folder / MANIFEST).read_text())["kind"]
+    if kind != config.kind:
+        raise ConfigError(
+            f"{folder} holds a tokenizer of kind {kind}, data.tokenizer.kind is {config.kind}; set "
+            f"--config.data.tokenizer.kind={kind} or use another --workdir"
+        )
+    if kind == "sentencepiece":
+        return tokenizer_sentencepiece.load(config, folder / tokenizer_sentencepiece.FILE)
+    return tokenizer_fast.load_kept(config, folder)

@@ -1,0 +1,171 @@
+"""Tokenizers on the `sentencepiece` package: a `.model` file, or one trained from the data."""
+
+import dataclasses
+import io
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import sentencepiece
+from etils import epath
+
+from jax_mdlm.config import ConfigError, TokenizerConfig
+from jax_mdlm.containers import SpecialIds
+from jax_mdlm.data.special import TRAINED_TOKENS, Vocabulary, resolve_special_ids
+
+FILE = "tokenizer.model"
+TRAINING_CHARACTERS = 50_000_000  # more text does not change a vocabulary much and takes minutes
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePieceTokenizer:
+    """A `Tokenizer` (see `tokenizer.py`) on a SentencePiece model.
+
+    Attributes:
+      processor: Does the work.
+      ids: The special ids.
+      vocab_size: Pieces of the model.
+      controls: Finds control pieces in a text.
+    """
+
+    processor: sentencepiece.SentencePieceProcessor = dataclasses.field(repr=False)
+    ids: SpecialIds
+    vocab_size: int
+    controls: re.Pattern[str]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; special tokens in it are recognised, none is added.
+
+        SentencePiece itself reads control pieces (`</s>`) in a text as letters, a chat template
+        means the token.
+        """
+        ids: list[int] = []
+        for part in self.controls.split(text):
+            piece = self.processor.piece_to_id(part) if part else None
+            if piece is not None and self.processor.is_control(piece):
+                ids.append(piece)
+            else:
+                ids.extend(self.processor.encode(part))
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of every text."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of `ids`; `skip_special` leaves out every id in `ids.never_merged`."""
+        texts = []
+        plain = [int(index) for index in ids if 0 <= int(index) < self.vocab_size]
+        special = set(self.ids.never_merged)
+        if skip_special:
+            return self.processor.decode([index for index in plain if index not in special])
+        for is_special, group in itertools.groupby(plain, special.__contains__):
+            run = list(group)
+            texts.append(
+                "".join(map(self.processor.id_to_piece, run))
+                if is_special
+                else self.processor.decode(run)
+            )
+        return "".join(texts)
+
+    def token(self, index: int) -> str:
+        """One token for displays, the model's word mark as a space."""
+        if not 0 <= int(index) < self.vocab_size:
+            return f"<{int(index)}>"
+        return self.processor.id_to_piece(int(index)).replace("▁", " ")
+
+    def save(self, folder: epath.Path) -> None:
+        """Writes `tokenizer.model`."""
+        (folder / FILE).write_bytes(self.processor.serialized_model_proto())
+
+
+def load(config: TokenizerConfig, path: epath.Path) -> SentencePieceTokenizer:
+    """A `.model` file.
+
+    Raises:
+      ConfigError: the file is missing or damaged, or a special id is missing.
+    """
+    if not path.exists() or path.is_dir():
+        raise ConfigError(
+            f"data.tokenizer.path must name a SentencePiece .model file, got {path}; correct it, "
+            "or leave it empty to train one from the data"
+        )
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{path} is not a SentencePiece model; give another .model file"
+        ) from error
+    return _wrap(config, processor)
+
+
+def train(config: TokenizerConfig, texts: Iterable[str]) -> SentencePieceTokenizer:
+    """A unigram model with byte fallback that changes no character: every text round-trips.
+
+    One thread, since the order of its float sums decides between pieces of equal score.
+
+    Raises:
+      ConfigError: `vocab_size` is too small for the characters of the data.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_first(texts, TRAINING_CHARACTERS),
+            model_writer=model,
+            vocab_size=config.vocab_size,
+            hard_vocab_limit=False,  # a small text has fewer pieces
+            user_defined_symbols=list(TRAINED_TOKENS),
+            unk_id=len(TRAINED_TOKENS),
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            byte_fallback=True,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).split("] ")[-1].strip().splitlines()[0]
+        raise ConfigError(
+            f"data.tokenizer.vocab_size={config.vocab_size} does not suit this data ({reason}); "
+            "change --config.data.tokenizer.vocab_size"
+        ) from error
+    return _wrap(config, sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
+
+
+def _wrap(
+    config: TokenizerConfig, processor: sentencepiece.SentencePieceProcessor
+) -> SentencePieceTokenizer:
+    def find(token: str) -> int | None:
+        index = processor.piece_to_id(token)
+        return index if processor.id_to_piece(index) == token else None
+
+    def name(index: int) -> str:  # -1: the model has no such piece
+        return "" if index < 0 else processor.id_to_piece(index)
+
+    trained = [index for index in map(find, TRAINED_TOKENS) if index is not None]
+    pieces = range(processor.get_piece_size())
+    controls = [index for index in pieces if processor.is_control(index)]
+    special = {*controls, *trained, processor.unk_id()}
+    vocabulary = Vocabulary(
+        find,
+        processor.get_piece_size(),
+        special,
+        eos=name(processor.eos_id()),
+        pad=name(processor.pad_id()),
+    )
+    ids = resolve_special_ids(config, vocabulary)
+    names = "|".join(re.escape(processor.id_to_piece(index)) for index in controls)
+    pattern = re.compile(f"({names})" if names else "(?!)")  # (?!) is found nowhere
+    return SentencePieceTokenizer(processor, ids, processor.get_piece_size(), pattern)
+
+
+def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        characters -= len(text)
+        yield text

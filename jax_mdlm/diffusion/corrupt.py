@@ -1,0 +1,58 @@
+"""Corruption: slack, a noise level and masks for a batch of clean rows.
+
+Enters: a `Batch` (from `data`). Leaves: a `Corruption`; its `inputs` are what the denoiser reads,
+the rest is what `objectives` needs.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jax_mdlm.config import ObjectiveConfig
+from jax_mdlm.containers import Batch, Corruption, SpecialIds
+from jax_mdlm.diffusion.schedule import mask_probability, sample_levels
+from jax_mdlm.diffusion.slack import insert_slack
+
+
+def corrupt(key: jax.Array, batch: Batch, ids: SpecialIds, config: ObjectiveConfig) -> Corruption:
+    """Inserts slack, draws a level per row, and masks response slots independently.
+
+    The forward process of masked diffusion (arXiv 2502.09992): each response slot, end padding
+    included, becomes the mask with probability `p = (1 - eps) t + eps`. The prompt stays clean.
+    A row may draw no mask; it then adds nothing to the cross-entropy (forcing one would bias the
+    estimate that the weight `1 / p` makes unbiased).
+
+    Equal neighbours are separated only where the collapse map merges them.
+
+    Args:
+      key: PRNG key of this step.
+      batch: Clean rows, [B, L] and [B, U].
+      ids: Special token ids.
+      config: Objective; reads `slack_max`, `separate_repeats`, `collapse`, `level_floor`.
+
+    Returns:
+      The corrupted rows, [B, L] and [B, U].
+    """
+    slack_key, level_key, mask_key = jax.random.split(key, 3)
+    augmented = insert_slack(
+        slack_key,
+        batch,
+        ids,
+        slack_max=config.slack_max,
+        separate_repeats=config.separate_repeats and config.collapse == "merge",
+    )
+    level = sample_levels(level_key, batch.tokens.shape[0])
+    probability = mask_probability(level, config.level_floor)
+    draws = jax.random.uniform(mask_key, batch.tokens.shape, jnp.float32)
+    masked = augmented.response & (draws < probability[:, None])
+    return Corruption(
+        inputs=jnp.where(masked, ids.mask, augmented.tokens).astype(augmented.tokens.dtype),
+        targets=augmented.tokens,
+        masked=masked,
+        response=augmented.response,
+        valid=augmented.valid,
+        frames=augmented.frames,
+        labels=batch.labels,
+        label_count=batch.label_count,
+        level=level,
+        weight=1.0 / probability,
+    )

@@ -1,0 +1,114 @@
+"""Templates: LLaDA's against `apply_chat_template`, and the plain one."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_mdlm.config import ConfigError
+from jax_mdlm.data.chat import answers, make_template, render_example, render_prompt
+from jax_mdlm.data.examples import Message, pair
+from jax_mdlm.data.tokenizer import Tokenizer
+
+MESSAGES = st.lists(
+    st.builds(
+        Message,
+        st.sampled_from(["system", "user", "assistant"]),
+        st.sampled_from(["What did\nthe cat do?", "  It sat. ", "\n\n72\t", "", "über  a\n\n b"]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@pytest.fixture(scope="module")
+def reference(llada_folder: Path):
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(llada_folder)
+
+
+@settings(max_examples=50, deadline=None)
+@given(messages=MESSAGES)
+def test_llada_equals_apply_chat_template(
+    llada: Tokenizer, reference, messages: list[Message]
+) -> None:
+    template = make_template("llada", llada)
+    dicts = [message._asdict() for message in messages]
+    expected = reference.apply_chat_template(dicts, tokenize=True, return_dict=False)
+    assert render_prompt(llada, messages, template) == expected
+    assert render_prompt(llada, dicts, template) == expected
+
+
+def test_llada_text(llada: Tokenizer) -> None:
+    template = make_template("llada", llada)
+    ids = render_prompt(llada, "  What? ", template)
+    assert llada.decode(ids, skip_special=False) == (
+        "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nWhat?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+def test_a_response_ends_with_the_terminator_and_nothing_follows(llada: Tokenizer) -> None:
+    template = make_template("llada", llada)
+    conversation = (
+        Message("user", "one"),
+        Message("assistant", " It sat.\n"),
+        Message("user", "two"),
+        Message("assistant", "It slept."),
+        Message("user", "left out"),
+    )
+    assert answers(conversation) == [1, 3]
+    for turn, position in ((0, 1), (1, 3), (-1, 3)):
+        prompt, response = render_example(llada, conversation, template, turn)
+        assert prompt == render_prompt(llada, conversation[:position], template)
+        assert response[:-1] == llada.encode(conversation[position].content.strip())
+        assert response[-1] == llada.ids.terminator
+
+
+def test_plain(symbols: Tokenizer, llada: Tokenizer) -> None:
+    template = make_template("plain", symbols)
+    prompt, response = render_example(symbols, pair("align", "AH L AY N"), template)
+    assert symbols.decode(prompt, False) == "a l i g n <|end_header_id|>"
+    assert symbols.decode(response, False) == "AH L AY N <|eot_id|>"
+    assert render_prompt(symbols, "align", template) == prompt
+    conversation = (*pair("What?", "It sat."), Message("user", "And then?"))
+    ids = render_prompt(llada, conversation, make_template("plain", llada))
+    assert llada.decode(ids, False) == (
+        "What?<|end_header_id|>It sat.<|eot_id|>And then?<|end_header_id|>"
+    )
+
+
+def test_plain_without_a_header_token_separates_by_newline(tmp_path: Path) -> None:
+    from etils import epath
+
+    from jax_mdlm.config import TokenizerConfig
+    from jax_mdlm.data.special import EOS, MASK, RESERVED, START
+    from jax_mdlm.data.tokenizer import load_tokenizer
+    from tests.data.conftest import save_llada
+
+    folder = save_llada(tmp_path / "base", (START, EOS, RESERVED, MASK))
+    config = TokenizerConfig(kind="huggingface", path=str(folder))
+    tokenizer = load_tokenizer(config, epath.Path(tmp_path / "t"))
+    template = make_template("plain", tokenizer)
+    prompt, response = render_example(tokenizer, pair("What?", "It sat."), template)
+    assert tokenizer.decode(prompt, False) == "What?\n"
+    assert tokenizer.decode(response, False) == "It sat.<|endoftext|>"
+
+
+@pytest.mark.parametrize(
+    ("conversation", "message"),
+    [
+        ([], "conversation: messages must be a list with at least one message, got an empty list"),
+        (["hello"], "conversation: message 1 must be an object with role and content, got str"),
+        ([{"role": "user"}], "conversation: content of message 1 must be a string, got nothing"),
+        (
+            [{"role": 3, "content": ""}],
+            "conversation: role of message 1 must be a string, got int",
+        ),
+    ],
+)
+def test_bad_conversations(llada: Tokenizer, conversation: list, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        render_prompt(llada, conversation, make_template("llada", llada))

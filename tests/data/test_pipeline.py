@@ -1,0 +1,221 @@
+"""Batches: one integer is the position, whatever the number of processes."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+
+from jax_mdlm.config import ConfigError, DataConfig
+from jax_mdlm.containers import Batch
+from jax_mdlm.data import draws
+from jax_mdlm.data.pipeline import (
+    assemble,
+    choose_pairs,
+    evaluation_batches,
+    random_lengths,
+    train_batches,
+)
+from jax_mdlm.data.table import Table, make_table
+from jax_mdlm.data.tokenizer import Tokenizer
+from tests.data.conftest import dialogue, example, plain_config
+
+ROWS = 30
+
+
+@pytest.fixture(scope="module")
+def config() -> DataConfig:
+    return plain_config(length=64, max_labels=12, seed=7)
+
+
+@pytest.fixture(scope="module")
+def table(symbols: Tokenizer, make_rows, config: DataConfig) -> Table:
+    """Row i has i + 1 letters in its prompt; every third row is a dialogue of three answers."""
+    rows = [
+        dialogue(i + 1, 1, 1, 2, 1, 3) if i % 3 == 0 else example(i + 1, 1 + i % 5)
+        for i in range(ROWS)
+    ]
+    return make_table(make_rows(rows), config, symbols)
+
+
+def take(iterator, count: int) -> list[Batch]:
+    with contextlib.closing(iterator):
+        return list(itertools.islice(iterator, count))
+
+
+def join(batches: list[Batch]) -> dict[str, np.ndarray]:
+    return {
+        name: np.concatenate([np.asarray(getattr(batch, name)) for batch in batches])
+        for name in vars(batches[0])
+    }
+
+
+def rows_of(batch: Batch, symbols: Tokenizer) -> list[int]:
+    """Numbers of the rows: the length of the first run of letters a in the prompt."""
+    letter = symbols.encode("a")[0]
+    runs = np.cumprod(np.asarray(batch.tokens) == letter, axis=1).sum(axis=1)
+    return [int(run) - 1 for run in runs]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize("start", [0, 5])
+def test_batches_do_not_depend_on_the_processes(
+    table: Table, config: DataConfig, processes: int, start: int
+) -> None:
+    """B = 8 over 30 rows: batch 3 holds rows of two epochs."""
+    parts = [
+        take(
+            train_batches(
+                table,
+                config,
+                batch_size=8,
+                process_index=index,
+                process_count=processes,
+                start_step=start,
+            ),
+            6,
+        )
+        for index in range(processes)
+    ]
+    alone = take(train_batches(table, config, batch_size=8), start + 6)[start:]
+    for step, expected in enumerate(alone):
+        found = join([part[step] for part in parts])
+        for name, value in vars(expected).items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_restored_position_continues_bitwise(table: Table, config: DataConfig) -> None:
+    whole = take(train_batches(table, config, batch_size=8), 12)
+    first = train_batches(table, config, batch_size=8)
+    taken = [next(first) for _ in range(5)]
+    state = first.get_state()
+    assert state == {"step": 5} == {"step": first.step}
+    first.close()
+    second = train_batches(table, config, batch_size=8)
+    next(second)
+    second.set_state(state)
+    taken += take(second, 7)
+    for name, value in join(whole).items():
+        np.testing.assert_array_equal(join(taken)[name], value)
+
+
+def test_every_row_once_per_epoch_in_a_new_order(
+    table: Table, config: DataConfig, symbols: Tokenizer
+) -> None:
+    batches = take(train_batches(table, config, batch_size=8), 15)  # 120 rows are four epochs
+    seen = [row for batch in batches for row in rows_of(batch, symbols)]
+    epochs = [seen[i : i + ROWS] for i in range(0, 4 * ROWS, ROWS)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(ROWS))
+    assert len(set(map(tuple, epochs))) == 4
+    other = take(
+        train_batches(table, plain_config(length=64, max_labels=12, seed=8), batch_size=30), 1
+    )
+    assert rows_of(other[0], symbols) != epochs[0]
+
+
+def test_a_batch_may_be_larger_than_the_data(
+    table: Table, config: DataConfig, symbols: Tokenizer
+) -> None:
+    (batch,) = take(train_batches(table, config, batch_size=3 * ROWS), 1)
+    assert sorted(rows_of(batch, symbols)) == sorted(list(range(ROWS)) * 3)
+
+
+def test_the_turn_cut_is_uniform_and_drawn_per_epoch(table: Table, config: DataConfig) -> None:
+    """Chi-square over 3 answers, 2 degrees of freedom: 13.8 is passed once in a thousand."""
+    epochs = np.repeat(np.arange(400), ROWS)
+    rows = np.tile(np.arange(ROWS), 400)
+    turns = (choose_pairs(table, config.seed, epochs, rows) - table.first_pair[rows]).reshape(
+        400, -1
+    )
+    assert not turns[:, 1::3].any()  # one answer only
+    counts = np.stack([np.bincount(column, minlength=3) for column in turns[:, ::3].T])
+    expected = 400 / 3
+    statistic = ((counts - expected) ** 2 / expected).sum(axis=1)
+    assert (statistic < 13.8).all()
+    # neither the row nor the epoch alone decides
+    assert all(len(set(column)) == 3 for column in turns[:, ::3].T)
+    assert len({tuple(row) for row in turns[:, ::3]}) > 300
+
+
+def test_the_draws_are_uniform_and_fixed_for_ever() -> None:
+    """A resumed run must see the same rows after an upgrade of anything."""
+    assert draws.permutation(0, 0, 10).tolist() == [0, 1, 9, 4, 2, 3, 6, 8, 7, 5]
+    values = draws.uniform(3, draws.TURN, np.asarray(5), np.arange(20_000))
+    assert values.min() >= 0
+    assert values.max() < 1
+    counts, _ = np.histogram(values, bins=20, range=(0, 1))
+    assert ((counts - 1000) ** 2 / 1000).sum() < 43.8  # 19 degrees of freedom, one in a thousand
+    for other in (
+        draws.uniform(4, draws.TURN, np.asarray(5), np.arange(20_000)),
+        draws.uniform(3, draws.CUT, np.asarray(5), np.arange(20_000)),
+        draws.uniform(3, draws.TURN, np.asarray(6), np.arange(20_000)),
+    ):
+        assert abs(np.corrcoef(values, other)[0, 1]) < 0.03
+
+
+def test_the_first_slot_is_uniform() -> None:
+    first = [int(draws.permutation(0, epoch, 6)[0]) for epoch in range(3000)]
+    counts = np.bincount(first, minlength=6)
+    assert ((counts - 500) ** 2 / 500).sum() < 20.5  # 5 degrees of freedom, one in a thousand
+
+
+def test_pretraining_cuts_a_share_of_the_rows(symbols: Tokenizer, make_rows) -> None:
+    config = plain_config(
+        pretraining=True, length=10, max_labels=10, random_length_share=0.25, seed=1
+    )
+    table = make_table(make_rows([example(5, 4)] * 400), config, symbols)
+    assert len(table) == 400
+    rows = np.tile(np.arange(400), 50)
+    epochs = np.repeat(np.arange(50), 400)
+    lengths = random_lengths(table, config, epochs, rows, rows)
+    short = np.bincount(lengths, minlength=11)
+    # a cut row has 1 to 10 tokens, each as often: 20,000 * 0.25 / 10 = 500 of each
+    assert short[0] == 0
+    assert ((short[1:10] - 500) ** 2 / 500).sum() < 27.9  # 9 degrees of freedom
+    (batch,) = take(train_batches(table, config, batch_size=400), 1)
+    np.testing.assert_array_equal(batch.response.sum(axis=1), batch.label_count)
+    np.testing.assert_array_equal(batch.valid, batch.response)
+    assert 60 < (batch.label_count < 10).sum() < 120
+    for evaluated in evaluation_batches(table, config, batch_size=400):
+        assert (evaluated.label_count == 10).all()
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize(("limit", "count"), [(0, ROWS), (10, 10), (100, ROWS)])
+def test_evaluation_takes_the_rows_in_order(
+    table: Table, config: DataConfig, symbols: Tokenizer, processes: int, limit: int, count: int
+) -> None:
+    parts = [
+        list(
+            evaluation_batches(
+                table,
+                config,
+                batch_size=8,
+                limit=limit,
+                process_index=index,
+                process_count=processes,
+            )
+        )
+        for index in range(processes)
+    ]
+    batches = [join(list(group)) for group in zip(*parts, strict=True)]
+    assert len(batches) == -(-count // 8)
+    whole = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    assert rows_of(Batch(**whole), symbols)[:count] == list(range(count))
+    assert (whole["label_count"][:count] > 0).all()
+    assert (whole["label_count"][count:] == 0).all()
+    assert not whole["response"][count:].any()
+    assert whole["valid"].any(axis=1).all()
+    pairs = choose_pairs(table, config.seed, np.zeros(count, int), np.arange(count))
+    expected = assemble(table, pairs, config)
+    for name, value in vars(expected).items():
+        np.testing.assert_array_equal(whole[name][:count], value)
+
+
+def test_processes_must_share_a_batch_evenly(table: Table, config: DataConfig) -> None:
+    message = r"train\.batch_size must be divisible by the 3 processes, got 8"
+    with pytest.raises(ConfigError, match=message):
+        train_batches(table, config, batch_size=8, process_count=3)
+    with pytest.raises(ConfigError, match=message):
+        next(evaluation_batches(table, config, batch_size=8, process_count=3))

@@ -1,0 +1,210 @@
+"""Decoding with the model: golden trajectories, padding, compilation, batches, meshes."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_mdlm import model
+from jax_mdlm.config import ConfigError, MeshConfig, ModelConfig
+from jax_mdlm.containers import SpecialIds
+from jax_mdlm.sampling import (
+    AboveThreshold,
+    SampleOptions,
+    generate,
+    make_canvas,
+    response_tokens,
+    sample,
+)
+from jax_mdlm.sampling.generate import _decode
+from jax_mdlm.sharding import make_layout
+from tests.model.test_denoiser import GOLDEN, golden  # noqa: F401  (a fixture)
+
+CONFIG = ModelConfig(
+    vocab_size=40,
+    embed=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp=48,
+    max_length=64,
+    compute_dtype="float32",
+    remat="none",
+)
+IDS = SpecialIds(mask=39, slack=38, pad=37, eos=36, terminator=35)
+OPTIONS = SampleOptions(length=12, block_length=6, steps=7, ids=IDS)
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], [13]]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return model.init(jax.random.key(0), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def key():
+    return jax.random.key(1)
+
+
+# --- the published samplers ---
+
+GOLDEN_IDS = SpecialIds(mask=150, slack=149, pad=151, eos=151, terminator=152)
+GOLDEN_CASES = {
+    "full": {"steps": 16, "length": 16, "block_length": 16},
+    "block": {"steps": 16, "length": 32, "block_length": 8},
+    "uneven": {"steps": 12, "length": 32, "block_length": 16},
+}
+
+
+def golden_options(**settings) -> SampleOptions:
+    return SampleOptions(ids=GOLDEN_IDS, collapse="slack_only", **settings)
+
+
+def trajectory(state, width: int) -> np.ndarray:
+    """The last `width` slots before each call and at the end: what `committed_at` records."""
+    canvas = np.asarray(state.canvas)[:, -width:]
+    committed_at = np.asarray(state.committed_at)[:, -width:]
+    return np.stack(
+        [np.where(committed_at < call, canvas, GOLDEN_IDS.mask) for call in range(state.step + 1)]
+    )
+
+
+@pytest.mark.parametrize("case", list(GOLDEN_CASES))
+def test_every_step_of_lladas_generate(golden, key, case):  # noqa: F811
+    params, config, arrays = golden
+    settings = GOLDEN_CASES[case]
+    prompts = arrays[f"gen_{case}_prompt"].tolist()
+    state = sample(params, config, prompts, golden_options(**settings), key)
+    length = settings["length"]
+    want = arrays[f"gen_{case}_traj"]
+    assert state.step == settings["steps"]
+    np.testing.assert_array_equal(trajectory(state, length), want[:, :, -length:])
+    np.testing.assert_array_equal(state.canvas[:, -length - 7 : -length], want[-1][:, :7])
+
+
+def test_left_padded_prompts_of_lladas_generate(golden, key):  # noqa: F811
+    params, config, arrays = golden
+    valid = arrays["gen_padded_mask"].astype(bool)
+    prompts = [row[keep].tolist() for row, keep in zip(arrays["gen_padded_prompt"], valid)]
+    assert len({len(prompt) for prompt in prompts}) > 1
+    options = golden_options(steps=8, length=16, block_length=8)
+    state = sample(params, config, prompts, options, key)
+    np.testing.assert_array_equal(state.canvas[:, -16:], arrays["gen_padded_out"][:, -16:])
+
+
+@pytest.mark.parametrize("mode", ["steps", "thr50", "thr35", "thr20"])
+def test_every_step_of_fast_dllm_without_cache(golden, key, mode):  # noqa: F811
+    params, config, arrays = golden
+    cached = np.load(GOLDEN / "golden_cache.npz")
+    options = golden_options(steps=16, length=32, block_length=8)
+    if mode != "steps":
+        options = dataclasses.replace(options, strategy=AboveThreshold(int(mode[3:]) / 100))
+    for row in range(2):
+        want = cached[f"none_{mode}_traj{row}"]
+        state = sample(params, config, [want[0, :7].tolist()], options, key)
+        assert state.step == cached[f"none_{mode}_nfe"][row]
+        np.testing.assert_array_equal(trajectory(state, 32)[:, 0], want[:, 7:])
+
+
+# --- padding ---
+
+
+def test_left_padding_does_not_change_logits_or_tokens(params, key):
+    together = sample(params, CONFIG, PROMPTS, OPTIONS, key)
+    canvas, valid = make_canvas(PROMPTS, OPTIONS, max_length=64)
+    apply = jax.jit(model.apply, static_argnames="config")
+    logits = apply(params, canvas, CONFIG, valid)
+    for row, prompt in enumerate(PROMPTS):
+        alone, _ = make_canvas([prompt], OPTIONS, max_length=64, bucket=lambda n: n)
+        length = alone.shape[1]
+        np.testing.assert_allclose(
+            logits[row, -length:], apply(params, alone, CONFIG)[0], atol=1e-5
+        )
+        state = sample(params, CONFIG, [prompt], OPTIONS, key)
+        np.testing.assert_array_equal(state.canvas[0, -12:], together.canvas[row, -12:])
+        np.testing.assert_array_equal(state.committed_at[0, -12:], together.committed_at[row, -12:])
+
+
+# --- one program ---
+
+
+def compilations(caplog) -> list[str]:
+    return [record.message for record in caplog.records if record.message.startswith("Compiling")]
+
+
+def test_one_executable_that_stays_on_the_device(params, key):
+    options = dataclasses.replace(OPTIONS, temperature=0.7, early_stop=True)
+    canvas, valid = make_canvas(PROMPTS, options, max_length=64)
+    program = _decode.lower(params, canvas, valid, key, 0, CONFIG, options, None).compile()
+    text = program.as_text()
+    assert text is not None
+    assert text.count("\nENTRY ") == 1
+    assert " while(" in text
+    for leak in ("outfeed", "infeed", "callback", " send(", " recv("):
+        assert leak not in text, leak
+
+
+def test_no_compilation_within_a_bucket(params, caplog):
+    """Forty random batches of one bucket, after a first one: nothing is compiled again."""
+    rng = np.random.default_rng(0)
+    keys = list(jax.random.split(jax.random.key(3), 41))
+    options = dataclasses.replace(OPTIONS, temperature=0.3)
+
+    def batch() -> list[list[int]]:
+        return [rng.integers(0, 30, rng.integers(1, 9)).tolist() for _ in range(3)]
+
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        sample(params, CONFIG, batch(), options, keys[0], rows=4)
+        assert [text for text in compilations(caplog) if "_decode" in text]
+        caplog.clear()
+        with jax.transfer_guard("disallow"):  # and no hidden copy to the device
+            for number, key in enumerate(keys[1:]):
+                prompts = batch()[: 1 + number % 3]
+                sample(params, CONFIG, prompts, options, key, rows=4, first_row=number)
+    assert compilations(caplog) == []
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_generate_does_not_depend_on_the_batch_size(params, key, batch_size):
+    """With noise: a row's key is its number in the list."""
+    options = dataclasses.replace(OPTIONS, temperature=0.7, early_stop=True)
+    answers = list(generate(params, CONFIG, PROMPTS, options, key, batch_size=batch_size))
+    whole = np.asarray(sample(params, CONFIG, PROMPTS, options, key).canvas)
+    assert answers == [response_tokens(row, options) for row in whole]
+    assert len({tuple(answer) for answer in answers}) > 1
+
+
+def test_generate_refuses_a_bad_prompt_before_the_first_call(params, key):
+    prompts = [[1], [2], [3] * 60]
+    with pytest.raises(ConfigError, match=r"prompt 2 with 60 tokens and sample\.length=12 new"):
+        generate(params, CONFIG, prompts, OPTIONS, key, batch_size=1)
+    with pytest.raises(ConfigError, match="prompts must hold at least one prompt"):
+        generate(params, CONFIG, [], OPTIONS, key, batch_size=1)
+
+
+def test_master_weights_are_cast_to_the_compute_dtype(params, key):
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    narrow = jax.tree.map(lambda weight: weight.astype(jnp.bfloat16), params)
+    from_master = sample(params, config, PROMPTS, OPTIONS, key)
+    from_narrow = sample(narrow, config, PROMPTS, OPTIONS, key)
+    np.testing.assert_array_equal(from_master.canvas, from_narrow.canvas)
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_mesh_gives_the_tokens_of_one_device(params, key, eight_devices, mesh):
+    """Five prompts are filled up to the parts of the batch."""
+    layout = make_layout(MeshConfig(**mesh), eight_devices)
+    options = dataclasses.replace(OPTIONS, temperature=0.7)
+    placed = jax.device_put((params, key), layout.replicated)
+    state = sample(placed[0], CONFIG, PROMPTS, options, placed[1], layout=layout)
+    assert state.canvas.shape[0] == 8
+    want = sample(params, CONFIG, PROMPTS, options, key)
+    np.testing.assert_array_equal(state.canvas[:5], want.canvas)
+    assert response_tokens(np.asarray(state.canvas)[7], options) == []
