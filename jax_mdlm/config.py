@@ -80,6 +80,7 @@ class DataConfig:
     prompt_field: str = "prompt"  # catalogue datasets: feature that holds the prompt
     response_field: str = "response"  # catalogue datasets: feature that holds the response
     template: Literal["llada", "plain"] = "llada"  # chat headers, or prompt + separator + response
+    prompt_slots: int = 0  # prompts are filled up with pad to this many slots, then the response
     pretraining: bool = False  # the whole sequence is the response; no prompt, no template
     random_length_share: float = 0.01  # pre-training: share of rows cut to a random length
     length: int = 4096  # L, slots of the canvas
@@ -214,6 +215,7 @@ def validate(config: Config) -> Config:
         ("objective.slack_max", objective.slack_max),
         ("objective.ctc_weight_steps", objective.ctc_weight_steps),
         ("data.end_padding", data.end_padding),
+        ("data.prompt_slots", data.prompt_slots),
         ("optimizer.learning_rate", config.optimizer.learning_rate),
         ("optimizer.clip_norm", config.optimizer.clip_norm),
         ("sample.temperature", config.sample.temperature),

@@ -56,7 +56,7 @@ def pronunciations(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         config.model,
         words,
         run.tokenizer,
-        make_template(config.data.template, run.tokenizer),
+        make_template(config.data.template, run.tokenizer, config.data.prompt_slots),
         options_from(config.sample, config.objective.collapse, run.tokenizer.ids),
         jax.random.key(config.sample.seed),
         batch_size=config.sample.batch_size,

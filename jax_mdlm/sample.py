@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     layout = make_layout(config.mesh)
     run = load_run(workdir, config, layout)
 
-    template = make_template(config.data.template, run.tokenizer)
+    template = make_template(config.data.template, run.tokenizer, config.data.prompt_slots)
     ids = [render_prompt(run.tokenizer, prompt, template) for prompt in prompts]
     options = options_from(config.sample, config.objective.collapse, run.tokenizer.ids)
     answers = generate(

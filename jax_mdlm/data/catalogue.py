@@ -95,8 +95,11 @@ def open_catalogue(config: DataConfig, data_dir: epath.Path) -> tfds.core.Datase
         f"file_format='{FILE_FORMAT}').download_and_prepare()"
     )
     try:
-        builder = tfds.builder(config.source, data_dir=str(data_dir))
-        prepared = builder.is_prepared()
+        if ":" in config.source:  # tfds would ask the network for minutes
+            raise ValueError("namespaces are not looked up")
+        with _quiet():
+            builder = tfds.builder(config.source, data_dir=str(data_dir))
+            prepared = builder.is_prepared()
     except Exception as error:  # not found, bad name, missing packages of the dataset's code
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
@@ -123,16 +126,29 @@ def check_split(builder: tfds.core.DatasetBuilder, split: str, flag: str) -> Non
         )
 
 
-def source_of(builder: tfds.core.DatasetBuilder, split: str, **options: Any) -> Sequence[Any]:
-    """Random access to the rows of `split`; checks that none is missing."""
-    source: Any = builder.as_data_source(split, **options)  # pyright: ignore[reportCallIssue]
+def read_all(builder: tfds.core.DatasetBuilder, split: str, **options: Any) -> Sequence[Any]:
+    """All rows of `split`, in the order of the files.
+
+    Args:
+      builder: A prepared dataset.
+      split: Name, or a slice such as "train[:100]".
+      **options: Of `as_data_source`.
+
+    Raises:
+      ConfigError: rows are missing, or a file is damaged.
+    """
     expected = builder.info.splits[split].num_examples
-    if len(source) != expected:
+    try:
+        source: Any = builder.as_data_source(split, **options)  # pyright: ignore[reportCallIssue]
+        rows = source.__getitems__(range(expected))
+        assert len(source) == len(rows) == expected
+    except Exception as error:  # the packages raise nothing narrower
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
-            f"{builder.name} must hold {expected} rows in {split}, {len(source)} can be read; "
+            f"{builder.name} must hold {expected} rows in {split}, they cannot be read ({reason}); "
             f"delete {builder.data_dir} to write it again"
-        )
-    return source
+        ) from error
+    return rows
 
 
 def catalogue_examples(
@@ -152,7 +168,6 @@ def catalogue_examples(
                 f"data.{flag} must be a feature of {builder.name}, one of {', '.join(features)}, "
                 f"got {field}"
             )
-    source = source_of(builder, split)
     return [
         pair(
             as_text(row[config.prompt_field], f"{builder.name}/{split}:{i} {config.prompt_field}"),
@@ -160,7 +175,7 @@ def catalogue_examples(
                 row[config.response_field], f"{builder.name}/{split}:{i} {config.response_field}"
             ),
         )
-        for i, row in enumerate(source)
+        for i, row in enumerate(read_all(builder, split))
     ]
 
 

@@ -29,6 +29,14 @@ class Template(Protocol):
         """Text after the last message; the response follows."""
         ...
 
+    @property
+    def slots(self) -> int:
+        """A shorter prompt is filled up with pad tokens to here, before the opening; 0 = none is.
+
+        All responses then start at one slot: distances between prompt and response are fixed.
+        """
+        ...
+
     def past(self, message: Message) -> str:
         """A message of the history."""
         ...
@@ -40,6 +48,7 @@ class LladaTemplate:
 
     start: str = START
     opening: str = f"{HEADER_START}assistant{HEADER_END}\n\n"
+    slots: int = 0
 
     def past(self, message: Message) -> str:
         """Header, empty line, trimmed content, end of turn."""
@@ -60,6 +69,7 @@ class PlainTemplate:
     terminator: str
     start: str = ""
     opening: str = ""
+    slots: int = 0
 
     def past(self, message: Message) -> str:
         """Trimmed content and what closes it."""
@@ -67,16 +77,18 @@ class PlainTemplate:
         return message.content.strip() + (self.terminator if answer else self.separator)
 
 
-def make_template(name: Literal["llada", "plain"], tokenizer: Tokenizer) -> Template:
-    """The template of `data.template`.
+def make_template(
+    name: Literal["llada", "plain"], tokenizer: Tokenizer, prompt_slots: int = 0
+) -> Template:
+    """The template of `data.template` and `data.prompt_slots`.
 
     The separator of "plain" is `<|end_header_id|>` where the tokenizer has that token, else a
     newline.
     """
     if name == "llada":
-        return LladaTemplate()
+        return LladaTemplate(slots=prompt_slots)
     separator = HEADER_END if len(tokenizer.encode(HEADER_END)) == 1 else "\n"
-    return PlainTemplate(separator, tokenizer.token(tokenizer.ids.terminator))
+    return PlainTemplate(separator, tokenizer.token(tokenizer.ids.terminator), slots=prompt_slots)
 
 
 def history(template: Template, messages: Sequence[Message]) -> list[str]:
@@ -101,8 +113,7 @@ def render_prompt(
         messages: Example = (Message("user", conversation),)
     else:
         messages = parse_messages([_as_mapping(entry) for entry in conversation], "conversation")
-    texts = [*history(template, messages), template.opening]
-    return [index for ids in tokenizer.encode_batch(texts) for index in ids]
+    return _prompt_ids(tokenizer, messages, template)
 
 
 def render_example(
@@ -120,10 +131,16 @@ def render_example(
       (prompt ids, response ids with the terminator at the end)
     """
     position = answers(example)[turn]
-    texts = [*history(template, example[:position]), template.opening]
-    prompt = [index for ids in tokenizer.encode_batch(texts) for index in ids]
+    prompt = _prompt_ids(tokenizer, example[:position], template)
     response = tokenizer.encode(example[position].content.strip())
     return prompt, [*response, tokenizer.ids.terminator]
+
+
+def _prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], template: Template) -> list[int]:
+    texts = [*history(template, messages), template.opening]
+    *parts, opening = tokenizer.encode_batch(texts)
+    ids = [index for part in parts for index in part]
+    return [*ids, *[tokenizer.ids.pad] * (template.slots - len(ids)), *opening]
 
 
 def answers(example: Example) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from jax_mdlm.data.catalogue import read_package_file, source_of
+from jax_mdlm.data.catalogue import read_all, read_package_file
 from jax_mdlm.data.examples import Example, Message
 
 TURN_CHARACTERS = 2000  # a longer turn is pasted, not said
@@ -92,5 +92,5 @@ def dialogue_examples(builder: tfds.core.DatasetBuilder, split: str) -> list[Exa
     """Who speaks first is the user."""
     return [
         tuple(Message(_ROLES[i % 2], turn.decode()) for i, turn in enumerate(row["turns"]))
-        for row in source_of(builder, split)
+        for row in read_all(builder, split)
     ]

@@ -43,7 +43,8 @@ def assemble(
     terminated = table.terminated[pairs]
     labels = np.where(filling, 0, learned + terminated)
     past = table.start + history[:, 1] - history[:, 0]  # slots before the opening
-    begin = np.where(filling, 1, past + table.opening)  # first response slot
+    opening = np.maximum(past, table.filled)  # the opening's slot
+    begin = np.where(filling, 1, opening + table.opening)  # first response slot
     close = begin + learned  # the terminator's slot
     stop = begin + labels  # behind the last label
     padding = np.where(terminated & ~filling, config.end_padding, 0)
@@ -58,6 +59,7 @@ def assemble(
             column(filling),
             (slot < table.start)[None],
             slot < column(past),
+            slot < column(opening),
             slot < column(begin),
             slot < column(close),
             slot < column(stop),
@@ -67,7 +69,8 @@ def assemble(
             np.asarray(PAD),
             START + slot,
             column(history[:, 0]) - table.start + slot,
-            START + table.start - column(past) + slot,
+            np.asarray(PAD),
+            START + table.start - column(opening) + slot,
             column(response[:, 0] - begin) + slot,
             TERMINATOR,
             EOS,

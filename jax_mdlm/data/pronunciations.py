@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jax_mdlm.data.catalogue import read_package_file, source_of
+from jax_mdlm.data.catalogue import read_all, read_package_file
 
 LETTERS = 14  # longest word
 PHONEMES = 14  # longest pronunciation
@@ -101,16 +101,14 @@ def load_entries(
 ) -> list[Entry]:
     """Words of a split and their distinct pronunciations, without stress digits by default.
 
-    The records are parsed here, which is ten times as fast as TFDS's decoder: the rows are tiny and
-    there are 110,000 of them, read at the start of every run.
+    The records are parsed here, three times as fast as by TFDS: the rows are tiny, and 110,000 of
+    them are read at the start of every run.
     """
     proto: Any = getattr(tf_example_pb2, "Example")  # noqa: B009, made at import by protobuf
-    source: Any = source_of(
-        builder, split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-    )
     stress = re.compile("[0-9]")
     entries = []
-    for record in source.__getitems__(range(len(source))):
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    for record in read_all(builder, split, deserialize_method=raw):
         fields = proto.FromString(record).features.feature
         word = fields["word"].bytes_list.value[0].decode()
         texts = [value.decode() for value in fields["pronunciations"].bytes_list.value]

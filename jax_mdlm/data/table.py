@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.chat import make_template
+from jax_mdlm.data.chat import Template, make_template
 from jax_mdlm.data.encode import Encoded, encode
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.tokenizer import Tokenizer
@@ -57,6 +57,7 @@ class Table:
       tokens: int32 [tokens]; pad, eos, terminator, start, opening, then all texts.
       start: Tokens of the start.
       opening: Tokens of the opening.
+      filled: Slots before the opening that a shorter prompt is filled up to with pad.
       history: int64 [pairs, 2]; start and end.
       response: int64 [pairs, 2]; start and end, without the terminator.
       terminated: bool [pairs]; False where the response was cut, and for pre-training.
@@ -67,6 +68,7 @@ class Table:
     tokens: np.ndarray
     start: int
     opening: int
+    filled: int
     history: np.ndarray
     response: np.ndarray
     terminated: np.ndarray
@@ -108,18 +110,21 @@ def make_table(
     special = tokenizer.ids
     head = [special.pad, special.eos, special.terminator]
     if config.pretraining:
-        return _pack(encode(rows, config, tokenizer, None), config, head, slack_max)
-    template = make_template(config.template, tokenizer)
+        encoded = _encode(rows, config, tokenizer, None)
+        return _pack(encoded, config, head, slack_max)
+    template = make_template(config.template, tokenizer, config.prompt_slots)
     start, opening = tokenizer.encode(template.start), tokenizer.encode(template.opening)
     fixed = len(start) + len(opening)
-    if fixed + 2 > config.length:
+    least = max(fixed, template.slots + len(opening)) + 2
+    if least > config.length:
         raise ConfigError(
-            f"data.length must be at least {fixed + 2} for data.template={config.template}, "
+            f"data.length must be at least {least} for data.template={config.template}, "
             f"got {config.length}"
         )
     head += [*start, *opening]
-    encoded = encode(rows, config, tokenizer, template)
-    history, response, terminated, fits = _fit(encoded, rows, config, fixed)
+    encoded = _encode(rows, config, tokenizer, template)
+    filled = max(template.slots, len(start))  # slots before the opening, at least
+    history, response, terminated, fits = _fit(encoded, rows, config, fixed, filled - len(start))
     kept = fits | (config.too_long == "truncate")
     if not kept.any():
         raise ConfigError(
@@ -130,7 +135,7 @@ def make_table(
     counts = Counts(
         rows=len(first),
         responses=int(kept.sum()),
-        skipped=rows.skipped + encoded.skipped,
+        skipped=encoded.skipped,
         dropped=int((~kept).sum()),
         truncated=int((kept & ~fits).sum()),
     )
@@ -138,6 +143,7 @@ def make_table(
         tokens=np.concatenate([np.array(head, np.int32), encoded.tokens]),
         start=len(start),
         opening=len(opening),
+        filled=filled,
         history=history[kept] + len(head),
         response=response[kept] + len(head),
         terminated=terminated[kept],
@@ -146,8 +152,21 @@ def make_table(
     )
 
 
+def _encode(
+    rows: Rows, config: DataConfig, tokenizer: Tokenizer, template: Template | None
+) -> Encoded:
+    """`encode`, with the rows counted that were skipped before; not empty."""
+    encoded = encode(rows, config, tokenizer, template)
+    if not len(encoded.row):
+        raise ConfigError(
+            f"all {encoded.skipped} rows of {rows.name} were skipped; set data.on_bad_row=error to "
+            "see why"
+        )
+    return dataclasses.replace(encoded, skipped=rows.skipped + encoded.skipped)
+
+
 def _fit(
-    encoded: Encoded, rows: Rows, config: DataConfig, fixed: int
+    encoded: Encoded, rows: Rows, config: DataConfig, fixed: int, filled: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Applies `data.too_long`.
 
@@ -156,6 +175,7 @@ def _fit(
       rows: Names the row in errors.
       config: Sizes and policy.
       fixed: Tokens of start and opening.
+      filled: Slots that a history takes at least.
 
     Returns:
       history [pairs, 2] and response [pairs, 2] after cutting, terminated [pairs], and which pairs
@@ -164,7 +184,7 @@ def _fit(
     history, response = encoded.history.copy(), encoded.response.copy()
     past = history[:, 1] - history[:, 0]
     needed = response[:, 1] - response[:, 0] + 1  # with the terminator
-    slots = config.length - fixed - past
+    slots = config.length - fixed - np.maximum(past, filled)
     fits = needed <= np.minimum(slots, config.max_labels)
     if config.too_long == "error" and not fits.all():
         at = int(np.argmin(fits))
@@ -179,8 +199,9 @@ def _fit(
             f"{subject} labels, data.max_labels is {config.max_labels}; raise data.max_labels or "
             "set data.too_long=truncate"
         )
+    past = np.maximum(past, filled)
     reserve = np.minimum(needed, min(config.max_labels, max(config.length // 4, 1)))
-    surplus = np.clip(reserve - slots, 0, past)
+    surplus = np.clip(reserve - slots, 0, past - filled)
     history[:, 0] += surplus
     room = np.minimum(slots + surplus, config.max_labels)
     response[:, 1] = np.minimum(response[:, 1], response[:, 0] + room)
@@ -199,6 +220,7 @@ def _pack(encoded: Encoded, config: DataConfig, head: list[int], slack_max: floa
         tokens=np.concatenate([np.array(head, np.int32), stream]),
         start=0,
         opening=0,
+        filled=0,
         history=np.full_like(response, len(head)),
         response=response,
         terminated=np.zeros(count, bool),

@@ -69,7 +69,7 @@ def _pronunciations(
     words = open_references(config.data, workdir, "validation")
     words = words[: config.train.evaluate_rows or None]
     options = options_from(config.sample, config.objective.collapse, corpus.tokenizer.ids)
-    template = make_template(config.data.template, corpus.tokenizer)
+    template = make_template(config.data.template, corpus.tokenizer, config.data.prompt_slots)
 
     def measure(params: Params) -> dict[str, float]:
         scores = evaluate_pronunciations(

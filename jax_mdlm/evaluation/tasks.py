@@ -148,9 +148,7 @@ def evaluate_pronunciations(
     """
     prompts = [render_prompt(tokenizer, word, template) for word, _ in words]
     answers = list(
-        generate(
-            params, config, prompts, options, key, batch_size=batch_size, layout=layout
-        )
+        generate(params, config, prompts, options, key, batch_size=batch_size, layout=layout)
     )
     hypotheses = [tokenizer.decode(answer.tokens).split() for answer in answers]
     references = [[text.split() for text in pronunciations] for _, pronunciations in words]

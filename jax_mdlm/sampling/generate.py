@@ -154,4 +154,10 @@ def _decode(
 
     rows = first_row + jnp.arange(canvas.shape[0])
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
-    return decode(denoise, init_state(canvas, keys, options), options)
+    state = decode(denoise, init_state(canvas, keys, options), options)
+    # Whole on every device: a process can read only what its own devices hold.
+    return dataclasses.replace(
+        state,
+        canvas=constrain(layout, state.canvas, None, None),
+        committed_at=constrain(layout, state.committed_at, None, None),
+    )

@@ -4,8 +4,8 @@ Enters: a canvas (from `canvas`) and `denoise(canvas, start) -> logits of one bl
 `generate` makes of the model. Leaves: the final state. One pass of `body` is one model call:
 propose, commit, merge, stop, advance. The oracle in the tests is a plain Python loop.
 
-Key schedule: call `s` of block `b` of a row has the key `k = fold_in(row_key, b * block_length + s)`
-(a block takes at most as many calls as it has slots) and draws Gumbel noise from `fold_in(k, 0)`,
+Key schedule: call `s` of block `b` of a row has the key `k = fold_in(row_key, b * W + s)`,
+with W the block length (no block takes more calls). Gumbel noise is drawn from `fold_in(k, 0)`,
 the random order from `fold_in(k, 1)`. No other row and no count of the batch's calls enters: a
 row's tokens do not depend on what is decoded beside it.
 """

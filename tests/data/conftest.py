@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -112,8 +113,8 @@ def dialogue(*sizes: int) -> Example:
     )
 
 
-def plain_config(**changes: object) -> DataConfig:
-    values: dict = {
+def plain_config(**changes: Any) -> DataConfig:
+    values: dict[str, Any] = {
         "template": "plain",
         "length": 16,
         "max_labels": 8,

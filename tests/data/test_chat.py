@@ -112,3 +112,12 @@ def test_plain_without_a_header_token_separates_by_newline(tmp_path: Path) -> No
 def test_bad_conversations(llada: Tokenizer, conversation: list, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         render_prompt(llada, conversation, make_template("llada", llada))
+
+
+def test_prompts_are_filled_up_to_their_slots(symbols) -> None:
+    """The separator closes the word, pad follows, and responses start at one slot."""
+    template = make_template("plain", symbols, prompt_slots=8)
+    short, long = (render_prompt(symbols, word, template) for word in ("abc", "abcabcabc"))
+    assert short[:4] == render_prompt(symbols, "abc", make_template("plain", symbols))
+    assert short[4:] == [symbols.ids.pad] * 4
+    assert len(long) == 10, "a longer prompt stays as it is"

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from etils import epath
@@ -20,8 +21,9 @@ def write(path: Path, *lines: str) -> str:
     return str(path)
 
 
-def config(files: str, **changes: object) -> DataConfig:
-    return DataConfig(**({"source": "chat_jsonl", "files": files} | changes))
+def config(files: str, **changes: Any) -> DataConfig:
+    values: dict[str, Any] = {"source": "chat_jsonl", "files": files}
+    return DataConfig(**(values | changes))
 
 
 def test_row_shapes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def take(iterator, count: int) -> list[Batch]:
         return list(itertools.islice(iterator, count))
 
 
-def join(batches: list[Batch]) -> dict[str, np.ndarray]:
+def join(batches: list[Batch]) -> dict[str, Any]:
     return {
         name: np.concatenate([np.asarray(getattr(batch, name)) for batch in batches])
         for name in vars(batches[0])
@@ -201,7 +202,9 @@ def test_evaluation_takes_the_rows_in_order(
     ]
     batches = [join(list(group)) for group in zip(*parts, strict=True)]
     assert len(batches) == -(-count // 8)
-    whole = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+    whole: dict[str, Any] = {
+        name: np.concatenate([b[name] for b in batches]) for name in batches[0]
+    }
     assert rows_of(Batch(**whole), symbols)[:count] == list(range(count))
     assert (whole["label_count"][:count] > 0).all()
     assert (whole["label_count"][count:] == 0).all()

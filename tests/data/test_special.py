@@ -1,5 +1,7 @@
 """Special ids: LLaDA's two tokenizers, explicit ids, and every error."""
 
+from typing import Any
+
 import pytest
 
 from jax_mdlm.config import ConfigError, TokenizerConfig
@@ -18,8 +20,8 @@ INSTRUCT = {
 BASE = {token: index for token, index in INSTRUCT.items() if index < 126346}
 
 
-def vocabulary(tokens: dict[str, int], **changes: object) -> Vocabulary:
-    values: dict = {"find": tokens.get, "size": 126349, "special": tuple(tokens.values())}
+def vocabulary(tokens: dict[str, int], **changes: Any) -> Vocabulary:
+    values: dict[str, Any] = {"find": tokens.get, "size": 126349, "special": tuple(tokens.values())}
     return Vocabulary(**(values | changes))
 
 
@@ -67,7 +69,8 @@ def test_a_missing_role_names_its_flag(missing: str, role: str) -> None:
 @pytest.mark.parametrize("role", ["mask", "slack", "pad", "eos", "terminator"])
 @pytest.mark.parametrize("index", [126349, -2])
 def test_an_id_outside_of_the_vocabulary(role: str, index: int) -> None:
-    config = TokenizerConfig(**{f"{role}_id": index})
+    changes: dict[str, Any] = {f"{role}_id": index}
+    config = TokenizerConfig(**changes)
     message = (
         rf"data\.tokenizer\.{role}_id must be an id of the tokenizer, 0 to 126348, got {index}"
     )

@@ -1,5 +1,8 @@
 """Rows on the canvas: against a slow reference, the policies for long rows, pre-training."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,8 @@ from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.containers import Batch
 from jax_mdlm.data.chat import answers, make_template, render_example
 from jax_mdlm.data.examples import Example, Message, pair
-from jax_mdlm.data.pipeline import assemble
+from jax_mdlm.data.pipeline import assemble, evaluation_batches
+from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from tests.data.conftest import dialogue, example, plain_config
@@ -17,7 +21,7 @@ from tests.data.conftest import dialogue, example, plain_config
 
 def lay_out(
     tokenizer: Tokenizer, conversation: Example, turn: int, config: DataConfig
-) -> dict[str, list]:
+) -> dict[str, list | int]:
     """One row slot by slot, for a response and a prompt that fit."""
     template = make_template(config.template, tokenizer)
     prompt, response = render_example(tokenizer, conversation, template, turn)
@@ -34,7 +38,7 @@ def lay_out(
     }
 
 
-def row_of(batch: Batch, row: int) -> dict[str, list]:
+def row_of(batch: Batch, row: int) -> dict[str, list | int]:
     return {name: np.asarray(value)[row].tolist() for name, value in vars(batch).items()}
 
 
@@ -101,7 +105,7 @@ def test_a_response_is_encoded_as_it_follows_the_opening(llada: Tokenizer, make_
 def test_truncation(symbols: Tokenizer, make_rows) -> None:
     """Canvas of 16, 8 labels, a quarter (4 slots) kept for the response; one slot is `>`."""
 
-    def shown(prompt: int, response: int, **changes: object) -> tuple[str, int]:
+    def shown(prompt: int, response: int, **changes: Any) -> tuple[str, int]:
         config = plain_config(**changes)
         table = make_table(make_rows([example(prompt, response)]), config, symbols)
         return show(symbols, table, config), table.counts.truncated
@@ -218,6 +222,20 @@ def test_bad_rows_of_every_kind_are_skipped_together(symbols: Tokenizer, make_ro
     assert (len(table), table.counts.skipped) == (1, 4)
 
 
+@pytest.mark.parametrize("pretraining", [False, True])
+def test_skipped_rows_are_added_up_and_cannot_be_all(
+    symbols: Tokenizer, make_rows, pretraining: bool
+) -> None:
+    config = plain_config(on_bad_row="skip", pretraining=pretraining)
+    bad = pair("a", "b <SLACK>")
+    rows = dataclasses.replace(make_rows([bad, example(1, 1)]), skipped=3)
+    assert make_table(rows, config, symbols).counts.skipped == 4
+    with pytest.raises(
+        ConfigError, match=r"all 1 rows of toy were skipped; set data\.on_bad_row=e"
+    ):
+        make_table(make_rows([bad]), config, symbols)
+
+
 @pytest.mark.parametrize("slack_max", [0.0, 0.5])
 def test_pretraining_packs_texts(symbols: Tokenizer, make_rows, slack_max: float) -> None:
     sizes = [5, 1, 30, 7]
@@ -251,3 +269,18 @@ def test_filling_rows_hold_one_valid_slot_and_no_label(symbols: Tokenizer, make_
     assert not batch.response[1].any()
     assert batch.valid[1].tolist() == [True] + [False] * 15
     assert set(batch.tokens[1].tolist()) == set(batch.labels[1].tolist()) == {symbols.ids.pad}
+
+
+def test_filled_prompts_in_batches_are_those_of_render_prompt(symbols) -> None:
+    config = DataConfig(template="plain", prompt_slots=8, length=24, max_labels=6, end_padding=3)
+    examples = [pair("abc", "AH L"), pair("abcabcabc", "AH")]
+    rows = Rows("test", examples, ["a:1", "a:2"])
+    batch = next(iter(evaluation_batches(make_table(rows, config, symbols), config, batch_size=2)))
+    template = make_template("plain", symbols, 8)
+    for row, conversation in enumerate(examples):
+        prompt, response = render_example(symbols, conversation, template)
+        begin = len(prompt)
+        assert batch.tokens[row, :begin].tolist() == prompt
+        assert batch.tokens[row, begin : begin + len(response)].tolist() == response
+        assert int(np.argmax(batch.response[row])) == begin
+        assert batch.valid[row].sum() == begin + len(response) + 3

@@ -122,7 +122,9 @@ def test_only_the_first_process_trains(tmp_path: Path) -> None:
         assert not folder.exists()
         load_tokenizer(SYMBOLS, folder, lambda: SOUNDS)  # what process 0 does meanwhile
 
-    tokenizer = load_tokenizer(SYMBOLS, folder, lambda: 1 / 0, process_index=1, barrier=barrier)
+    tokenizer = load_tokenizer(
+        SYMBOLS, folder, lambda: [str(1 / 0)], process_index=1, barrier=barrier
+    )
     assert events == ["tokenizer"]
     assert tokenizer.vocab_size == 7 + 26 + 4
 

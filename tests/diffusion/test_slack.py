@@ -100,9 +100,8 @@ def test_every_placement_is_reached_equally_often(separate):
     assert chi_square < {3: 16.3, 9: 27.9}[num_places - 1]  # 99.9%
 
 
-@pytest.mark.parametrize("share", [0.5, 1.3])
-def test_number_of_slacks_is_a_rounded_uniform_share(share):
-    num_rows, count = 20000, 8
+def test_number_of_slacks_is_a_rounded_uniform_share():
+    num_rows, count, share = 20000, 8, 1.3
     rows = [([], [5, 6] * (count // 2))] * num_rows
     _, augmented = _augment(4, rows, slack_max=share, separate=False)
     slack = augmented.frames.sum(axis=1) - count
@@ -120,34 +119,31 @@ def test_number_of_slacks_is_a_rounded_uniform_share(share):
 
 
 def test_end_padding_keeps_its_length_as_far_as_there_is_room():
-    rows = [([5, 6], [5, 6, 7, IDS.terminator])] * 200
-    for length, end_padding in ((24, 5), (10, 3), (6, 0)):
-        batch, augmented = _augment(
-            5, rows, length, slack_max=2.0, separate=False, end_padding=end_padding
-        )
-        for i in range(len(rows)):
-            _check_row(batch, augmented, i)
-        slack = augmented.frames.sum(axis=1) - 4
-        padding = augmented.response.sum(axis=1) - augmented.frames.sum(axis=1)
-        np.testing.assert_array_equal(padding, np.minimum(end_padding, length - 6 - slack))
-        assert slack.max() == min(8, length - 6)
+    prompts = np.repeat([0, 4, 11, 16, 20], 100)  # 20, 16, 9, 4 and 0 slots of room
+    rows = [([5] * int(size), [5, 6, 7, IDS.terminator]) for size in prompts]
+    batch, augmented = _augment(5, rows, slack_max=2.0, separate=False, end_padding=5)
+    for i in range(len(rows)):
+        _check_row(batch, augmented, i)
+    slack = augmented.frames.sum(axis=1) - 4
+    padding = augmented.response.sum(axis=1) - augmented.frames.sum(axis=1)
+    room = LENGTH - 4 - prompts
+    np.testing.assert_array_equal(padding, np.minimum(np.minimum(5, room), room - slack))
+    most = [slack[prompts == size].max() for size in (0, 4, 11, 16, 20)]
+    assert most == [8, 8, 8, 4, 0]
 
 
 def test_separators_that_do_not_fit_are_dropped_and_the_row_is_placed_at_random():
     answer = [5, 5, 5, IDS.terminator]  # two separators
-    rows = [([], answer)] * 300
-    placed = {}
-    for length in (6, 5):
-        batch, augmented = _augment(6, rows, length, 4, slack_max=1.0, separate=True)
-        placed[length] = {tuple(_check_row(batch, augmented, i)) for i in range(len(rows))}
-    assert placed[6] == {(5, 1, 5, 1, 5, 4)}  # as many separators as there is room
-    assert len(placed[5]) == 5  # room for one: nowhere, or at any of four places
+    rows = [([], answer)] * 300 + [([6], answer)] * 300
+    batch, augmented = _augment(6, rows, 6, 4, slack_max=1.0, separate=True)
+    placed = [tuple(_check_row(batch, augmented, i)) for i in range(len(rows))]
+    assert set(placed[:300]) == {(5, 1, 5, 1, 5, 4)}  # as many separators as there is room
+    assert len(set(placed[300:])) == 5  # room for one: nowhere, or at any of four places
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_no_slack_share_leaves_the_batch_as_it_is(separate):
+def test_no_slack_share_leaves_the_batch_as_it_is():
     rows = [([5], [6, 6, IDS.terminator]), None, ([], [7])]
-    batch, augmented = _augment(7, rows, slack_max=0.0, separate=separate, end_padding=2)
+    batch, augmented = _augment(7, rows, slack_max=0.0, separate=True, end_padding=2)
     np.testing.assert_array_equal(augmented.tokens, batch.tokens)
     np.testing.assert_array_equal(augmented.response, batch.response)
     np.testing.assert_array_equal(augmented.valid, batch.valid)
@@ -155,18 +151,13 @@ def test_no_slack_share_leaves_the_batch_as_it_is(separate):
 
 
 def test_rows_without_labels_or_without_response():
-    rows = [None, ([5, 6], []), ([], []), ([5], [6])]
+    rows = [None, ([5, 6], []), ([], [])]
     batch, augmented = _augment(8, rows, slack_max=0.9, separate=True, end_padding=4)
     for i in range(len(rows)):
         _check_row(batch, augmented, i)
-    assert augmented.frames[:3].sum() == 0
-    assert augmented.response.sum(axis=1)[:3].tolist() == [0, 4, 4]
-
-
-def test_tokens_keep_their_type_and_shape():
-    batch, augmented = _augment(9, [([5], [6, 7])] * 2, slack_max=0.5, separate=True)
+    assert not augmented.frames.any()
+    assert augmented.response.sum(axis=1).tolist() == [0, 4, 4]
     assert augmented.tokens.dtype == batch.tokens.dtype == np.int32
-    assert augmented.tokens.shape == (2, LENGTH)
 
 
 @hypothesis.given(tokens=st.lists(st.integers(5, 7) | st.just(1), max_size=12))

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_mdlm.containers import SampleState, SpecialIds
+from jax_mdlm.config import ModelConfig
+from jax_mdlm.containers import ParamRow, Params, SampleState, SpecialIds
+from jax_mdlm.model import table
 from jax_mdlm.sampling import (
     AboveThreshold,
     AtRandom,
@@ -148,6 +150,17 @@ def _draw_all(keys: jax.Array, calls: jax.Array, width: int) -> tuple[jax.Array,
 def row_keys(seed: int, rows: int, first_row: int = 0) -> jax.Array:
     key = jax.random.key(seed)
     return jnp.stack([jax.random.fold_in(key, first_row + row) for row in range(rows)])
+
+
+def random_params(config: ModelConfig, seed: int = 0) -> Params:
+    """Parameters for the model itself; compiling `model.init` takes longer than a test."""
+    rng = np.random.default_rng(seed)
+
+    def draw(row: ParamRow) -> np.ndarray:
+        shape = table.shape(row, config)
+        return rng.normal(size=shape).astype(np.float32) * (0.2 if row.num_inputs else 1.0)
+
+    return table.tree({row.path: jnp.asarray(draw(row)) for row in table.ROWS})
 
 
 def settings(options: SampleOptions) -> reference.Settings:

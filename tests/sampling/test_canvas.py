@@ -78,8 +78,8 @@ def test_bucket_is_cut_to_the_model():
         (
             [[1], [1] * 13],
             None,
-            r"prompt 1 with 13 tokens and sample\.length=4 new slots must fit model\.max_length=16; "
-            r"shorten the prompt or lower sample\.length",
+            r"prompt 1 with 13 tokens and sample\.length=4 new slots must fit "
+            r"model\.max_length=16; shorten the prompt or lower sample\.length",
         ),
         (
             [[1, MASK, 2]],

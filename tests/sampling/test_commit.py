@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_mdlm.sampling import AboveThreshold, AtRandom, ByConfidence, ByEntropy, ByMargin
@@ -56,7 +56,7 @@ def test_propose_never_offers_the_mask(temperature):
 
 def test_propose_draws_from_the_tempered_softmax():
     """Frequencies against softmax(logits / T) without the mask; the confidence is untempered."""
-    temperature, slots = 0.7, 60_000
+    temperature, slots = 0.7, 20_000
     row = draw_logits(1, (7,))
     logits = jnp.broadcast_to(jnp.asarray(row), (1, slots, 7))
     offer = propose(logits, keys(1), temperature=temperature, mask_id=MASK)
@@ -105,6 +105,7 @@ def test_random_order_is_uniform_and_one_row_does_not_see_another():
     np.testing.assert_array_equal(alone[0], score[7])
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.lists(st.sampled_from([0.0, -0.0, 0.5, 1.0, -np.inf]), min_size=8, max_size=8))
 def test_ranks_sort_by_score_then_by_slot(values):
     want = sorted(range(8), key=lambda slot: (-values[slot], slot))
@@ -112,9 +113,7 @@ def test_ranks_sort_by_score_then_by_slot(values):
     assert got.tolist() == want
 
 
-@pytest.mark.parametrize(
-    ("calls_left", "count"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (8, 1)]
-)
+@pytest.mark.parametrize(("calls_left", "count"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (8, 1)])
 def test_quota_takes_the_best_masked_slots(calls_left, count):
     """ceil(5 / calls left) of the five masked slots; the observed slot is the most confident."""
     confidence = [[0.1, 0.9, 0.3, 0.3, 0.2, 0.25]]

@@ -94,9 +94,7 @@ def test_equals_the_python_loop_alone(threshold, temperature, collapse):
     ],
 )
 def test_equals_the_python_loop_for_any_quota(length, block_length, steps):
-    options = options_with(
-        length=length, block_length=block_length, steps=steps, collapse="merge"
-    )
+    options = options_with(length=length, block_length=block_length, steps=steps, collapse="merge")
     check_against_oracle(options, PROMPTS, seed=length + block_length + steps)
 
 

@@ -1,0 +1,76 @@
+"""A tiny real run: generated chat rows, a tokenizer trained from them, a two-layer model."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from jax_mdlm.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+
+def tiny_config(files: str, **train: object) -> Config:
+    return Config(
+        name="tiny",
+        model=ModelConfig(
+            vocab_size=0,
+            embed=16,
+            layers=2,
+            heads=2,
+            kv_heads=2,
+            head_dim=8,
+            mlp=24,
+            max_length=32,
+            compute_dtype="float32",
+            remat="none",
+        ),
+        objective=ObjectiveConfig(loss_chunk=16),
+        data=DataConfig(
+            source="chat_jsonl",
+            files=files,
+            template="plain",
+            length=32,
+            max_labels=12,
+            end_padding=4,
+            validation_percent=10.0,
+            tokenizer=TokenizerConfig(kind="symbols"),
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2),
+        train=dataclasses.replace(
+            TrainConfig(
+                steps=5,
+                batch_size=16,
+                log_every=1,
+                evaluate_every=0,
+                evaluate_rows=16,
+                save_every=2,
+                tensorboard=False,
+            ),
+            **train,
+        ),
+        sample=SampleConfig(length=8, block_length=8, steps=4, batch_size=4),
+    )
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 rows: spell a short word backwards, with repeats."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    words = [a + b + c for a in "abcd" for b in "abcde" for c in "aabc"]
+    rows = [{"prompt": word, "response": " ".join(reversed(word.upper()))} for word in words]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def tiny(rows_file: Path) -> Config:
+    return tiny_config(str(rows_file))
