@@ -52,7 +52,8 @@ def get_config(preset: str = "") -> Config:
             template="llada",
             length=4096,  # LLaDA
             max_labels=2048,  # our choice
-            end_padding=64,  # our choice; LLaDA pads to the longest row of a mini-batch
+            end_padding=64,  # our choice; LLaDA pads to the longest row of a mini-batch,
+            draw_end_padding=True,  # which hides the answer's length as this does
             tokenizer=TokenizerConfig(kind="huggingface", path="GSAI-ML/LLaDA-8B-Instruct"),
         ),
         optimizer=OptimizerConfig(

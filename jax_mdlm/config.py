@@ -86,6 +86,7 @@ class DataConfig:
     length: int = 4096  # L, slots of the canvas
     max_labels: int = 2048  # U, response tokens per row, terminator included
     end_padding: int = 64  # EOS slots after the terminator that CE supervises, at most
+    draw_end_padding: bool = False  # 0 to end_padding of them, drawn per row and epoch; else all
     too_long: Literal["truncate", "drop", "error"] = "truncate"  # rows that do not fit; counted
     on_bad_row: Literal["error", "skip"] = "error"  # malformed rows; skipped ones are counted
     keep_stress: bool = False  # pronunciations: keep the stress digits of vowels

@@ -76,7 +76,11 @@ class Layout:
 
         The rows of all processes together are the whole batch.
         """
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.rows, x), rows)
+        # The copy is meant; over several processes JAX counts it as an implicit one.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.tree.map(
+                lambda x: jax.make_array_from_process_local_data(self.rows, x), rows
+            )
 
     @property
     def batch_shards(self) -> int:

@@ -5,11 +5,12 @@ resumes where the work directory stands; SIGTERM or Ctrl-C saves and exits 0.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import optax
@@ -21,6 +22,7 @@ from jax_mdlm.config import Config, ConfigError, differences, from_json, to_json
 from jax_mdlm.containers import SpecialIds, TrainState
 from jax_mdlm.data.corpus import Corpus, load_corpus
 from jax_mdlm.evaluation.periodic import make_evaluation
+from jax_mdlm.model import table
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.storage import Checkpoints, open_checkpoints
@@ -85,7 +87,7 @@ def train(config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path) -
     resolved = to_json(config)
 
     def save() -> None:
-        window.fetch(keep_newest=False)  # never save what is not finite
+        window.check()  # never save what is not finite
         checkpoint.save_state(checkpoints, state, resolved)
 
     def evaluate() -> None:
@@ -94,36 +96,61 @@ def train(config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path) -
         progress.line(step, "validation", values)
         throughput.restart()
 
-    with progress, stop, jax.transfer_guard("disallow"):
+    def report() -> None:
+        values = window.report()
+        if values:
+            values |= throughput.read(values.pop("tokens"))
+            values |= ctc_health(values, progress)
+            log.write(step, "train", values)
+            progress.line(step, "train", values)
+
+    progress.note(f"training rows: {corpus.train.counts}")
+    progress.note(f"{table.num_parameters(config.model):,} parameters, {describe(layout)}")
+    # Closed in reverse: a save that is under way is finished, whatever ends the loop.
+    closing = contextlib.closing
+    with closing(checkpoints), closing(log), closing(batches), progress, stop:
         while step < config.train.steps and not stop.requested(step):
-            batch = layout.place_rows(next(batches))
-            state, metrics = train_step(state, batch)
+            with jax.transfer_guard("disallow"):  # a silent copy in here would cost every step
+                batch = layout.place_rows(next(batches))
+                state, metrics = train_step(state, batch)
             window.add(step, metrics)
             step += 1
             throughput.step()
             progress.advance(step)
-            if step % config.train.log_every == 0 and (values := window.fetch()):
-                values |= throughput.read(values.pop("tokens"))
-                log.write(step, "train", values)
-                progress.line(step, "train", values)
             last = step == config.train.steps
+            if step % config.train.log_every == 0:
+                report()
             if last or (config.train.evaluate_every and step % config.train.evaluate_every == 0):
-                with jax.transfer_guard("allow"):
-                    evaluate()
+                evaluate()
             if last or step % config.train.save_every == 0:
-                with jax.transfer_guard("allow"):
-                    save()
-        if step < config.train.steps:
-            with jax.transfer_guard("allow"):
-                if checkpoints.latest() != step:
-                    save()
-            progress.note(f"stopped by a signal and saved at step {step}; run again to go on")
-        elif step == first_step:
+                save()
+        if step == first_step == config.train.steps:
             progress.note(f"nothing to do: {workdir} has made its {step} steps")
-        checkpoints.close()
-    batches.close()
-    log.close()
+        elif step < config.train.steps:
+            if checkpoints.latest() != step:
+                save()
+            checkpoints.wait()
+            progress.note(f"stopped by a signal and saved at step {step}; run again to go on")
     return state
+
+
+def ctc_health(values: Mapping[str, float], progress: Progress) -> dict[str, float]:
+    """How heavy CTC is beside CE; warns where rows without an alignment are common."""
+    if "ctc" not in values:
+        return {}
+    if values["infeasible"] > 0.01:
+        progress.note(
+            f"warning: {values['infeasible']:.1%} of the rows have no alignment and are left out "
+            "of CTC; raise data.length or set objective.separate_repeats=true"
+        )
+    return {"ctc_to_ce": values["ctc_weight"] * values["ctc"] / max(values["ce"], 1e-9)}
+
+
+def describe(layout: Layout) -> str:
+    """The mesh and its devices, for the log."""
+    axes = [f"{name}={size}" for name, size in layout.mesh.shape.items() if size > 1]
+    kind = layout.mesh.devices.flat[0].device_kind
+    return f"{layout.mesh.size} {kind} device(s) {' '.join(axes)}".rstrip()
 
 
 class Stop:

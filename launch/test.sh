@@ -9,4 +9,4 @@ install dev
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/basedpyright
-.venv/bin/python -m pytest -m "not slow" "$@"
+.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile "$@"

@@ -7,7 +7,7 @@ processes, and a library upgrade does not change the order of a run that is resu
 
 import numpy as np
 
-ORDER, TURN, CUT, CUT_LENGTH = range(4)  # what a draw is for; each has its own stream
+ORDER, TURN, CUT, CUT_LENGTH, PADDING = range(5)  # what a draw is for; each has its own stream
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

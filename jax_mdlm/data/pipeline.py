@@ -22,7 +22,11 @@ _PREFETCH = 4  # batches that are assembled ahead
 
 
 def assemble(
-    table: Table, pairs: np.ndarray, config: DataConfig, lengths: np.ndarray | None = None
+    table: Table,
+    pairs: np.ndarray,
+    config: DataConfig,
+    lengths: np.ndarray | None = None,
+    end_padding: np.ndarray | None = None,
 ) -> Batch:
     """Rows of a batch from their pairs, with one gather.
 
@@ -31,6 +35,7 @@ def assemble(
       pairs: int [b]; which prompt and response; -1 = a row that only fills up the batch.
       config: Sizes.
       lengths: int [b]; tokens of the response to keep (pre-training); None = all.
+      end_padding: int [b]; EOS slots behind the terminator; None = `config.end_padding`.
 
     Returns:
       A `Batch` of int32 and bool arrays, [b, L] and [b, U]. A filling row has one valid slot (a
@@ -47,7 +52,8 @@ def assemble(
     begin = np.where(filling, 1, opening + table.opening)  # first response slot
     close = begin + learned  # the terminator's slot
     stop = begin + labels  # behind the last label
-    padding = np.where(terminated & ~filling, config.end_padding, 0)
+    padding = config.end_padding if end_padding is None else end_padding
+    padding = np.where(terminated & ~filling, padding, 0)
     end = np.minimum(stop + padding, config.length)  # behind the last valid slot
 
     def column(per_row: np.ndarray) -> np.ndarray:
@@ -150,7 +156,8 @@ class TrainBatches(Iterator[Batch]):
         lengths = None
         if self._config.pretraining:
             lengths = random_lengths(self._table, self._config, epochs, rows, pairs)
-        return assemble(self._table, pairs, self._config, lengths)
+        padding = end_paddings(self._config, epochs, rows)
+        return assemble(self._table, pairs, self._config, lengths, padding)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return draws.permutation(self._config.seed, epoch, len(self._table))
@@ -228,7 +235,11 @@ def evaluation_batches(
     for begin in range(0, count, batch_size):
         own = pairs[begin + process_index * size :][:size]
         own = own[: max(0, count - begin - process_index * size)]
-        yield assemble(table, np.pad(own, (0, size - len(own)), constant_values=-1), config)
+        own = np.pad(own, (0, size - len(own)), constant_values=-1)
+        padding = end_paddings(
+            config, np.zeros(size), begin + process_index * size + np.arange(size)
+        )
+        yield assemble(table, own, config, end_padding=padding)
 
 
 def choose_pairs(table: Table, seed: int, epochs: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -250,6 +261,22 @@ def choose_pairs(table: Table, seed: int, epochs: np.ndarray, rows: np.ndarray) 
     count = table.first_pair[rows + 1] - first
     draw = draws.uniform(seed, draws.TURN, epochs, rows)
     return first + np.minimum((draw * count).astype(np.int64), count - 1)
+
+
+def end_paddings(config: DataConfig, epochs: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """EOS slots behind each terminator, where the canvas leaves room.
+
+    With a fixed number (`draw_end_padding` off) on a canvas that it does not fill, the count of
+    valid slots tells the model how long the answer is, which no sampler can know beforehand. Drawn
+    uniformly, it says little.
+
+    Returns:
+      int [n], 0 to `end_padding`.
+    """
+    if not config.draw_end_padding:
+        return np.full(len(rows), config.end_padding)
+    draw = draws.uniform(config.seed, draws.PADDING, epochs, rows)
+    return (draw * (config.end_padding + 1)).astype(np.int64)
 
 
 def random_lengths(

@@ -30,7 +30,7 @@ PEAK_FLOPS = {
 
 
 class Window:
-    """Metrics of the steps since the last fetch."""
+    """Metrics of the steps since the last report."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, Mapping[str, Mean]]] = []
@@ -39,34 +39,39 @@ class Window:
         """Keeps a step's metrics on the device; `step` counts the updates made before it."""
         self._steps.append((step, metrics))
 
-    def fetch(self, *, keep_newest: bool = True) -> dict[str, float]:
-        """Averages over the window and forgets it.
-
-        Args:
-          keep_newest: Leave the newest step, which may still run, for the next window.
-
-        Returns:
-          Numbers per metric; {} for an empty window.
+    def check(self, steps: int | None = None) -> None:
+        """Fetches the oldest `steps` (default: all, waiting for the running one) and looks at them.
 
         Raises:
           FloatingPointError: loss or gradient of a step is NaN or infinite; names the steps.
         """
-        cut = len(self._steps) - 1 if keep_newest else len(self._steps)
-        taken, self._steps = self._steps[:cut], self._steps[cut:]
-        if not taken:
-            return {}
-        first, last = taken[0][0], taken[-1][0]
-        values = jax.device_get([metrics for _, metrics in taken])
+        numbers = [number for number, _ in self._steps[:steps]]
+        values = jax.device_get([metrics for _, metrics in self._steps[:steps]])
+        self._steps[: len(numbers)] = list(zip(numbers, values, strict=True))
         for name in ("loss", "grad_norm"):
             finite = [np.isfinite(metrics[name].total) for metrics in values]
-            bad = [step for (step, _), good in zip(taken, finite, strict=True) if not good]
-            if bad:
+            if not all(finite):
                 raise FloatingPointError(
-                    f"{name} must be finite, but is NaN or infinite at step {bad[0]} (seen in "
-                    f"steps {first} to {last}); the newest checkpoint is from before that: lower "
-                    "optimizer.learning_rate or look at the data of these steps"
+                    f"{name} must be finite, but is NaN or infinite at step "
+                    f"{numbers[finite.index(False)]} (seen in steps {numbers[0]} to {numbers[-1]});"
+                    " the newest checkpoint is from before that: lower optimizer.learning_rate or "
+                    "look at the data of these steps"
                 )
-        return {name: mean_value([m[name] for m in values]) for name in values[0]}
+
+    def report(self) -> dict[str, float]:
+        """Averages and forgets all steps but the newest, which may still run.
+
+        Returns:
+          Numbers per metric; {} where there is no step.
+
+        Raises:
+          FloatingPointError: as `check`.
+        """
+        cut = max(len(self._steps) - 1, 0)
+        self.check(cut)
+        taken, self._steps = self._steps[:cut], self._steps[cut:]
+        names = taken[0][1] if taken else ()
+        return {name: mean_value([metrics[name] for _, metrics in taken]) for name in names}
 
 
 def mean_value(parts: list[Mean]) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.containers import Batch
@@ -13,6 +14,7 @@ from jax_mdlm.data import draws
 from jax_mdlm.data.pipeline import (
     assemble,
     choose_pairs,
+    end_paddings,
     evaluation_batches,
     random_lengths,
     train_batches,
@@ -222,3 +224,16 @@ def test_processes_must_share_a_batch_evenly(table: Table, config: DataConfig) -
         train_batches(table, config, batch_size=8, process_count=3)
     with pytest.raises(ConfigError, match=message):
         next(evaluation_batches(table, config, batch_size=8, process_count=3))
+
+
+def test_drawn_end_padding_is_uniform_and_depends_on_row_and_epoch_only() -> None:
+    config = DataConfig(end_padding=4, draw_end_padding=True)
+    rows = np.arange(5000)
+    first = end_paddings(config, np.zeros_like(rows), rows)
+    counts = np.bincount(first, minlength=5)
+    assert len(counts) == 5
+    assert chisquare(counts).pvalue > 1e-4
+    np.testing.assert_array_equal(first[7:9], end_paddings(config, np.zeros(2), rows[7:9]))
+    assert (first != end_paddings(config, np.ones_like(rows), rows)).mean() > 0.7
+    fixed = end_paddings(DataConfig(end_padding=4), np.zeros_like(rows), rows)
+    assert set(fixed) == {4}
