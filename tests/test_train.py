@@ -162,24 +162,32 @@ def test_sigkill_and_a_second_run_goes_on_bitwise(
     same_run(undisturbed, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def span(config_file: Path, undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> float:
+    """Seconds of a whole run that compiles nothing any more."""
+    began = time.monotonic()
+    finish(start(config_file, tmp_path_factory.mktemp("timed")))
+    return time.monotonic() - began
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["term", "kill"])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("part", range(5))
 def test_ten_random_moments(
-    config_file: Path, undisturbed: Path, tmp_path: Path, how: signal.Signals, seed: int
+    config_file: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    how: signal.Signals,
+    part: int,
+    span: float,
 ) -> None:
     """Any moment: while importing, compiling, stepping, evaluating, saving."""
-    # 0 to 1.3 times an undisturbed run that compiles nothing any more.
-    began = time.monotonic()
-    finish(start(config_file, tmp_path / "timed"))
-    span = time.monotonic() - began
-    workdir = tmp_path / "run"
-    process = start(config_file, workdir)
-    time.sleep(random.Random(1000 * how + seed).random() * span)
+    process = start(config_file, tmp_path)
+    time.sleep((part + random.random()) / 5 * span)
     process.send_signal(how)
     process.communicate()
-    finish(start(config_file, workdir))
-    same_run(undisturbed, workdir)
+    finish(start(config_file, tmp_path))
+    same_run(undisturbed, tmp_path)
 
 
 def test_a_finished_run_has_nothing_to_do_and_can_be_extended(
@@ -259,15 +267,15 @@ def test_two_processes_train_save_and_resume(
     config_file: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """SIGTERM to one stops both at the same step; the losses are those of one process."""
-    steps = "--config.train.steps=40"
-    pair = run_pair(config_file, tmp_path, steps)
+    steps = ("--config.train.steps=40", "--config.train.evaluate_every=0")
+    pair = run_pair(config_file, tmp_path, *steps)
     wait_for_step(pair[0], tmp_path, 8)
     pair[1].send_signal(signal.SIGTERM)
     first, _ = (finish(process) for process in pair)
     stopped = re.search(r"saved at step (\d+)", first)
     assert stopped, first
     assert int(stopped[1]) < 40
-    for process in run_pair(config_file, tmp_path, steps):
+    for process in run_pair(config_file, tmp_path, *steps):
         finish(process)
     alone, spread = losses(undisturbed), losses(tmp_path)
     assert max(spread) == 40
