@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from jax_mdlm import sample, train
+from jax_mdlm import evaluate, sample, train
 from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.sharding import make_layout
@@ -416,3 +416,10 @@ def test_prompts_from_files_and_their_errors(
         sample.main([*base, "--file", str(rows), "abc"])
     with pytest.raises(ConfigError, match=r"prompt file nothing was not found; check --file"):
         sample.main([*base, "--file", "nothing"])
+
+
+def test_error_rates_need_pronunciations(undisturbed: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="must be trained on pronunciations, its data.source is chat_jsonl"
+    ):
+        evaluate.main(["pronunciations", "--workdir", str(undisturbed)])
