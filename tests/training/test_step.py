@@ -1,6 +1,7 @@
 """The update: meshes, accumulation and remat change nothing; resumed draws are the same."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -168,3 +169,25 @@ def test_the_8b_config_by_shape(eight_devices) -> None:
         lambda x: (x.shape, x.dtype), abstract.params
     )
     assert {"loss", "ce", "ctc", "infeasible", "padding", "tokens"} <= set(metrics)
+
+
+def test_pretraining_is_a_setting_of_the_same_path(tiny: Config, tmp_path) -> None:
+    """Whole texts as responses, no terminator, slack with room; the loss falls."""
+    path = tmp_path / "texts.jsonl"
+    words = ["A", "B", "C", "D"]
+    rows = [{"text": " ".join(words[(i * j) % 4] for j in range(1, 30))} for i in range(1, 60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = dataclasses.replace(
+        tiny.data, files=str(path), pretraining=True, max_labels=24, random_length_share=0.5
+    )
+    config = dataclasses.replace(
+        tiny, data=data, train=dataclasses.replace(tiny.train, steps=40, batch_size=8)
+    )
+    corpus = load_corpus(config, epath.Path(tmp_path))
+    batch = next(corpus.batches(config, 0))
+    assert (np.argmax(batch.response, axis=1) == 0).all(), "no prompt"
+    assert batch.label_count.max() == 32 // 1.5
+    assert batch.label_count.min() < 32 // 1.5, "some rows are cut to a random length"
+    assert (batch.response.sum(1) == batch.label_count).all(), "no end padding"
+    losses, _ = run(with_vocabulary(config, corpus), corpus, one_device(), 40)
+    assert np.mean([step["loss"] for step in losses[-5:]]) < 0.9 * losses[0]["loss"]
