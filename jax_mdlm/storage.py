@@ -132,6 +132,7 @@ def open_checkpoints(folder: epath.Path, *, keep: int | None = None) -> Checkpoi
 
     Values are stored as they are: compressing floats costs several times the writing time.
     """
+    folder = epath.Path(folder).resolve()  # Orbax refuses a relative one, at the first save
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handler = ocp.PyTreeCheckpointHandler(use_compression=False)
     registry.add("tree", ocp.args.PyTreeSave, handler)

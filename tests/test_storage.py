@@ -39,6 +39,14 @@ def test_round_trip_and_keeping(saved: Checkpoints) -> None:
     assert saved.shapes(3) == {"a/b": ((8, 2), "float32"), "n": ((), "int32")}
 
 
+def test_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoints = open_checkpoints(epath.Path("runs/c"), keep=1)
+    checkpoints.save(1, TREE, {})
+    checkpoints.close()
+    assert open_checkpoints(epath.Path("runs/c")).latest() == 1
+
+
 def test_a_part_goes_straight_to_another_mesh(saved: Checkpoints) -> None:
     place = make_layout(MeshConfig(fsdp=8)).sharding(("embed", None))
     want = {"a": {"b": jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=place)}}
