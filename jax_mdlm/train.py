@@ -243,7 +243,9 @@ def _load(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
         )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        recorded.write_text(to_json(config))
+        aside = workdir / "config.json.tmp"  # a kill while writing must not leave half a config
+        aside.write_text(to_json(config))
+        aside.replace(recorded)
     return config, corpus
 
 
