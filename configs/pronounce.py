@@ -1,6 +1,15 @@
 """Letters to phonemes on CMUdict with slack and CTC: a real alignment problem for a laptop.
 
 python -m jax_mdlm.train --config configs/pronounce.py --workdir runs/pronounce
+
+Presets: `pronounce` (merge), `pronounce:slack_only`, `pronounce:ce` (the matched baseline).
+Two CPU cores: 7 minutes of training, phoneme error rate 13.6 %, word error rate 52.7 % on 5,000
+test words (nearest pronunciation counted).
+
+Lambda, slack share, sizes and decoding were chosen on the 2,000 validation words, not on the test
+words. The paper's lambda of 0.1 is far too light for a model this small: CTC at 4 per label decodes
+better. Of the rates tried, 3e-3 learned fastest (5e-3 was slower); s_max 0.3 with three wider
+layers gave 18.0 % where s_max 0.5 with four layers gave 16.5 % at the same number of rows.
 """
 
 from jax_mdlm.config import (

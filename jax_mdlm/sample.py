@@ -105,6 +105,8 @@ def _show(tokenizer: Tokenizer, prompt: Any, answer: Answer, *, as_json: bool, c
             record |= {"canvas": _tokens(tokenizer, slots), "committed_at": calls}
         return json.dumps(record, ensure_ascii=False)
     line = f"{prompt if isinstance(prompt, str) else prompt[-1]['content']} -> {text}"
+    while slots and slots[-1] == tokenizer.ids.eos:  # the tail that says nothing
+        slots.pop()
     return f"{line}\n{_table(_tokens(tokenizer, slots), calls)}" if canvas else line
 
 
@@ -114,7 +116,7 @@ def _tokens(tokenizer: Tokenizer, slots: Sequence[int]) -> list[str]:
 
 def _table(tokens: Sequence[str], order: Sequence[int]) -> str:
     """Two aligned lines: what stands in each slot, and the call (from 0) that put it there."""
-    calls = [str(call) if call >= 0 else "" for call in order]
+    calls = [str(call) if call >= 0 else "" for call in order[: len(tokens)]]
     widths = [max(len(token), len(call)) for token, call in zip(tokens, calls, strict=True)]
     top = " ".join(token.ljust(width) for token, width in zip(tokens, widths, strict=True))
     bottom = " ".join(call.ljust(width) for call, width in zip(calls, widths, strict=True))
