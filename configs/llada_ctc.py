@@ -1,7 +1,7 @@
 """Fine-tunes LLaDA-8B with slack and CTC (arXiv 2601.22947, version 1).
 
     python -m jax_mdlm.train --config configs/llada_ctc.py --workdir gs://BUCKET/run \\
-        --config.data.files=train.jsonl --config.init.source=gs://BUCKET/llada_8b
+        --config.data.files=train.jsonl --config.init.from=gs://BUCKET/llada_8b
 
 Presets: `llada_ctc.py` (merge), `llada_ctc.py:slack_only` (version 2's map), `llada_ctc.py:ce`
 (the matched baseline: plain LLaDA fine-tuning, same code, no slack, no CTC).

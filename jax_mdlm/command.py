@@ -22,6 +22,8 @@ from etils import epath
 from jax_mdlm.config import Config, ConfigError, validate
 
 _PREFIX = "--config."
+# `from` is a keyword: no field can have that name, but a flag can.
+_SPELLINGS = {"init.from": "init.source"}
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -80,6 +82,7 @@ def apply_overrides(config: Config, overrides: Sequence[str], section: str = "")
       ConfigError: unknown field (the nearest one is named), wrong type, other section.
     """
     for field, text in _pairs(overrides):
+        field = _SPELLINGS.get(field, field)
         if section and field.split(".")[0] not in (section, "mesh"):
             raise ConfigError(
                 f"--config.{field} cannot be changed here: the work directory fixes everything but "

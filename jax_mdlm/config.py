@@ -125,7 +125,9 @@ class MeshConfig:
 class InitConfig:
     """Where parameters come from when a work directory is new."""
 
-    source: str = ""  # another work directory, whose newest parameters are taken; empty = drawn
+    # Another work directory, whose newest parameters are taken; empty = drawn. On the command line
+    # also --config.init.from.
+    source: str = ""
     slack_row: Literal["mean", "keep", "normal"] = "mean"  # the slack token's row, with a source
 
 
@@ -152,7 +154,7 @@ class SampleConfig:
 
     length: int = 128  # new slots per prompt
     block_length: int = 32  # slots decoded before the next block starts; divides length
-    steps: int = 128  # model calls at most; at least one a block
+    steps: int = 128  # model calls at most; at least one a block; not used with a threshold
     strategy: Literal["confidence", "entropy", "margin", "random"] = "confidence"
     threshold: float = 0.0  # commit every slot at least this confident; 0 = fixed quota
     temperature: float = 0.0  # of the Gumbel noise; 0 = argmax

@@ -21,6 +21,7 @@ def test_values_are_cast_to_the_fields_types() -> None:
         "--config.objective.separate_repeats=false",
         "--config.objective.collapse=slack_only",
         "--config.mesh.rules=embed=,mlp=tensor+context",
+        "--config.init.from=runs/other",
         "--config.data.tokenizer.mask_id",
         "7",
     )
@@ -30,6 +31,7 @@ def test_values_are_cast_to_the_fields_types() -> None:
     assert config.objective.collapse == "slack_only"
     assert config.mesh.rules == ("embed=", "mlp=tensor+context")
     assert config.data.tokenizer.mask_id == 7
+    assert config.init.source == "runs/other"
 
 
 @pytest.mark.parametrize(
