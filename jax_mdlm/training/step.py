@@ -44,7 +44,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
-            "grad_norm": Mean.of(optax.global_norm(grads)),
+            "grad_norm": Mean.of(optax.tree.norm(grads)),
             "learning_rate": Mean.of(jnp.asarray(rate(state.step))),
             "ctc_weight": Mean.of(ctc_weight),
             "tokens": Mean.of(jnp.sum(corruption.valid, dtype=jnp.float32)),
