@@ -26,6 +26,7 @@ from jax_mdlm.storage import CheckpointError, open_checkpoints
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.run import load_config, load_run
 from jax_mdlm.training.state import adopt_params, create_state
+from tests.training.conftest import write_rows
 
 ROOT = Path(__file__).parent.parent
 STEPS, SAVE_EVERY = 160, 20
@@ -35,9 +36,7 @@ STEPS, SAVE_EVERY = 160, 20
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A config like the shipped ones: a tiny model on generated chat rows."""
     folder = tmp_path_factory.mktemp("config")
-    words = [a + b + c for a in "abcd" for b in "abcde" for c in "aabc"]
-    rows = [{"prompt": word, "response": " ".join(reversed(word.upper()))} for word in words]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "rows.jsonl")
     path = folder / "tiny.py"
     path.write_text(
         "from tests.training.conftest import tiny_config\n\n\n"

@@ -61,13 +61,17 @@ def tiny_config(files: str, **train: object) -> Config:
     )
 
 
-@pytest.fixture(scope="session")
-def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_rows(path: Path) -> None:
     """80 rows: spell a short word backwards, with repeats."""
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     words = [a + b + c for a in "abcd" for b in "abcde" for c in "aabc"]
     rows = [{"prompt": word, "response": " ".join(reversed(word.upper()))} for word in words]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    write_rows(path)
     return path
 
 
