@@ -17,7 +17,6 @@ from jax_mdlm.data.corpus import open_references
 from jax_mdlm.evaluation.tasks import evaluate_pronunciations
 from jax_mdlm.sampling import options_from
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.training.checkpoint import open_existing
 from jax_mdlm.training.run import load_config, load_run
 
 
@@ -62,21 +61,18 @@ def pronunciations(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         batch_size=config.sample.batch_size,
         layout=layout,
     )
-    checkpoints = open_existing(workdir)
-    step = checkpoints.latest()
-    checkpoints.close()
     if args.json:
         record = {
             "split": args.split,
             "words": len(words),
-            "step": step,
+            "step": run.step,
             "slack_share": scores.slack_share,
             "phoneme_error_rate": scores.rates.phoneme,
             "word_error_rate": scores.rates.word,
         }
         print(json.dumps(record))
         return
-    print(f"{len(words):,} {args.split} words, {step:,} training steps")
+    print(f"{len(words):,} {args.split} words, {run.step:,} training steps")
     print(
         f"slack share {100 * scores.slack_share:.1f} % of the decoded slots before the terminator"
     )

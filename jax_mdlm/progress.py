@@ -13,20 +13,28 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 
 # What a line shows, in this order, where it is there; the JSONL file has everything.
-_SHOWN = {
-    "train": ("loss", "ce", "ctc", "accuracy", "slack_predicted", "infeasible", "grad_norm"),
-    "rates": ("learning_rate", "tokens_per_second", "mfu"),
-}
+_SHOWN_IN_TRAINING = (
+    "loss",
+    "ce",
+    "ctc",
+    "accuracy",
+    "slack_predicted",
+    "infeasible",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "mfu",
+)
 
 
 class Progress:
     """A bar on a terminal, plain lines elsewhere; silent where `active` is false."""
 
-    def __init__(self, total: int, *, start: int = 0, active: bool = True, unit: str = "step"):
+    def __init__(self, total: int, *, start: int = 0, active: bool = True):
         self._active = active
         self._console = Console(stderr=True, highlight=False)
         self._bar = RichProgress(
-            TextColumn(unit),
+            TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(),
             TimeElapsedColumn(),
@@ -35,7 +43,7 @@ class Progress:
             console=self._console,
             disable=not (active and self._console.is_terminal),
         )
-        self._task = self._bar.add_task(unit, total=total, completed=start)
+        self._task = self._bar.add_task("step", total=total, completed=start)
 
     def __enter__(self) -> "Progress":
         """Shows the bar."""
@@ -52,9 +60,10 @@ class Progress:
 
     def line(self, step: int, group: str, values: Mapping[str, float]) -> None:
         """Prints a report above the bar."""
-        names = [*_SHOWN["train"], *_SHOWN["rates"]] if group == "train" else list(values)
-        shown = "  ".join(f"{name} {_short(values[name])}" for name in names if name in values)
-        self.note(f"step {step}  {group}  {shown}" if group != "train" else f"step {step}  {shown}")
+        training = group == "train"
+        names = [name for name in _SHOWN_IN_TRAINING if name in values] if training else values
+        shown = [f"{name} {_short(values[name])}" for name in names]
+        self.note("  ".join([f"step {step}", *([] if training else [group]), *shown]))
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""

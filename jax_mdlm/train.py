@@ -203,7 +203,7 @@ def _begin(
     state = create_state(config, optimizer, layout)
     if config.init.source:
         source = epath.Path(config.init.source)
-        params = checkpoint.restore_params(source, abstract.params)
+        _, params = checkpoint.restore_params(source, abstract.params)
         state = adopt_params(state, params, config.init, ids, layout)
     return state
 

@@ -119,26 +119,13 @@ class TrainBatches(Iterator[Batch]):
         self._batch_size = batch_size
         self._process_index, self._process_count = process_index, process_count
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
-        self._open(start_step)
-
-    @property
-    def step(self) -> int:
-        """The step whose rows the next batch holds; all that a checkpoint needs."""
-        return self._step
+        steps = grain.MapDataset.range(start_step, sys.maxsize).map(self.batch_at)
+        # No worker processes: a batch takes less time than to send it to another process.
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
+        self._batches = iter(steps.to_iter_dataset(options))
 
     def __next__(self) -> Batch:
-        batch = next(self._batches)
-        self._step += 1
-        return batch
-
-    def get_state(self) -> dict[str, int]:
-        """The position, for a checkpoint."""
-        return {"step": self._step}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a position, in either direction."""
-        self.close()
-        self._open(state["step"])
+        return next(self._batches)
 
     def close(self) -> None:
         """Ends the thread."""
@@ -161,13 +148,6 @@ class TrainBatches(Iterator[Batch]):
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return draws.permutation(self._config.seed, epoch, len(self._table))
-
-    def _open(self, step: int) -> None:
-        self._step = step
-        steps = grain.MapDataset.range(step, sys.maxsize).map(self.batch_at)
-        # No worker processes: a batch takes less time than to send it to another process.
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCH)
-        self._batches = iter(steps.to_iter_dataset(options))
 
 
 def train_batches(

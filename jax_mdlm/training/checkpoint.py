@@ -44,8 +44,8 @@ def restore_state(checkpoints: Checkpoints, step: int, abstract: TrainState) -> 
     )
 
 
-def restore_params(workdir: epath.Path, abstract: Params, step: int | None = None) -> Params:
-    """Reads only the parameters of the newest (or a given) checkpoint of a work directory.
+def restore_params(workdir: epath.Path, abstract: Params) -> tuple[int, Params]:
+    """Reads only the parameters of the newest checkpoint of a work directory, and its step.
 
     Raises:
       ConfigError: the work directory has no checkpoint.
@@ -53,9 +53,9 @@ def restore_params(workdir: epath.Path, abstract: Params, step: int | None = Non
     """
     checkpoints = open_existing(workdir)
     try:
-        chosen = checkpoints.latest() if step is None else step
-        assert chosen is not None
-        return checkpoints.restore(chosen, {"params": abstract})["params"]
+        step = checkpoints.latest()
+        assert step is not None  # open_existing has seen one
+        return step, checkpoints.restore(step, {"params": abstract})["params"]
     finally:
         checkpoints.close()
 

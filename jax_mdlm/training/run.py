@@ -20,15 +20,15 @@ class Run:
     """What a work directory holds.
 
     Attributes:
-      workdir: The folder.
       config: As resolved when it was trained.
       tokenizer: Its tokenizer.
-      params: The newest checkpoint's parameters, in their places.
+      step: The newest checkpoint's step.
+      params: Its parameters, in their places.
     """
 
-    workdir: epath.Path
     config: Config
     tokenizer: Tokenizer
+    step: int
     params: Params
 
 
@@ -65,5 +65,5 @@ def load_run(workdir: epath.Path, config: Config, layout: Layout) -> Run:
         shapes,
         param_shardings(layout),
     )
-    params = checkpoint.restore_params(workdir, abstract)
-    return Run(workdir, config, open_tokenizer(config.data, workdir), params)
+    step, params = checkpoint.restore_params(workdir, abstract)
+    return Run(config, open_tokenizer(config.data, workdir), step, params)
