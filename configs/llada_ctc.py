@@ -1,7 +1,9 @@
 """Fine-tunes LLaDA-8B with slack and CTC (arXiv 2601.22947, version 1).
 
     python -m jax_mdlm.train --config configs/llada_ctc.py --workdir gs://BUCKET/run \\
-        --config.data.files=train.jsonl --config.init.from=gs://BUCKET/llada_8b
+        --config.data.files=train.jsonl --config.init.from=hf://GSAI-ML/LLaDA-8B-Instruct
+
+`init.from` also takes a local or gs:// folder of published weights, or a work directory.
 
 Presets: `llada_ctc.py` (merge), `llada_ctc.py:slack_only` (version 2's map), `llada_ctc.py:ce`
 (the matched baseline: plain LLaDA fine-tuning, same code, no slack, no CTC).
@@ -54,7 +56,7 @@ def get_config(preset: str = "") -> Config:
             max_labels=2048,  # our choice
             end_padding=64,  # our choice; LLaDA pads to the longest row of a mini-batch,
             draw_end_padding=True,  # which hides the answer's length as this does
-            tokenizer=TokenizerConfig(kind="huggingface", path="GSAI-ML/LLaDA-8B-Instruct"),
+            tokenizer=TokenizerConfig(kind="huggingface"),  # that of init.from
         ),
         optimizer=OptimizerConfig(
             learning_rate=2.5e-5,  # LLaDA
@@ -68,7 +70,7 @@ def get_config(preset: str = "") -> Config:
             moment_dtype="bfloat16",  # our choice: 16 GB less over the slice
         ),
         mesh=MeshConfig(fsdp=-1),
-        init=InitConfig(source="", slack_row="mean"),  # our choice of row
+        init=InitConfig(source=""),  # yours; the slack row is the mean embedding: our choice
         train=TrainConfig(
             steps=0,
             epochs=3.0,  # LLaDA

@@ -106,6 +106,11 @@ def split_overrides(
     return parser.parse_args(own), overrides
 
 
+def warn(text: str) -> None:
+    """Prints a line on stderr for what is odd but no error."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def start_processes() -> None:
     """Joins the other processes of a pod, before the first use of a device.
 

@@ -58,7 +58,9 @@ class TokenizerConfig:
     kind: Literal["huggingface", "sentencepiece", "bpe", "symbols"] = "huggingface"
     # huggingface and sentencepiece load `path`. bpe (byte-level), symbols (letters and words) and
     # sentencepiece with an empty path are trained from the data and kept in the work directory.
-    path: str = ""  # folder, hub id (huggingface) or .model file (sentencepiece)
+    # Folder, hub id (huggingface) or .model file (sentencepiece); empty for huggingface = that of
+    # init.source.
+    path: str = ""
     vocab_size: int = 4096  # tokens at most, when trained here
     mask_id: int = -1  # id of [MASK]; LLaDA: 126336
     slack_id: int = -1  # id of <SLACK>; LLaDA: the reserved 126084
@@ -125,10 +127,12 @@ class MeshConfig:
 class InitConfig:
     """Where parameters come from when a work directory is new."""
 
-    # Another work directory, whose newest parameters are taken; empty = drawn. On the command line
-    # also --config.init.from.
+    # A folder of published weights (local, gs://, s3://, hf://ORG/NAME) or another work directory,
+    # whose newest parameters are taken; empty = drawn. On the command line also --config.init.from.
     source: str = ""
-    slack_row: Literal["mean", "keep", "normal"] = "mean"  # the slack token's row, with a source
+    # The slack token's row, with a source; auto = keep where the source was trained with slack,
+    # else the mean embedding.
+    slack_row: Literal["auto", "mean", "keep", "normal"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

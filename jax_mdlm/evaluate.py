@@ -17,7 +17,8 @@ from jax_mdlm.data.corpus import open_references
 from jax_mdlm.evaluation.tasks import evaluate_pronunciations
 from jax_mdlm.sampling import options_from
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.training.run import load_config, load_run
+from jax_mdlm.training.run import load_run
+from jax_mdlm.workdir import load_config
 
 
 def main(argv: Sequence[str]) -> None:

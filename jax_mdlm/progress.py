@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.progress import Progress as RichProgress
 
@@ -69,6 +71,35 @@ class Progress:
         """Prints a line above the bar."""
         if self._active:
             self._console.print(text, soft_wrap=True)
+
+
+class ByteProgress:
+    """A bar of bytes on a terminal; nothing elsewhere. `add` may be called from any thread."""
+
+    def __init__(self, total: int | None, *, active: bool = True):
+        console = Console(stderr=True)
+        self._bar = RichProgress(
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (active and console.is_terminal),
+        )
+        self._task = self._bar.add_task("bytes", total=total)
+
+    def __enter__(self) -> "ByteProgress":
+        """Shows the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.stop()
+
+    def add(self, num_bytes: int) -> None:
+        """Moves the bar on."""
+        self._bar.advance(self._task, num_bytes)
 
 
 def _short(value: float) -> str:

@@ -20,7 +20,8 @@ from jax_mdlm.data.chat import make_template, render_prompt
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sampling import Answer, generate, options_from
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.training.run import load_config, load_run
+from jax_mdlm.training.run import load_run
+from jax_mdlm.workdir import load_config
 
 SLACK_SIGN = "·"
 

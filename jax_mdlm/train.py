@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax_mdlm import command
 from jax_mdlm.config import Config, ConfigError, differences, from_json, to_json
 from jax_mdlm.containers import SpecialIds, TrainState
+from jax_mdlm.conversion import open_origin
 from jax_mdlm.data.corpus import Corpus, load_corpus
 from jax_mdlm.evaluation.periodic import make_evaluation
 from jax_mdlm.model import table
@@ -29,8 +31,9 @@ from jax_mdlm.storage import Checkpoints, open_checkpoints
 from jax_mdlm.training import checkpoint
 from jax_mdlm.training.metrics import Log, Throughput, Window
 from jax_mdlm.training.optimizer import make_optimizer
-from jax_mdlm.training.state import abstract_state, adopt_params, create_state
+from jax_mdlm.training.state import abstract_state, create_state, with_slack_row
 from jax_mdlm.training.step import make_train_step
+from jax_mdlm.workdir import check_finished, checkpoint_folder, save_config
 
 # What may change between the parts of one run; everything else would make it another run.
 MAY_CHANGE = (
@@ -71,10 +74,8 @@ def train(config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path) -
     """Trains, or goes on training, in `workdir`; returns the last state."""
     ids = corpus.tokenizer.ids
     optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
-    checkpoints = open_checkpoints(
-        checkpoint.checkpoint_folder(workdir), keep=config.train.keep_checkpoints
-    )
-    state = _begin(config, optimizer, ids, layout, checkpoints)
+    checkpoints = open_checkpoints(checkpoint_folder(workdir), keep=config.train.keep_checkpoints)
+    state = _begin(config, optimizer, ids, layout, checkpoints, workdir)
     step = first_step = int(state.step)
 
     train_step = make_train_step(config, optimizer, ids, layout)
@@ -194,18 +195,24 @@ def _begin(
     ids: SpecialIds,
     layout: Layout,
     checkpoints: Checkpoints,
+    workdir: epath.Path,
 ) -> TrainState:
-    """The newest checkpoint; else fresh parameters, or those of another run."""
+    """The newest checkpoint; else fresh parameters, or those that `init.from` names."""
     abstract = abstract_state(config, optimizer, layout)
     latest = checkpoints.latest()
     if latest is not None:
         return checkpoint.restore_state(checkpoints, latest, abstract)
-    state = create_state(config, optimizer, layout)
-    if config.init.source:
-        source = epath.Path(config.init.source)
-        _, params = checkpoint.restore_params(source, abstract.params)
-        state = adopt_params(state, params, config.init, ids, layout)
-    return state
+    if not config.init.source:
+        return create_state(config, optimizer, layout)
+    origin = open_origin(config.init.source)
+    params = origin.params(config.model, abstract.params, layout, command.warn)
+    how = config.init.slack_row
+    if how == "auto":
+        how = "keep" if origin.knows_slack else "mean"
+    params = with_slack_row(params, how, ids, layout, config.train.seed)
+    if jax.process_index() == 0:
+        origin.keep_files(workdir)
+    return create_state(config, optimizer, layout, params)
 
 
 def _check_batch(config: Config, layout: Layout) -> None:
@@ -219,17 +226,23 @@ def _check_batch(config: Config, layout: Layout) -> None:
 
 def _load(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
     """Data and tokenizer, the vocabulary size filled in, and the work directory claimed."""
+    check_finished(workdir)
     recorded = workdir / "config.json"
     if recorded.exists():
         old = from_json(recorded.read_text(), str(recorded))
         asked = config
         if config.model.vocab_size == 0:
-            asked = _with_vocabulary(config, old.model.vocab_size)
+            asked = _with_vocabulary(asked, old.model.vocab_size)
+        if _lacks_tokenizer(config):
+            asked = config = _with_tokenizer(asked, old.data.tokenizer.path)
         if found := differences(old, asked, MAY_CHANGE):
             raise ConfigError(
                 f"work directory {workdir} was made by another config: {'; '.join(found[:4])}; "
                 "use another --workdir or the same settings"
             )
+    elif config.init.source and _lacks_tokenizer(config):
+        folder = open_origin(config.init.source).tokenizer
+        config = _with_tokenizer(config, os.fspath(folder))
     corpus = load_corpus(config, workdir)
     if config.train.steps == 0:
         steps = math.ceil(config.train.epochs * len(corpus.train) / config.train.batch_size)
@@ -242,11 +255,17 @@ def _load(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
             f"{config.model.vocab_size}; raise it or set it to 0"
         )
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        aside = workdir / "config.json.tmp"  # a kill while writing must not leave half a config
-        aside.write_text(to_json(config))
-        aside.replace(recorded)
+        save_config(workdir, config)
     return config, corpus
+
+
+def _lacks_tokenizer(config: Config) -> bool:
+    return config.data.tokenizer.kind == "huggingface" and not config.data.tokenizer.path
+
+
+def _with_tokenizer(config: Config, path: str) -> Config:
+    tokenizer = dataclasses.replace(config.data.tokenizer, path=path)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
 
 
 def _with_vocabulary(config: Config, size: int) -> Config:

@@ -17,12 +17,13 @@ MAY_IMPORT = {
     "containers": set(),
     "sharding": BASE,
     "storage": BASE,
+    "workdir": BASE | {"storage"},
     "diffusion": BASE,
     "model": BASE | {"sharding"},
     "data": BASE | {"sharding"},
-    "training": BASE | {"sharding", "storage", "diffusion", "model", "data"},
+    "training": BASE | {"sharding", "storage", "workdir", "diffusion", "model", "data"},
     "sampling": BASE | {"sharding", "storage", "diffusion", "model", "data"},
-    "conversion": BASE | {"sharding", "storage", "model", "data"},
+    "conversion": BASE | {"sharding", "storage", "workdir", "model", "data"},
 }
 MAY_IMPORT["evaluation"] = MAY_IMPORT["training"] | {"training", "sampling"}
 # what commands share at their edge; nothing else imports these
@@ -37,9 +38,10 @@ OWNED = {
     "tokenizers": ("data/tokenizer",),
     "tensorflow_datasets": ("data/",),
     "grain": ("data/",),
-    "orbax": ("storage.py",),
-    "safetensors": ("conversion/",),
-    "torch": (),
+    "orbax": ("storage/",),
+    "tensorstore": ("storage/",),
+    "safetensors": (),  # of the tests; ours streams
+    "torch": ("conversion/pickles.py",),  # where it is installed, to read pickles safely
     "tensorflow": (),
 }
 

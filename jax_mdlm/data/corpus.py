@@ -60,6 +60,11 @@ def data_folder(config: DataConfig, workdir: epath.Path) -> epath.Path:
     return epath.Path(config.data_dir) if config.data_dir else workdir / "data"
 
 
+def tokenizer_folder(workdir: epath.Path) -> epath.Path:
+    """Where a run keeps its tokenizer."""
+    return workdir / "tokenizer"
+
+
 def open_split(config: DataConfig, workdir: epath.Path, split: sources.Split) -> sources.Rows:
     """The rows of a split, prepared by the first process where that is needed."""
     return sources.open_rows(
@@ -90,7 +95,7 @@ def open_tokenizer(
     """The tokenizer of a work directory; trained from `rows` where it is new and they are given."""
     return load_tokenizer(
         config.tokenizer,
-        workdir / "tokenizer",
+        tokenizer_folder(workdir),
         None if rows is None else rows.texts,
         process_index=jax.process_index(),
         barrier=_barrier,

@@ -84,6 +84,35 @@ def load_tokenizer(
     return _restore(config, folder)
 
 
+def is_kept(folder: epath.Path) -> bool:
+    """Whether `folder` holds a tokenizer that `load_tokenizer` opens."""
+    return (folder / MANIFEST).exists()
+
+
+def keep_files(source: epath.Path, folder: epath.Path) -> bool:
+    """Keeps the Hugging Face tokenizer of `source` as that of a work directory, byte by byte.
+
+    Nothing is loaded: ids are resolved by whoever opens it.
+
+    Args:
+      source: A folder of published weights.
+      folder: `<workdir>/tokenizer`.
+
+    Returns:
+      Whether there is one (a `tokenizer.json`).
+    """
+    from jax_mdlm.data import tokenizer_fast
+
+    if not (source / tokenizer_fast.FILE).exists():
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.name.startswith(tokenizer_fast.BEGINNINGS):
+            (folder / path.name).write_bytes(path.read_bytes())
+    (folder / MANIFEST).write_text(json.dumps({"kind": "huggingface"}) + "\n")
+    return True
+
+
 def _create(
     config: TokenizerConfig, texts: Callable[[], Iterable[str]] | None, folder: epath.Path
 ) -> Tokenizer:

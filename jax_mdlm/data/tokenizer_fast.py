@@ -16,6 +16,7 @@ from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.special import TRAINED_TOKENS, Vocabulary, resolve_special_ids
 
 FILE = "tokenizer.json"
+BEGINNINGS = ("tokenizer", "special_tokens", "chat_template")  # of the names of all its files
 _BYTES = 256  # byte-level BPE needs a token for each
 
 
@@ -269,7 +270,7 @@ def _local_copy(folder: epath.Path) -> Iterator[str]:
     """The files of `folder` on the local disk; the package cannot read gs://."""
     with tempfile.TemporaryDirectory() as local:
         for path in folder.iterdir():
-            if path.name.startswith(("tokenizer", "special_tokens", "chat_template")):
+            if path.name.startswith(BEGINNINGS):
                 (epath.Path(local) / path.name).write_text(path.read_text())
         yield local
 

@@ -2,17 +2,15 @@
 
 import dataclasses
 
-import jax
 from etils import epath
 
-from jax_mdlm import model
-from jax_mdlm.config import Config, ConfigError, from_json
+from jax_mdlm.config import Config
 from jax_mdlm.containers import Params
 from jax_mdlm.data.corpus import open_tokenizer
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sharding import Layout
-from jax_mdlm.training import checkpoint
-from jax_mdlm.training.state import param_shardings
+from jax_mdlm.training.state import abstract_params
+from jax_mdlm.workdir import restore_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,38 +30,17 @@ class Run:
     params: Params
 
 
-def load_config(workdir: epath.Path) -> Config:
-    """The resolved config of a work directory.
-
-    Raises:
-      ConfigError: it is not a work directory.
-    """
-    path = workdir / "config.json"
-    if not path.exists():
-        raise ConfigError(
-            f"work directory {workdir} must hold config.json, it does not; train one with "
-            f"python -m jax_mdlm.train --config pronounce --workdir {workdir}"
-        )
-    return from_json(path.read_text(), str(path))
-
-
 def load_run(workdir: epath.Path, config: Config, layout: Layout) -> Run:
     """Reads tokenizer and newest parameters.
 
     Args:
       workdir: The folder.
-      config: From `load_config`, perhaps with other `sample` settings.
+      config: From `workdir.load_config`, perhaps with other `sample` settings.
       layout: Where the parameters go; the mesh need not be that of the training.
 
     Raises:
       ConfigError: no tokenizer or no checkpoint.
       CheckpointError: damaged, or of another shape.
     """
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), config.model))
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        shapes,
-        param_shardings(layout),
-    )
-    step, params = checkpoint.restore_params(workdir, abstract)
+    step, params = restore_params(workdir, abstract_params(config.model, layout))
     return Run(config, open_tokenizer(config.data, workdir), step, params)

@@ -4,7 +4,6 @@ Enters: config, optimizer, layout. Leaves: a `TrainState` that was created shard
 holds the whole of it), to `step` and `checkpoint`.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -12,17 +11,24 @@ import jax.numpy as jnp
 import optax
 
 from jax_mdlm import model
-from jax_mdlm.config import Config, InitConfig
+from jax_mdlm.config import Config, ModelConfig
 from jax_mdlm.containers import Params, SpecialIds, TrainState
 from jax_mdlm.model import table
 from jax_mdlm.sharding import Layout
 
 
 def new_state(
-    config: Config, optimizer: optax.GradientTransformation, seed_key: jax.Array
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    seed_key: jax.Array,
+    params: Params | None = None,
 ) -> TrainState:
-    """Draws a fresh state; pure, to be jitted with the shardings of `state_shardings`."""
-    params = model.init(jax.random.fold_in(seed_key, 0), config.model)
+    """A state at step 0; pure, to be jitted with the shardings of `state_shardings`.
+
+    Parameters are drawn where none are given.
+    """
+    if params is None:
+        params = model.init(jax.random.fold_in(seed_key, 0), config.model)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -39,13 +45,32 @@ def abstract_state(
     Raises:
       ConfigError: a mesh axis does not divide a parameter's axis.
     """
-    for row in table.ROWS:
-        layout.check_divides("model", row.axes, table.shape(row, config.model))
+    check_mesh(config.model, layout)
     shapes = jax.eval_shape(lambda: new_state(config, optimizer, jax.random.key(0)))
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
         state_shardings(shapes, optimizer, layout),
+    )
+
+
+def check_mesh(config: ModelConfig, layout: Layout) -> None:
+    """Raises ConfigError if a mesh axis does not divide a parameter's axis."""
+    for row in table.ROWS:
+        layout.check_divides("model", row.axes, table.shape(row, config))
+
+
+def abstract_params(config: ModelConfig, layout: Layout) -> Params:
+    """Shapes, dtypes and shardings of the parameters; allocates nothing.
+
+    Raises:
+      ConfigError: a mesh axis does not divide a parameter's axis.
+    """
+    check_mesh(config, layout)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(lambda: model.init(jax.random.key(0), config)),
+        param_shardings(layout),
     )
 
 
@@ -71,44 +96,58 @@ def param_shardings(layout: Layout) -> Params:
 
 
 def create_state(
-    config: Config, optimizer: optax.GradientTransformation, layout: Layout
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    params: Params | None = None,
 ) -> TrainState:
-    """A fresh state, every array made in its place.
+    """A state at step 0, every array made in its place.
 
-    The drawn values do not depend on the mesh (JAX's partitionable threefry).
+    Args:
+      config: The run.
+      optimizer: Its optimizer.
+      layout: Mesh and rules.
+      params: What to begin from, in place; their buffers become the state's (donated). None: drawn;
+        the drawn values do not depend on the mesh (JAX's partitionable threefry).
     """
     abstract = abstract_state(config, optimizer, layout)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    create = jax.jit(lambda key: new_state(config, optimizer, key), out_shardings=places)
-    return create(jax.random.key(config.train.seed))
+    create = jax.jit(
+        lambda key, params: new_state(config, optimizer, key, params),
+        out_shardings=places,
+        donate_argnums=1,
+    )
+    return create(jax.random.key(config.train.seed), params)
 
 
-def adopt_params(
-    state: TrainState, params: Params, config: InitConfig, ids: SpecialIds, layout: Layout
-) -> TrainState:
-    """Starts from parameters of another run; the slack token's row is set as `config` says.
+def with_slack_row(params: Params, how: str, ids: SpecialIds, layout: Layout, seed: int) -> Params:
+    """Sets the slack token's row in parameters that come from elsewhere.
 
     The slack token may never have been trained there: `mean` gives it the mean embedding (and
     mean head column), `normal` a random one of the same scale, `keep` leaves it.
+
+    Args:
+      params: In their places; donated.
+      how: What `init.slack_row` says, `auto` decided.
+      ids: Special ids.
+      layout: Mesh and rules.
+      seed: Of the run.
     """
+    if how == "keep":
+        return params
 
     def adopt(params: Params, key: jax.Array) -> Params:
         return params | {
-            "wte": _slack_row(params["wte"], 0, config.slack_row, ids.slack, key),
-            "head": _slack_row(
-                params["head"], 1, config.slack_row, ids.slack, jax.random.fold_in(key, 1)
-            ),
+            "wte": _slack_row(params["wte"], 0, how, ids.slack, key),
+            "head": _slack_row(params["head"], 1, how, ids.slack, jax.random.fold_in(key, 1)),
         }
 
-    adopted = jax.jit(adopt, out_shardings=param_shardings(layout))(
-        params, jax.random.fold_in(state.key, 2**31 - 1)
-    )
-    return dataclasses.replace(state, params=adopted)
+    adopt = jax.jit(adopt, out_shardings=param_shardings(layout), donate_argnums=0)
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    return adopt(params, jax.random.fold_in(key, 2**31 - 1))
 
 
 def _slack_row(array: jax.Array, axis: int, how: str, slack_id: int, key: jax.Array) -> jax.Array:
-    if how == "keep":
-        return array
     others = jnp.arange(array.shape[axis]) != slack_id
     others = jnp.expand_dims(others, 1 - axis)
     mean = jnp.mean(array, axis=axis, where=others, keepdims=True, dtype=jnp.float32)

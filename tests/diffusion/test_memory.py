@@ -3,7 +3,8 @@ import json
 import jax
 import pytest
 
-from jax_mdlm import benchmark
+from jax_mdlm.benchmark import __main__ as benchmark
+from jax_mdlm.benchmark import loss
 from jax_mdlm.config import ObjectiveConfig
 
 
@@ -23,7 +24,7 @@ def test_loss_needs_less_than_a_quarter_of_the_dense_form(capsys):
 def test_no_array_holds_all_logits_or_one_hot_labels(collapse):
     vocab, length, labels, batch = 1009, 64, 24, 2
     config = ObjectiveConfig(loss_chunk=16, collapse=collapse)
-    functions, shapes = benchmark.loss_programs(vocab, length, labels, batch, 32, config)
+    functions, shapes = loss.loss_programs(vocab, length, labels, batch, 32, config)
 
     def large(name):
         text = str(jax.make_jaxpr(functions[name])(*shapes))

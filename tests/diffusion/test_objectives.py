@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mdlm import benchmark
 from jax_mdlm.config import ObjectiveConfig
 from jax_mdlm.diffusion import corrupt, count_rows, ctc_weight_at, objective
 from tests.diffusion.rows import IDS, batch_of
@@ -96,9 +95,7 @@ def test_value_and_gradient_equal_the_dense_form(name, dtype):
     with jax.enable_x64(dtype is np.float64):
         loss, gradient, _ = _value_and_gradient(hidden, head, corruption, config)
         dense = jax.jit(
-            jax.value_and_grad(
-                lambda *x: benchmark.dense_loss(*x, corruption, IDS, config), argnums=(0, 1)
-            )
+            jax.value_and_grad(lambda *x: dense_loss(*x, corruption, IDS, config), argnums=(0, 1))
         )
         expected, expected_gradient = dense(hidden, head)
         assert loss.dtype == gradient[0].dtype == gradient[1].dtype == dtype

@@ -1,15 +1,10 @@
-"""Measures parts of the package against the plain way of writing them; prints JSON.
+"""The training objective against the dense form of it: memory and time.
 
-python -m jax_mdlm.benchmark loss [--vocab V] [--length L] [--labels U] [--batch B] [--embed D]
-                                  [--collapse merge] [--observed clamp] [--time]
-
-`loss`: temporary memory of the compiled value-and-gradient (with respect to hidden states and
-head) of the training objective, and of the dense form that materialises logits `[B, L, V]` and
-gives optax the full vocabulary. With `--time`, also the median time of a call.
+Temporary memory of the compiled value-and-gradient (with respect to hidden states and head), and
+of the form that materialises logits `[B, L, V]` and gives optax the full vocabulary.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -25,16 +20,6 @@ from jax_mdlm.diffusion import corrupt, objective
 
 IDS = SpecialIds(mask=0, slack=1, pad=2, eos=3, terminator=4, never_merged=(0, 1, 2, 3, 4))
 FIRST_TEXT_ID = 5  # ids below are special
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Runs one benchmark and prints its result, one JSON object, on stdout."""
-    parser = argparse.ArgumentParser(prog="python -m jax_mdlm.benchmark", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add_loss(commands)
-    arguments = parser.parse_args(argv)
-    print(json.dumps(arguments.run(parser, arguments), indent=2))
 
 
 def loss_programs(
@@ -116,7 +101,8 @@ def dense_loss(
     ) / jnp.maximum(jnp.sum(counted), 1)
 
 
-def _add_loss(commands: Any) -> None:
+def add_command(commands: Any) -> None:
+    """Adds `loss` to the benchmark's commands."""
     parser = commands.add_parser(
         "loss", help="memory and time of the objective, and of its dense form"
     )
@@ -132,10 +118,10 @@ def _add_loss(commands: Any) -> None:
     parser.add_argument("--observed", choices=["clamp", "model"], default="clamp")
     parser.add_argument("--time", action="store_true", help="run both forms as well")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each form (5)")
-    parser.set_defaults(run=_run_loss)
+    parser.set_defaults(run=_run)
 
 
-def _run_loss(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
     sizes = {
         name: getattr(arguments, name) for name in ("vocab", "length", "labels", "batch", "embed")
     }
@@ -220,7 +206,3 @@ def _median_seconds(program: Callable[..., Any], inputs: tuple[Any, ...], repeat
         jax.block_until_ready(program(*inputs))
         seconds.append(time.perf_counter() - start)
     return round(statistics.median(seconds), 4)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,6 @@
-"""Pytrees on disk and on `gs://`: numbered checkpoints through Orbax.
+"""Numbered checkpoints through Orbax, local and on `gs://`.
 
-Plain trees of arrays enter with a small JSON record beside them; sharded arrays leave. Training
-and conversion build on this file; nothing else touches Orbax.
+Plain trees of arrays enter with a small JSON record beside them; sharded arrays leave.
 """
 
 import dataclasses
@@ -11,11 +10,9 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jax_mdlm.config import ConfigError
-
-
-class CheckpointError(ConfigError):
-    """A checkpoint that cannot be read as asked; its text names the folder and the remedy."""
+from jax_mdlm.storage.chunks import StoredArray, open_arrays
+from jax_mdlm.storage.pieces import Streamed, StreamedHandler
+from jax_mdlm.storage.trees import CheckpointError, check_fits, named_leaves, restore_args
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +30,24 @@ class Checkpoints:
         """The newest step, or None."""
         return self.manager.latest_step()
 
+    def steps(self) -> list[int]:
+        """All steps that are there, ascending."""
+        return sorted(self.manager.all_steps())
+
     def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
-        """Starts writing; returns when the arrays have been copied off the devices."""
+        """Starts writing; returns when the arrays have been copied off the devices.
+
+        Arrays of three and more axes are stacks of layers: each layer gets chunks of its own, so
+        that a layer can be read alone.
+        """
+        save_args = jax.tree.map(
+            lambda leaf: ocp.SaveArgs(shard_axes=(0,) if len(leaf.shape) >= 3 else ()), tree
+        )
         self.manager.save(
             step,
             args=ocp.args.Composite(
-                tree=ocp.args.PyTreeSave(tree), record=ocp.args.JsonSave(record)
+                tree=ocp.args.PyTreeSave(tree, save_args=save_args),
+                record=ocp.args.JsonSave(record),
             ),
             force=True,
         )
@@ -61,47 +70,39 @@ class Checkpoints:
             raise self._damaged(step, "its description is missing")
         return {
             name: (tuple(leaf.shape), str(leaf.dtype))
-            for name, leaf in _named_leaves(
-                metadata.tree if hasattr(metadata, "tree") else metadata
-            )
+            for name, leaf in named_leaves(metadata.tree if hasattr(metadata, "tree") else metadata)
         }
 
-    def restore(self, step: int, abstract: Any) -> Any:
+    def arrays(self, step: int) -> dict[str, StoredArray]:
+        """The arrays of a step, for reading in pieces; named as in `shapes`.
+
+        Raises:
+          CheckpointError: files are missing or damaged.
+        """
+        names = self.shapes(step)
+        try:
+            return open_arrays(self.folder / str(step) / "tree", names)
+        except ValueError as error:  # TensorStore's, for whatever it cannot open
+            raise self._damaged(step, error) from error
+
+    def restore(self, step: int, abstract: Any, *, cast: bool = False) -> Any:
         """Reads arrays straight into their places.
 
         Args:
           step: Which checkpoint.
           abstract: Tree of `jax.ShapeDtypeStruct` with shardings; may be a part of what is
             stored (e.g. only "params").
+          cast: Values of another dtype are cast while they are read, instead of refused.
 
         Raises:
           CheckpointError: another structure or shape than stored (all differences named), or
             files that are missing or damaged.
         """
-        stored = self.shapes(step)
-        wanted = {name: (tuple(x.shape), str(x.dtype)) for name, x in _named_leaves(abstract)}
-        wrong = [f"{name} is not stored" for name in wanted if name not in stored]
-        wrong += [
-            f"{name} is {stored[name][0]} {stored[name][1]} there, {shape} {dtype} here"
-            for name, (shape, dtype) in wanted.items()
-            if name in stored and stored[name] != (shape, dtype)
-        ]
-        if wrong:
-            shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if wrong[3:] else "")
-            raise CheckpointError(
-                f"checkpoint {self.folder / str(step)} is of another model or optimizer: {shown}; "
-                "use its own config or another --workdir"
-            )
+        check_fits(self.shapes(step), abstract, f"checkpoint {self.folder / str(step)}", cast)
         try:
             restored = self.manager.restore(
                 step,
-                args=ocp.args.Composite(
-                    tree=ocp.args.PyTreeRestore(
-                        abstract,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                        partial_restore=True,
-                    )
-                ),
+                args=ocp.args.Composite(tree=restore_args(abstract)),
             )
         except Exception as error:
             raise self._damaged(step, error) from error
@@ -127,14 +128,26 @@ class Checkpoints:
         )
 
 
-def open_checkpoints(folder: epath.Path, *, keep: int | None = None) -> Checkpoints:
-    """Opens a folder of checkpoints; `keep` newest ones stay (None: all, and nothing is created).
+def open_checkpoints(
+    folder: epath.Path, *, keep: int | None = None, streamed: bool = False
+) -> Checkpoints:
+    """Opens a folder of checkpoints.
 
     Values are stored as they are: compressing floats costs several times the writing time.
+
+    Args:
+      folder: Local or `gs://`.
+      keep: Newest ones that stay; None: all, and nothing is created.
+      streamed: The leaves that will be saved are `Streamed`, not arrays.
     """
     folder = epath.Path(folder).resolve()  # Orbax refuses a relative one, at the first save
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    if streamed:
+        leaves = ocp.type_handlers.create_type_handler_registry((Streamed, StreamedHandler()))
+        # Without OCDBT, whose files processes would have to merge at the end.
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=leaves)
+    else:
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
     registry.add("tree", ocp.args.PyTreeSave, handler)
     registry.add("tree", ocp.args.PyTreeRestore, handler)
     record = ocp.JsonCheckpointHandler()
@@ -146,10 +159,3 @@ def open_checkpoints(folder: epath.Path, *, keep: int | None = None) -> Checkpoi
     return Checkpoints(
         folder, ocp.CheckpointManager(folder, options=options, handler_registry=registry)
     )
-
-
-def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
-    )
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]

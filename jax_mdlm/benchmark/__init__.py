@@ -1,0 +1,1 @@
+"""Measures parts of the package against the plain way of writing them."""

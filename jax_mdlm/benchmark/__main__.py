@@ -1,0 +1,27 @@
+"""Measures a part of the package and prints JSON: `python -m jax_mdlm.benchmark PART ...`.
+
+loss       memory and time of the training objective, and of its dense form
+convert    import and export of published weights: time beside `cp`, memory
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from jax_mdlm import command
+from jax_mdlm.benchmark import convert, loss
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one benchmark and prints its result, one JSON object, on stdout."""
+    parser = argparse.ArgumentParser(prog="python -m jax_mdlm.benchmark", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    commands = parser.add_subparsers(dest="command", required=True)
+    loss.add_command(commands)
+    convert.add_command(commands)
+    arguments = parser.parse_args(argv)
+    print(json.dumps(arguments.run(parser, arguments), indent=2))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,21 @@
+"""Checkpoints to and from PyTorch."""
+
+from jax_mdlm.conversion.exporting import export_weights
+from jax_mdlm.conversion.importing import import_weights
+from jax_mdlm.conversion.inspecting import inspect
+from jax_mdlm.conversion.loading import load
+from jax_mdlm.conversion.origin import Origin, open_origin
+from jax_mdlm.conversion.reading import Meter
+from jax_mdlm.conversion.source import is_published, open_source
+
+__all__ = [
+    "Meter",
+    "Origin",
+    "export_weights",
+    "import_weights",
+    "inspect",
+    "is_published",
+    "load",
+    "open_origin",
+    "open_source",
+]

@@ -1,0 +1,180 @@
+"""Published weights -> a work directory, tensor by tensor; never the whole model in memory."""
+
+import os
+import shutil
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from jax_mdlm.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ObjectiveConfig,
+    SampleConfig,
+    TokenizerConfig,
+)
+from jax_mdlm.containers import ParamRow
+from jax_mdlm.conversion import boxes, published
+from jax_mdlm.conversion.boxes import Box
+from jax_mdlm.conversion.reading import Meter, read_box
+from jax_mdlm.conversion.source import Source, copy_files, kept_files
+from jax_mdlm.data.corpus import tokenizer_folder
+from jax_mdlm.data.tokenizer import keep_files
+from jax_mdlm.model import table
+from jax_mdlm.storage import CheckpointError, Piece, Streamed, open_checkpoints
+from jax_mdlm.workdir import (
+    begin_import,
+    checkpoint_folder,
+    end_import,
+    source_folder,
+)
+
+
+def import_weights(
+    source: Source,
+    workdir: epath.Path,
+    meter: Meter,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Config:
+    """Writes a work directory whose step 0 holds the weights, value by value.
+
+    With several processes each reads and writes its part. What is needed to export a folder that
+    loads as the source does is kept in `source/`.
+
+    Args:
+      source: Opened and checked.
+      workdir: New or empty; an import that was killed is begun again.
+      meter: Counts what this process reads.
+      warn: Receives a line for whatever is odd but no error.
+
+    Returns:
+      The config of the work directory.
+
+    Raises:
+      ConfigError: the directory is in use, or the disk is full.
+    """
+    first = jax.process_index() == 0
+    if first:
+        begin_import(workdir)
+        _check_room(source, workdir)
+    _barrier("import_begun")
+    config = config_of(source, workdir.name)
+    leaves = _leaves(source, meter)
+    record = {"step": 0, "imported": True}
+    checkpoints = open_checkpoints(checkpoint_folder(workdir), keep=1, streamed=True)
+    try:
+        checkpoints.save(0, {"params": leaves}, record)
+        checkpoints.wait()
+    except ConfigError:
+        raise
+    except Exception as error:  # what a disk, a bucket or TensorStore answers
+        raise CheckpointError(
+            f"work directory {workdir} must take {source.num_bytes:,} bytes, but writing failed "
+            f"({_first_line(error)}); free space or choose another, then import again"
+        ) from error
+    finally:
+        checkpoints.close()
+    for line in meter.warnings():
+        warn(line)
+    if first:
+        files = kept_files(source.folder)
+        copy_files(files, source_folder(workdir))
+        if not keep_files(source.folder, tokenizer_folder(workdir)):
+            warn(
+                f"{source.folder} holds no tokenizer.json; put one beside the weights to sample "
+                "from this work directory, or train with data.tokenizer.path"
+            )
+        end_import(workdir, config)
+    _barrier("import_ended")
+    return config
+
+
+def config_of(source: Source, name: str) -> Config:
+    """The settings with which imported weights are sampled."""
+    ids = published.token_ids(source.settings, str(source.folder / "config.json"))
+    tokenizer = TokenizerConfig(
+        kind="huggingface",
+        mask_id=_given(ids.mask),
+        eos_id=_given(ids.eos),
+        pad_id=_given(ids.pad),
+        slack_id=_given(ids.slack),
+    )
+    slots = source.config.max_length
+    new = max(1, min(128, slots // 2))
+    block = max(size for size in range(1, 33) if new % size == 0)
+    return Config(
+        name=name,
+        model=source.config,
+        # Without a slack id the weights have never seen slack.
+        objective=ObjectiveConfig(
+            collapse=ids.collapse or "merge", slack_max=0.0 if ids.slack is None else 0.5
+        ),
+        data=DataConfig(
+            template="llada",
+            length=slots,
+            max_labels=max(1, slots // 2),
+            tokenizer=tokenizer,
+        ),
+        sample=SampleConfig(length=new, block_length=block, steps=new),
+    )
+
+
+def _given(index: int | None) -> int:
+    return -1 if index is None else index  # -1: looked up by its string
+
+
+def _leaves(source: Source, meter: Meter) -> dict:
+    """A `Streamed` leaf per row; the boxes of all rows are dealt out to the processes by size."""
+    itemsize = source.dtype.itemsize
+    mine, load = jax.process_index(), [0] * jax.process_count()
+    leaves = {}
+    for row in table.ROWS:
+        pieces = []
+        for box in boxes.boxes(row, source.config, itemsize):
+            least = int(np.argmin(load))
+            load[least] += int(np.prod(box.shape))
+            if least == mine:
+                pieces.append(Piece(box.index, _filler(source, row, box, meter)))
+        leaves[row.path] = Streamed(
+            table.shape(row, source.config),
+            source.dtype,
+            boxes.chunk_shape(row, source.config, itemsize),
+            tuple(pieces),
+        )
+    return table.tree(leaves)
+
+
+def _filler(source: Source, row: ParamRow, box: Box, meter: Meter) -> Callable[[np.ndarray], None]:
+    tensor = source.layers(row)[box.layer]
+    axes = boxes.axes_of(row, source.config)
+    index = box.index[1:] if boxes.is_stacked(row) else box.index
+
+    def fill(out: np.ndarray) -> None:
+        read_box(tensor, axes, index, out.reshape(box.shape), meter)
+
+    return fill
+
+
+def _check_room(source: Source, workdir: epath.Path) -> None:
+    if not os.path.exists(workdir):
+        return  # a bucket
+    needed = source.dtype.itemsize * table.num_parameters(source.config)
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise ConfigError(
+            f"work directory {workdir} must have room for {needed:,} bytes, its disk has "
+            f"{free:,} free; free space or choose another"
+        )
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -1,0 +1,113 @@
+"""Where a run's parameters come from: published weights or another work directory."""
+
+import dataclasses
+from collections.abc import Callable
+
+from etils import epath
+
+from jax_mdlm.config import ConfigError, ModelConfig
+from jax_mdlm.containers import Params
+from jax_mdlm.conversion import published
+from jax_mdlm.conversion.reading import Meter, read_params
+from jax_mdlm.conversion.source import (
+    Source,
+    copy_files,
+    is_published,
+    kept_files,
+    open_source,
+)
+from jax_mdlm.data.corpus import tokenizer_folder
+from jax_mdlm.sharding import Layout
+from jax_mdlm.workdir import load_config, restore_params, source_folder
+
+# What two descriptions of one model must agree in.
+_LAYOUT = (
+    "vocab_size",
+    "embed",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "mlp",
+    "rope_theta",
+    "norm_eps",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What `init.from` names.
+
+    Attributes:
+      path: As given.
+      source: Published weights; None: a work directory.
+    """
+
+    path: str
+    source: Source | None
+
+    @property
+    def knows_slack(self) -> bool:
+        """Whether its parameters were trained with slack, so that the slack row means something."""
+        if self.source is not None:
+            return published.token_ids(self.source.settings, self.path).slack is not None
+        workdir = epath.Path(self.path)
+        return (workdir / "config.json").exists() and load_config(workdir).objective.slack_max > 0
+
+    @property
+    def tokenizer(self) -> epath.Path:
+        """The folder that holds its tokenizer, if it has one."""
+        if self.source is not None:
+            return self.source.folder
+        return tokenizer_folder(epath.Path(self.path))
+
+    def params(
+        self,
+        config: ModelConfig,
+        abstract: Params,
+        layout: Layout,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> Params:
+        """Reads its parameters straight into their places.
+
+        Args:
+          config: The run's network; dtypes and remat are its own.
+          abstract: Shapes, dtypes and shardings of the run's parameters.
+          layout: Its mesh.
+          warn: Receives a line for whatever is odd but no error.
+
+        Raises:
+          ConfigError: another layout than `config`, all differences named; no checkpoint.
+        """
+        if self.source is None:
+            return restore_params(epath.Path(self.path), abstract)[1]
+        theirs = self.source.config
+        wrong = [
+            f"--config.model.{name}={getattr(theirs, name)} (got {getattr(config, name)})"
+            for name in _LAYOUT
+            if getattr(theirs, name) != getattr(config, name)
+        ]
+        if wrong:
+            raise ConfigError(f"init.from={self.path} holds another model; set {', '.join(wrong)}")
+        meter = Meter()
+        params = read_params(
+            self.source, lambda row: layout.sharding(row.axes), config.param_dtype, meter
+        )
+        for line in meter.warnings():
+            warn(line)
+        return params
+
+    def keep_files(self, workdir: epath.Path) -> None:
+        """Keeps what stands beside its weights, so that an export loads as the origin does."""
+        folder = self.source.folder if self.source else source_folder(epath.Path(self.path))
+        if folder.exists():
+            copy_files(kept_files(folder), source_folder(workdir))
+
+
+def open_origin(path: str) -> Origin:
+    """Opens what `init.from` names; published weights are checked.
+
+    Raises:
+      ConfigError: see `open_source`.
+    """
+    return Origin(path, open_source(path) if is_published(path) else None)

@@ -1,0 +1,189 @@
+"""Safetensors files: which tensors they hold, and any rows of one without the rest.
+
+The format is eight bytes of header length, a JSON header, and the tensors' bytes. Local files are
+mapped into memory, remote ones are read in ranges; writing streams, so that a 5 GB shard never
+exists in memory. The `safetensors` package can do neither, and is the oracle in the tests.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from jax_mdlm.config import ConfigError
+
+DTYPES: dict[str, np.dtype] = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+}
+_MOST_HEADER = 100_000_000  # bytes; the limit of the format
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor on disk.
+
+    Attributes:
+      name: As published.
+      shape: As stored, `[out, in]` for matrices.
+      dtype: Its name in safetensors, e.g. `BF16`.
+      file: The file that holds it, for messages.
+      rows: (start, stop) -> array [stop - start, ...]; a view of the file where it is mapped.
+      mapped: Whether `rows` copies nothing, so that only what is used of it is read.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+    rows: Callable[[int, int], np.ndarray] = dataclasses.field(repr=False, compare=False)
+    mapped: bool = True
+
+
+def read_header(path: epath.Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; reads only its header.
+
+    Raises:
+      ConfigError: the file is missing, truncated, or no safetensors file.
+    """
+
+    def damaged(reason: str) -> ConfigError:
+        return ConfigError(
+            f"{path} must be a whole safetensors file, but {reason}; copy or download it again"
+        )
+
+    try:
+        size = path.stat().length
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MOST_HEADER):
+                raise damaged(f"its header cannot have {length:,} bytes in a file of {size:,}")
+            text = file.read(length)
+    except FileNotFoundError:
+        raise ConfigError(f"{path} was not found; copy or download it again") from None
+    try:
+        header = json.loads(text)
+        entries = {
+            name: (str(entry["dtype"]), tuple(map(int, entry["shape"])), *entry["data_offsets"])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise damaged("its header cannot be read") from None
+    position = 0
+    for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        wide = DTYPES[dtype].itemsize * math.prod(shape) if dtype in DTYPES else end - begin
+        if begin != position or end - begin != wide:
+            raise damaged(f"{name} does not lie where its shape and its neighbours put it")
+        position = end
+    if position != size - 8 - length:
+        raise damaged(f"it has {size:,} bytes, its header needs {8 + length + position:,}")
+    start = 8 + length
+    mapped = os.path.exists(path)
+    data: Any = np.memmap(path, np.uint8, "r") if mapped and size else path
+    return {
+        name: Tensor(
+            name, shape, dtype, path.name, _rows(data, start + begin, dtype, shape), mapped
+        )
+        for name, (dtype, shape, begin, _) in entries.items()
+    }
+
+
+def _rows(
+    data: Any, start: int, dtype: str, shape: tuple[int, ...]
+) -> Callable[[int, int], np.ndarray]:
+    kind = DTYPES.get(dtype, np.dtype(np.uint8))
+    width = kind.itemsize * math.prod(shape[1:])
+
+    def rows(first: int, last: int) -> np.ndarray:
+        begin, end = start + first * width, start + last * width
+        if isinstance(data, np.ndarray):
+            piece = np.asarray(data)[begin:end]
+        else:
+            with data.open("rb") as file:
+                file.seek(begin)
+                piece = np.frombuffer(file.read(end - begin), np.uint8)
+        return piece.view(kind).reshape(last - first, *shape[1:])
+
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A safetensors file that is to be written.
+
+    Attributes:
+      file: Its name.
+      header: The bytes before the tensors.
+      offsets: Where in the file each tensor begins, in the order of the file.
+      size: Bytes of the whole file.
+    """
+
+    file: str
+    header: bytes
+    offsets: Mapping[str, int]
+    size: int
+
+
+def plan_shards(
+    tensors: Sequence[tuple[str, tuple[int, ...]]], dtype: str, most_bytes: int
+) -> list[Shard]:
+    """Distributes tensors over files of at most `most_bytes` (one tensor at least), in order.
+
+    Args:
+      tensors: (name, shape) in the order that they are written.
+      dtype: `BF16` or `F32`, of all of them.
+      most_bytes: Of tensors in a file.
+
+    Returns:
+      The files, named as Hugging Face names them.
+    """
+    groups: list[list[tuple[str, tuple[int, ...], int]]] = [[]]
+    filled = 0
+    for name, shape in tensors:
+        size = DTYPES[dtype].itemsize * math.prod(shape)
+        if groups[-1] and filled + size > most_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append((name, shape, size))
+        filled += size
+    many = len(groups) > 1
+    shards = []
+    for number, group in enumerate(groups, start=1):
+        file = f"model-{number:05}-of-{len(groups):05}.safetensors" if many else "model.safetensors"
+        # PyTorch users' loaders look for this entry.
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        position, begins = 0, {}
+        for name, shape, size in group:
+            header[name] = {
+                "dtype": dtype,
+                "shape": list(shape),
+                "data_offsets": [position, position + size],
+            }
+            begins[name] = position
+            position += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+        start = 8 + len(text)
+        offsets = {name: start + begin for name, begin in begins.items()}
+        shards.append(
+            Shard(file, len(text).to_bytes(8, "little") + text, offsets, start + position)
+        )
+    return shards
+
+
+def index_of(shards: Sequence[Shard], itemsize: int, scalars: int) -> str:
+    """`model.safetensors.index.json` of several files."""
+    where = {name: shard.file for shard in shards for name in shard.offsets}
+    index = {
+        "metadata": {"total_size": itemsize * scalars},
+        "weight_map": dict(sorted(where.items())),
+    }
+    return json.dumps(index, indent=2) + "\n"

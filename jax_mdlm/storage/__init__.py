@@ -1,0 +1,19 @@
+"""Pytrees on disk and on `gs://`: numbered checkpoints, plain trees, arrays in pieces."""
+
+from jax_mdlm.storage.checkpoints import Checkpoints, open_checkpoints
+from jax_mdlm.storage.chunks import StoredArray
+from jax_mdlm.storage.pieces import Piece, Streamed, run_pieces
+from jax_mdlm.storage.trees import CheckpointError, is_tree, restore_tree, tree_shapes
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Piece",
+    "StoredArray",
+    "Streamed",
+    "is_tree",
+    "open_checkpoints",
+    "restore_tree",
+    "run_pieces",
+    "tree_shapes",
+]

@@ -1,0 +1,147 @@
+"""What a work directory holds, and who may write into it.
+
+    <workdir>/config.json            the resolved config; written when the directory is usable
+    <workdir>/tokenizer/             the tokenizer, where one is kept
+    <workdir>/checkpoints/<step>/    parameters (and state), a JSON record
+    <workdir>/source/                files that came beside published weights
+
+Training makes work directories, and so does the import of published weights; sampling, evaluation
+and export read them.
+"""
+
+from etils import epath
+
+from jax_mdlm.config import Config, ConfigError, from_json, to_json
+from jax_mdlm.containers import Params
+from jax_mdlm.storage import Checkpoints, open_checkpoints
+
+_UNFINISHED = "import_unfinished"  # exists while weights are imported
+
+
+def checkpoint_folder(workdir: epath.Path) -> epath.Path:
+    """Where a work directory keeps its checkpoints."""
+    return workdir / "checkpoints"
+
+
+def source_folder(workdir: epath.Path) -> epath.Path:
+    """Where it keeps what stood beside the weights it began from."""
+    return workdir / "source"
+
+
+def load_config(workdir: epath.Path) -> Config:
+    """The resolved config of a work directory.
+
+    Raises:
+      ConfigError: it is not a work directory, or an import into it was not finished.
+    """
+    check_finished(workdir)
+    path = workdir / "config.json"
+    if not path.exists():
+        raise ConfigError(
+            f"work directory {workdir} must hold config.json, it does not; train one with "
+            f"python -m jax_mdlm.train --config pronounce --workdir {workdir}"
+        )
+    return from_json(path.read_text(), str(path))
+
+
+def save_config(workdir: epath.Path, config: Config) -> None:
+    """Writes the resolved config; a kill while writing leaves the old one, or none."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    aside = workdir / "config.json.tmp"
+    aside.write_text(to_json(config))
+    aside.replace(workdir / "config.json")
+
+
+def check_finished(workdir: epath.Path) -> None:
+    """Raises ConfigError if weights were being imported here and that did not end."""
+    if (workdir / _UNFINISHED).exists():
+        raise ConfigError(
+            f"work directory {workdir} holds an import that was not finished; run "
+            f"python -m jax_mdlm.convert import SOURCE {workdir} again"
+        )
+
+
+def begin_import(workdir: epath.Path) -> None:
+    """Claims a new or empty directory, or one whose import was not finished; clears the latter.
+
+    Raises:
+      ConfigError: anything else is there.
+    """
+    marker = workdir / _UNFINISHED
+    if workdir.exists() and not marker.exists() and any(workdir.iterdir()):
+        raise ConfigError(
+            f"work directory {workdir} must be new or empty for an import, it holds "
+            f"{min(path.name for path in workdir.iterdir())}; choose another"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    marker.write_text("")
+    for path in workdir.iterdir():
+        if path.is_dir():
+            path.rmtree()
+        elif path != marker:
+            path.unlink()
+
+
+def end_import(workdir: epath.Path, config: Config) -> None:
+    """Makes the directory usable: the config, then no marker."""
+    save_config(workdir, config)
+    (workdir / _UNFINISHED).unlink()
+
+
+def open_existing(workdir: epath.Path) -> Checkpoints:
+    """Opens a work directory's checkpoints for reading.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    check_finished(workdir)
+    folder = checkpoint_folder(workdir)
+    if folder.is_dir():
+        checkpoints = open_checkpoints(folder)
+        if checkpoints.latest() is not None:
+            return checkpoints
+        checkpoints.close()
+    raise ConfigError(
+        f"work directory {workdir} must hold a checkpoint, none is there; train one with "
+        f"python -m jax_mdlm.train --config FILE --workdir {workdir}"
+    )
+
+
+def restore_params(
+    workdir: epath.Path, abstract: Params, step: int | None = None
+) -> tuple[int, Params]:
+    """Reads only the parameters of a checkpoint, cast to the dtypes of `abstract`.
+
+    Args:
+      workdir: The directory.
+      abstract: `jax.ShapeDtypeStruct` with shardings, nested like the parameters.
+      step: Which checkpoint; None: the newest.
+
+    Returns:
+      The step, and the parameters in their places.
+
+    Raises:
+      ConfigError: the work directory has no checkpoint, or not that one.
+      CheckpointError: damaged, or of another shape.
+    """
+    checkpoints = open_existing(workdir)
+    try:
+        step = choose_step(checkpoints, step)
+        return step, checkpoints.restore(step, {"params": abstract}, cast=True)["params"]
+    finally:
+        checkpoints.close()
+
+
+def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
+    """`step` if it is there; the newest where it is None.
+
+    Raises:
+      ConfigError: there is no such step.
+    """
+    steps = checkpoints.steps()
+    if step is None:
+        return max(steps)
+    if step not in steps:
+        shown = ", ".join(map(str, steps))
+        raise ConfigError(f"checkpoint of step {step} must be in {checkpoints.folder}: got {shown}")
+    return step
