@@ -89,6 +89,8 @@ def export_weights(
                 _write_files(workdir, config, dtype, plan, aside)
                 if aside != target:
                     aside.rename(target)
+        except ConfigError:
+            raise
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{target} must take {whole:,} bytes, but reading or writing failed "
@@ -240,7 +242,7 @@ def _write_files(
     copy_files([path for path in files if path.name != CONFIG], folder)
     source = None
     if (beside / CONFIG).exists():
-        source = published.parse((beside / CONFIG).read_text(), str(beside / CONFIG))
+        source = published.parse((beside / CONFIG).read_bytes(), str(beside / CONFIG))
     ids = token_ids_of(config, workdir)
     write_tokenizer(config, workdir, ids, folder)
     if len(plan) > 1:

@@ -57,12 +57,12 @@ def import_weights(
     Raises:
       ConfigError: the directory is in use, or the disk is full.
     """
+    config = config_of(source, workdir.name)
     first = jax.process_index() == 0
     if first:
         begin_import(workdir)
         _check_room(source, workdir)
     _barrier("import_begun")
-    config = config_of(source, workdir.name)
     leaves = _leaves(source, meter)
     record = {"step": 0, "imported": True}
     checkpoints = open_checkpoints(checkpoint_folder(workdir), keep=1, streamed=True)

@@ -6,6 +6,7 @@ is not LLaDA's value for most of them: what is refused here would compute someth
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ _SWITCHES: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "quantization_config": (None, (None,), "quantised weights"),
 }
 _NEEDED = ("d_model", "n_layers", "n_heads", "vocab_size", "max_sequence_length")
+_WHOLE = ("n_kv_heads", "mlp_hidden_size", "mlp_ratio", "embedding_size")  # null counts as absent
+_REAL = {"rope_theta": 10000.0, "rms_norm_eps": 1e-5}  # with the published class's defaults
 _NAME = "config.json"
 
 # What a folder is described by that did not come from a published one.
@@ -95,7 +98,7 @@ class TokenIds:
     collapse: Collapse | None = None
 
 
-def parse(text: str, origin: str) -> dict[str, Any]:
+def parse(text: str | bytes, origin: str) -> dict[str, Any]:
     """`config.json` as a dict; `origin` names the file in errors.
 
     Raises:
@@ -103,7 +106,7 @@ def parse(text: str, origin: str) -> dict[str, Any]:
     """
     try:
         settings = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no text
         raise ConfigError(
             f"{origin} must be JSON, but {error}; restore it from its source"
         ) from None
@@ -126,10 +129,8 @@ def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfi
       ConfigError: settings that this model does not compute, all of them named.
     """
     problems = _unsupported(settings)
-    missing = [key for key in _NEEDED if not isinstance(settings.get(key), int)]
-    problems += [f"{key} must be a whole number, got {settings.get(key)!r}" for key in missing]
-    if not missing:
-        problems += _contradictions(settings)
+    wrong = _wrong_numbers(settings)
+    problems += wrong or _contradictions(settings)
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(
@@ -145,8 +146,8 @@ def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfi
         head_dim=settings["d_model"] // settings["n_heads"],
         mlp=_mlp(settings),
         max_length=settings["max_sequence_length"],
-        rope_theta=float(settings.get("rope_theta", 10000.0)),
-        norm_eps=float(settings.get("rms_norm_eps", 1e-5)),
+        rope_theta=float(settings.get("rope_theta", _REAL["rope_theta"])),
+        norm_eps=float(settings.get("rms_norm_eps", _REAL["rms_norm_eps"])),
         compute_dtype="float32",
         param_dtype="float32",
     )
@@ -156,13 +157,16 @@ def token_ids(settings: Mapping[str, Any], origin: str = _NAME) -> TokenIds:
     """The special ids of `config.json`.
 
     Raises:
-      ConfigError: an id is no number, or the collapse map is unknown.
+      ConfigError: an id has no row in the embedding, or the collapse map is unknown.
     """
+    rows = _rows(settings)
 
     def find(key: str) -> int | None:
         value = settings.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            raise ConfigError(f"{origin}: {key} must be one token id, got {value!r}; correct it")
+        if value is not None and (type(value) is not int or not 0 <= value < rows):
+            raise ConfigError(
+                f"{origin}: {key} must be one token id, 0 to {rows - 1}, got {value!r}; correct it"
+            )
         return value
 
     collapse = settings.get(COLLAPSE_KEY)
@@ -233,6 +237,20 @@ def _unsupported(settings: Mapping[str, Any]) -> list[str]:
         if not any(value == good and type(value) is type(good) for good in known):
             shown = f"{value!r}" if key in settings else f"nothing, which means {default!r}"
             problems.append(f"{key} must be {known[0]!r}, got {shown} ({meaning})")
+    return problems
+
+
+def _wrong_numbers(settings: Mapping[str, Any]) -> list[str]:
+    problems = []
+    for key in (*_NEEDED, *_WHOLE):
+        value = settings.get(key)
+        given = value is not None or key in _NEEDED
+        if given and (type(value) is not int or value < 1):  # a bool is an int, too
+            problems.append(f"{key} must be a whole number above 0, got {value!r}")
+    for key, default in _REAL.items():
+        value = settings.get(key, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            problems.append(f"{key} must be a number above 0, got {value!r}")
     return problems
 
 

@@ -67,8 +67,9 @@ def is_published(path: str) -> bool:
     """Whether `path` is a folder of published weights (or a hub id), not a work directory."""
     if path.startswith(HUB):
         return True
-    folder = epath.Path(path).expanduser()
-    return (folder / CONFIG).exists() and not (folder / "checkpoints").exists()
+    described = epath.Path(path).expanduser() / CONFIG
+    # A work directory's has sections; what cannot be read is reported when the source is opened.
+    return described.exists() and '"objective"' not in described.read_text()
 
 
 def open_source(path: epath.PathLike) -> Source:
@@ -91,7 +92,7 @@ def open_source(path: epath.PathLike) -> Source:
     if not (folder / CONFIG).exists():
         raise ConfigError(f"{path} must hold {CONFIG}, it does not; copy it there from its source")
     described = folder / CONFIG
-    settings = published.parse(described.read_text(), str(described))
+    settings = published.parse(described.read_bytes(), str(described))
     config = published.model_config(settings, str(described))
     tensors = _open_tensors(folder)
     _check(tensors, config, path)
@@ -122,19 +123,29 @@ def copy_files(files: Sequence[epath.Path], folder: epath.Path) -> None:
 def _download(path: str) -> str:
     """A repository of the hub; what is in the local cache already is not fetched again."""
     import huggingface_hub
+    from huggingface_hub import errors
 
-    name, _, revision = path.removeprefix(HUB).partition("@")
+    asked = path.removeprefix(HUB).rstrip("/")
+    name, _, revision = asked.partition("@")
     endings = ["*.safetensors", *(f"*{ending}" for ending in _KEPT_ENDINGS)]
     try:
         return huggingface_hub.snapshot_download(
             name,
             revision=revision or None,
             allow_patterns=[*endings, *(f"{start}*" for start in _KEPT_NAMES)],
+            ignore_patterns="*/*",  # folders hold the same weights in other formats
         )
     except Exception as error:  # no network, no such repository, no access, not a name
+        reasons = {
+            errors.GatedRepoError: "its page must grant you access first",
+            errors.RepositoryNotFoundError: "no such repository, or a private one",
+            errors.RevisionNotFoundError: "no such revision",
+            errors.LocalEntryNotFoundError: "it cannot be reached, and the cache holds no copy",
+        }
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), first)
         raise ConfigError(
-            f"the hub does not give {name} ({first}); correct the name, log in with "
+            f"the hub does not give {asked} ({reason}); correct the name, log in with "
             "`hf auth login`, or name a local folder"
         ) from error
 
@@ -162,7 +173,7 @@ def _open_tensors(folder: epath.Path) -> dict[str, Tensor]:
 
 
 def _read_index(path: epath.Path) -> dict[str, str]:
-    index = published.parse(path.read_text(), str(path))
+    index = published.parse(path.read_bytes(), str(path))
     where = index.get("weight_map")
     if not isinstance(where, dict) or not all(
         isinstance(file, str) and "/" not in file for file in where.values()

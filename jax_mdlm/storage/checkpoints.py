@@ -4,6 +4,8 @@ Plain trees of arrays enter with a small JSON record beside them; sharded arrays
 """
 
 import dataclasses
+import logging
+import os
 from typing import Any
 
 import jax
@@ -140,9 +142,12 @@ def open_checkpoints(
       keep: Newest ones that stay; None: all, and nothing is created.
       streamed: The leaves that will be saved are `Streamed`, not arrays.
     """
-    folder = epath.Path(folder).resolve()  # Orbax refuses a relative one, at the first save
+    folder = epath.Path(folder)
+    if "://" not in os.fspath(folder):  # `resolve` takes a bucket for a relative path
+        folder = folder.resolve()  # Orbax refuses a relative one, at the first save
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     if streamed:
+        logging.getLogger("absl").addFilter(_is_news)
         leaves = ocp.type_handlers.create_type_handler_registry((Streamed, StreamedHandler()))
         # Without OCDBT, whose files processes would have to merge at the end.
         handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, type_handler_registry=leaves)
@@ -159,3 +164,9 @@ def open_checkpoints(
     return Checkpoints(
         folder, ocp.CheckpointManager(folder, options=options, handler_registry=registry)
     )
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drops what Orbax says of every folder that has neither its arrays nor packed files."""
+    expected = ("No jax.Array in TypeHandlerRegistry", "Skipping merge of OCDBT checkpoints")
+    return not any(text in record.getMessage() for text in expected)

@@ -73,9 +73,7 @@ def test_casts_and_tiles(shape: tuple[int, int], given: type, wanted: type) -> N
     np.testing.assert_array_equal(out.astype(np.float64), rows.astype(wanted).astype(np.float64).T)
     back = np.empty(shape, wanted)
     boxes.to_torch(np.ascontiguousarray(rows.T), axes, back)
-    np.testing.assert_array_equal(
-        back.astype(np.float64), rows.astype(wanted).astype(np.float64)
-    )
+    np.testing.assert_array_equal(back.astype(np.float64), rows.astype(wanted).astype(np.float64))
 
 
 def test_bfloat16_widens_bit_by_bit() -> None:

@@ -23,7 +23,9 @@ def spans(size: int) -> list[slice]:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("chunk", [(1, 5, 7), (1, 10, 7), (2, 4, 3), (3, 10, 7), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "chunk", [(1, 5, 7), (1, 10, 7), (2, 4, 3), (3, 10, 7), (1, 1, 1)], ids=str
+)
 def test_every_box_of_every_chunking(tmp_path: Path, chunk: tuple, dtype: type) -> None:
     values = VALUES.astype(dtype)
     array = chunks.create(epath.Path(tmp_path / "a"), SHAPE, chunk, np.dtype(dtype))

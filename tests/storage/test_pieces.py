@@ -52,8 +52,8 @@ def test_a_piece_that_fails_leaves_no_checkpoint(tmp_path: Path, capfd) -> None:
         raise OSError("no space")
 
     checkpoints = open_checkpoints(epath.Path(tmp_path / "c"), keep=1, streamed=True)
+    checkpoints.save(0, {"w": leaf(fail)}, {})
     with pytest.raises(OSError, match="no space"):
-        checkpoints.save(0, {"w": leaf(fail)}, {})
         checkpoints.wait()
     assert open_checkpoints(epath.Path(tmp_path / "c")).latest() is None
 
