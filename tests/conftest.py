@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, and a compilation cache that outlives a run."""
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -13,7 +14,14 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from jax_mdlm import conversion  # noqa: E402
+from jax_mdlm.config import ModelConfig  # noqa: E402
+from jax_mdlm.containers import Params  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "data" / "llada_random_mha"  # what the published code computed
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +29,10 @@ def eight_devices() -> list[jax.Device]:
     devices = jax.devices()
     assert len(devices) == 8
     return devices
+
+
+@pytest.fixture(scope="session")
+def golden() -> tuple[Params, ModelConfig, dict[str, np.ndarray]]:
+    """Parameters, config and reference arrays of a small random LLaDA."""
+    params, config = conversion.load(GOLDEN)
+    return params, dataclasses.replace(config, remat="none"), dict(np.load(GOLDEN / "golden.npz"))

@@ -16,9 +16,9 @@ from jax_mdlm.containers import Params
 from jax_mdlm.conversion.reading import Meter, read_params
 from jax_mdlm.model import table
 from jax_mdlm.sharding import make_layout
+from tests.conftest import GOLDEN
 from tests.conversion import folders
 
-GOLDEN = Path(__file__).parent.parent / "data" / "llada_random_mha"
 GROUPED = {"heads": 4, "kv_heads": 2}
 
 

@@ -21,7 +21,7 @@ from jax_mdlm.sampling import (
 )
 from jax_mdlm.sampling.generate import _decode
 from jax_mdlm.sharding import make_layout
-from tests.model.test_denoiser import GOLDEN, golden  # noqa: F401  (a fixture)
+from tests.conftest import GOLDEN
 from tests.sampling.standin import random_params
 
 CONFIG = ModelConfig(
@@ -76,7 +76,7 @@ def trajectory(state, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", list(GOLDEN_CASES))
-def test_every_step_of_lladas_generate(golden, key, case):  # noqa: F811
+def test_every_step_of_lladas_generate(golden, key, case):
     params, config, arrays = golden
     settings = GOLDEN_CASES[case]
     prompts = arrays[f"gen_{case}_prompt"].tolist()
@@ -88,7 +88,7 @@ def test_every_step_of_lladas_generate(golden, key, case):  # noqa: F811
     np.testing.assert_array_equal(state.canvas[:, -length - 7 : -length], want[-1][:, :7])
 
 
-def test_left_padded_prompts_of_lladas_generate(golden, key):  # noqa: F811
+def test_left_padded_prompts_of_lladas_generate(golden, key):
     params, config, arrays = golden
     valid = arrays["gen_padded_mask"].astype(bool)
     prompts = [row[keep].tolist() for row, keep in zip(arrays["gen_padded_prompt"], valid)]
@@ -99,7 +99,7 @@ def test_left_padded_prompts_of_lladas_generate(golden, key):  # noqa: F811
 
 
 @pytest.mark.parametrize("mode", ["steps", "thr50", "thr35", "thr20"])
-def test_every_step_of_fast_dllm_without_cache(golden, key, mode):  # noqa: F811
+def test_every_step_of_fast_dllm_without_cache(golden, key, mode):
     params, config, arrays = golden
     cached = np.load(GOLDEN / "golden_cache.npz")
     options = golden_options(steps=16, length=32, block_length=8)
