@@ -111,18 +111,22 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def start_processes() -> None:
+def start_processes(*, detect: bool = True) -> None:
     """Joins the other processes of a pod, before the first use of a device.
 
     Cloud TPU pods are recognised by JAX; elsewhere set JAX_COORDINATOR_ADDRESS (host:port),
     JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+
+    Args:
+      detect: False: only where the variables are set, so that a command may run on one worker of
+        a pod.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address:
         jax.distributed.initialize(
             address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
         )
-    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+    elif detect and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         jax.distributed.initialize()
 
 

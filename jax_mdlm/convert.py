@@ -4,8 +4,8 @@ import SOURCE WORKDIR    published weights (folder, gs://, s3://, hf://ORG/NAME)
 export WORKDIR TARGET    work directory -> folder that PyTorch users load
 inspect PATH             what is in there
 
-Tensors are streamed: memory does not grow with the model. With several processes (as in training)
-each does its part.
+Tensors are streamed: memory does not grow with the model. One process does it all, unless
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name several: each does its part.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 def _import(args: argparse.Namespace) -> None:
     # Nothing is computed: the chips stay free, and a machine without any converts as well.
     jax.config.update("jax_platforms", "cpu")
-    command.start_processes()
+    command.start_processes(detect=False)
     source = open_source(args.source)
     start = time.perf_counter()
     with ByteProgress(source.num_bytes, active=_first()) as progress:
@@ -72,7 +72,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.shard_bytes < 1:
         raise ConfigError(f"--shard-bytes must be at least 1, got {args.shard_bytes}")
     jax.config.update("jax_platforms", "cpu")
-    command.start_processes()
+    command.start_processes(detect=False)
     start = time.perf_counter()
     with ByteProgress(None, active=_first()) as progress:
         meter = Meter(progress.add)

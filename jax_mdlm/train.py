@@ -33,7 +33,7 @@ from jax_mdlm.training.metrics import Log, Throughput, Window
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import abstract_state, create_state, with_slack_row
 from jax_mdlm.training.step import make_train_step
-from jax_mdlm.workdir import check_finished, checkpoint_folder, save_config
+from jax_mdlm.workdir import check_finished, check_place, checkpoint_folder, save_config
 
 # What may change between the parts of one run; everything else would make it another run.
 MAY_CHANGE = (
@@ -226,6 +226,7 @@ def _check_batch(config: Config, layout: Layout) -> None:
 
 def _load(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
     """Data and tokenizer, the vocabulary size filled in, and the work directory claimed."""
+    check_place(workdir)
     check_finished(workdir)
     recorded = workdir / "config.json"
     if recorded.exists():

@@ -9,6 +9,8 @@ Training makes work directories, and so does the import of published weights; sa
 and export read them.
 """
 
+import os
+
 from etils import epath
 
 from jax_mdlm.config import Config, ConfigError, from_json, to_json
@@ -16,6 +18,7 @@ from jax_mdlm.containers import Params
 from jax_mdlm.storage import Checkpoints, open_checkpoints
 
 _UNFINISHED = "import_unfinished"  # exists while weights are imported
+_IMPORTED = {_UNFINISHED, "checkpoints", "source", "tokenizer", "config.json", "config.json.tmp"}
 
 
 def checkpoint_folder(workdir: epath.Path) -> epath.Path:
@@ -41,7 +44,10 @@ def load_config(workdir: epath.Path) -> Config:
             f"work directory {workdir} must hold config.json, it does not; train one with "
             f"python -m jax_mdlm.train --config pronounce --workdir {workdir}"
         )
-    return from_json(path.read_text(), str(path))
+    try:
+        return from_json(path.read_text(), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a config: {error}") from error
 
 
 def save_config(workdir: epath.Path, config: Config) -> None:
@@ -61,24 +67,38 @@ def check_finished(workdir: epath.Path) -> None:
         )
 
 
+def check_place(workdir: epath.Path) -> None:
+    """Raises ConfigError for a place where checkpoints cannot be written."""
+    if os.fspath(workdir).startswith("s3://"):
+        raise ConfigError(
+            f"work directory {workdir} must be local or gs://, where checkpoints can be written; "
+            "choose such a one (weights may come from s3:// and go there)"
+        )
+
+
 def begin_import(workdir: epath.Path) -> None:
     """Claims a new or empty directory, or one whose import was not finished; clears the latter.
 
     Raises:
       ConfigError: anything else is there.
     """
+    check_place(workdir)
     marker = workdir / _UNFINISHED
-    if workdir.exists() and not marker.exists() and any(workdir.iterdir()):
+    held = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
+    # Only what an import makes is cleared: whatever else was put there may be all there is of it.
+    foreign = held - (_IMPORTED if marker.name in held else set())
+    if foreign:
         raise ConfigError(
             f"work directory {workdir} must be new or empty for an import, it holds "
-            f"{min(path.name for path in workdir.iterdir())}; choose another"
+            f"{min(foreign)}; choose another"
         )
     workdir.mkdir(parents=True, exist_ok=True)
     marker.write_text("")
-    for path in workdir.iterdir():
+    for name in held - {marker.name}:
+        path = workdir / name
         if path.is_dir():
             path.rmtree()
-        elif path != marker:
+        else:
             path.unlink()
 
 

@@ -40,6 +40,7 @@ OWNED = {
     "grain": ("data/",),
     "orbax": ("storage/",),
     "tensorstore": ("storage/",),
+    "fsspec": ("storage/",),
     "safetensors": (),  # of the tests; ours streams
     "torch": ("conversion/pickles.py",),  # where it is installed, to read pickles safely
     "tensorflow": (),

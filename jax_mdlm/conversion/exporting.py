@@ -4,6 +4,7 @@ The folder is written under a temporary name and renamed: a killed export leaves
 whole. Buckets have no rename; there `config.json`, without which nothing loads, comes last.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -23,7 +24,7 @@ from jax_mdlm.conversion.shards import Shard
 from jax_mdlm.conversion.source import CONFIG, INDEX, copy_files, kept_files, to_json
 from jax_mdlm.conversion.tokens import token_ids_of, write_tokenizer
 from jax_mdlm.model import table
-from jax_mdlm.storage import CheckpointError, StoredArray, run_pieces
+from jax_mdlm.storage import CheckpointError, StoredArray, alone_in, reaching, run_pieces
 from jax_mdlm.workdir import choose_step, load_config, open_existing, source_folder
 
 SHARD_BYTES = 5_000_000_000  # Hugging Face's default
@@ -70,33 +71,42 @@ def export_weights(
     Raises:
       ConfigError: no such checkpoint, the target is in use, or the disk is full.
     """
-    config = load_config(workdir)
-    checkpoints = open_existing(workdir)
+    remote = "://" in os.fspath(target)
+    if not remote:
+        target = epath.Path(os.path.abspath(target))  # "." has no name to put one beside it
+        _check_apart(workdir, target)
+    with reaching(workdir):
+        config = load_config(workdir)
+        checkpoints = open_existing(workdir)
     try:
         step = choose_step(checkpoints, step)
         arrays = _arrays(checkpoints.arrays(step), config)
         plan = _plan(config, dtype, shard_bytes)
         first, whole = jax.process_index() == 0, sum(shard.size for shard in plan)
-        remote = "://" in os.fspath(target)
-        aside = target if remote else target.parent / f"{target.name}.partial"
-        if first:
-            _begin(target, aside, whole)
-        _barrier("export_begun")
-        try:
-            _write_shards(plan, arrays, config, dtype, aside, meter)
-            _barrier("export_written")
-            if first:
-                _write_files(workdir, config, dtype, plan, aside)
-                if aside != target:
-                    aside.rename(target)
-        except ConfigError:
-            raise
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{target} must take {whole:,} bytes, but reading or writing failed "
-                f"({str(error)[:200]}); free space or choose another target, then export again"
-            ) from error
-        _barrier("export_ended")
+        aside = target if remote else target.parent / f"{target.name}.export.partial"
+        with alone_in(aside) if first else contextlib.nullcontext():
+            try:
+                if first:
+                    with reaching(target):
+                        _begin(target, aside, whole)
+                _barrier("export_begun")
+                _write_shards(plan, arrays, config, dtype, aside, meter)
+                _barrier("export_written")
+                if first:
+                    _write_files(workdir, config, dtype, plan, aside)
+                    if aside != target:
+                        aside.rename(target)
+            except ConfigError:
+                raise
+            except Exception as error:  # what a disk, a bucket or TensorStore answers
+                raise CheckpointError(
+                    f"{target} must take {whole:,} bytes, but writing failed "
+                    f"({str(error)[:200]}); free space or choose another target, then export again"
+                ) from error
+            finally:
+                if aside != target and jax.process_count() == 1:
+                    shutil.rmtree(aside, ignore_errors=True)  # it may be what fills the disk
+            _barrier("export_ended")
     finally:
         checkpoints.close()
     scalars = table.num_parameters(config.model)
@@ -134,18 +144,28 @@ def _plan(config: Config, dtype: str, shard_bytes: int) -> list[Shard]:
     return shards.plan_shards(order, _KINDS[dtype], shard_bytes)
 
 
+def _check_apart(workdir: epath.Path, target: epath.Path) -> None:
+    """A folder inside would be taken for one of the work directory's own."""
+    outer, inner = os.path.realpath(workdir), os.path.realpath(target)
+    if os.path.commonpath([outer, inner]) == outer != inner:
+        raise ConfigError(
+            f"{target} must lie outside of the work directory {workdir}; choose another target"
+        )
+
+
 def _begin(target: epath.Path, aside: epath.Path, size: int) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} must be a new or empty folder, it is in use; choose another")
     if aside != target:
-        if aside.exists():
-            aside.rmtree()  # of an export that was killed
+        for path in aside.iterdir():  # of an export that was killed
+            if path.is_dir():
+                path.rmtree()
+            else:
+                path.unlink()
         if target.exists():
             target.rmdir()
-    aside.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(aside).free if os.path.exists(aside) else size
     if free < size:
-        aside.rmdir()
         raise ConfigError(
             f"{target} must have room for {size:,} bytes, its disk has {free:,} free; free space "
             "or choose another target"
@@ -209,7 +229,13 @@ def _converter(
     def convert(buffer: np.ndarray) -> None:
         own = buffer[:stored].view(array.dtype)
         whole = own.reshape([part.stop - part.start for part in box.index])
-        array.read(box.index, whole)
+        try:
+            array.read(box.index, whole)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{'/'.join(box.row.path)} of the checkpoint must be whole, but is damaged "
+                f"({str(error)[:200]}); export another --step, or import or train again"
+            ) from error
         rows = buffer[stored:].view(kind).reshape(shape)
         boxes.to_torch(own.reshape(box.shape), axes, rows)
         write(begin, rows)

@@ -1,5 +1,6 @@
 """Published weights -> a work directory, tensor by tensor; never the whole model in memory."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -25,7 +26,14 @@ from jax_mdlm.conversion.source import Source, copy_files, kept_files
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import keep_files
 from jax_mdlm.model import table
-from jax_mdlm.storage import CheckpointError, Piece, Streamed, open_checkpoints
+from jax_mdlm.storage import (
+    CheckpointError,
+    Piece,
+    Streamed,
+    alone_in,
+    open_checkpoints,
+    reaching,
+)
 from jax_mdlm.workdir import (
     begin_import,
     checkpoint_folder,
@@ -58,17 +66,31 @@ def import_weights(
       ConfigError: the directory is in use, or the disk is full.
     """
     config = config_of(source, workdir.name)
+    with alone_in(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        _write(source, workdir, config, meter, warn)
+    return config
+
+
+def _write(
+    source: Source,
+    workdir: epath.Path,
+    config: Config,
+    meter: Meter,
+    warn: Callable[[str], None],
+) -> None:
     first = jax.process_index() == 0
     if first:
-        begin_import(workdir)
-        _check_room(source, workdir)
+        with reaching(workdir):
+            begin_import(workdir)
+            _check_room(source, workdir)
     _barrier("import_begun")
-    leaves = _leaves(source, meter)
-    record = {"step": 0, "imported": True}
-    checkpoints = open_checkpoints(checkpoint_folder(workdir), keep=1, streamed=True)
     try:
-        checkpoints.save(0, {"params": leaves}, record)
-        checkpoints.wait()
+        _write_checkpoint(source, workdir, meter)
+        for line in meter.warnings():
+            warn(line)
+        if first:
+            _write_files(source, workdir, warn)
+            end_import(workdir, config)
     except ConfigError:
         raise
     except Exception as error:  # what a disk, a bucket or TensorStore answers
@@ -76,21 +98,27 @@ def import_weights(
             f"work directory {workdir} must take {source.num_bytes:,} bytes, but writing failed "
             f"({_first_line(error)}); free space or choose another, then import again"
         ) from error
+    _barrier("import_ended")
+
+
+def _write_checkpoint(source: Source, workdir: epath.Path, meter: Meter) -> None:
+    checkpoints = open_checkpoints(checkpoint_folder(workdir), keep=1, streamed=True)
+    try:
+        checkpoints.save(0, {"params": _leaves(source, meter)}, {"step": 0, "imported": True})
+        checkpoints.wait()
     finally:
         checkpoints.close()
-    for line in meter.warnings():
-        warn(line)
-    if first:
-        files = kept_files(source.folder)
-        copy_files(files, source_folder(workdir))
+
+
+def _write_files(source: Source, workdir: epath.Path, warn: Callable[[str], None]) -> None:
+    """What stands beside the weights."""
+    with reaching(source.folder, workdir):
+        copy_files(kept_files(source.folder), source_folder(workdir))
         if not keep_files(source.folder, tokenizer_folder(workdir)):
             warn(
                 f"{source.folder} holds no tokenizer.json; put one beside the weights to sample "
                 "from this work directory, or train with data.tokenizer.path"
             )
-        end_import(workdir, config)
-    _barrier("import_ended")
-    return config
 
 
 def config_of(source: Source, name: str) -> Config:

@@ -11,8 +11,8 @@ from jax_mdlm.config import Collapse, ConfigError, ModelConfig
 from jax_mdlm.conversion import published, shards
 from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.conversion.tokens import token_ids_of
-from jax_mdlm.storage import is_tree, tree_shapes
-from jax_mdlm.workdir import load_config, open_existing
+from jax_mdlm.storage import is_tree, reaching, tree_shapes
+from jax_mdlm.workdir import check_finished, load_config, open_existing
 
 
 def inspect(path: epath.PathLike) -> dict[str, Any]:
@@ -29,9 +29,13 @@ def inspect(path: epath.PathLike) -> dict[str, Any]:
       ConfigError: nothing of that kind is there, or it is damaged.
     """
     path = os.fspath(path)
+    with reaching(path):
+        return _published(open_source(path)) if is_published(path) else _other(path)
+
+
+def _other(path: str) -> dict[str, Any]:
     folder = epath.Path(path).expanduser()
-    if is_published(path):
-        return _published(open_source(path))
+    check_finished(folder)
     if (folder / "config.json").exists():
         return _work_directory(folder)
     if folder.is_dir() and is_tree(folder):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +19,8 @@ from jax_mdlm.conversion.reading import read_params
 from jax_mdlm.conversion.source import is_published, open_source
 from jax_mdlm.model import table
 from jax_mdlm.sharding import Layout
-from jax_mdlm.storage import is_tree, restore_tree, tree_shapes
-from jax_mdlm.workdir import load_config, restore_params
+from jax_mdlm.storage import is_tree, reaching, restore_tree, tree_shapes
+from jax_mdlm.workdir import check_finished, load_config, restore_params
 
 
 def load(
@@ -42,11 +44,17 @@ def load(
     if dtype not in (None, "float32", "bfloat16"):
         raise ConfigError(f"dtype must be float32 or bfloat16, got {dtype!r}")
     path = os.fspath(path)
-    folder = epath.Path(path).expanduser()
-    if is_published(path):
+    with reaching(path):
+        if not is_published(path):
+            return _load_other(path, layout, dtype)
         source = open_source(path)
         config = _with_dtype(source.config, dtype)
         return read_params(source, _placer(layout), config.param_dtype), config
+
+
+def _load_other(path: str, layout: Layout | None, dtype: str | None) -> tuple[Params, ModelConfig]:
+    folder = epath.Path(path).expanduser()
+    check_finished(folder)
     if (folder / "config.json").exists():
         config = _with_dtype(load_config(folder).model, dtype)
         return restore_params(folder, _abstract(config, layout))[1], config
@@ -95,8 +103,14 @@ def _with_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
 def _load_npz(
     path: epath.Path, layout: Layout | None, dtype: str | None
 ) -> tuple[Params, ModelConfig]:
-    with path.open("rb") as file, np.load(file) as archive:
-        arrays = {name: _as_float(archive[name]) for name in archive.files}
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            arrays = {name: _as_float(archive[name]) for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        text = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path} must be a whole .npz file of arrays, but {text}; save it again"
+        ) from error
     prefix = "params/" if "params/wte" in arrays else ""
     kinds = {array.dtype.name for array in arrays.values()}
     shapes = {name: array.shape for name, array in arrays.items()}

@@ -1,6 +1,7 @@
 """Where a run's parameters come from: published weights or another work directory."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 from etils import epath
@@ -110,4 +111,6 @@ def open_origin(path: str) -> Origin:
     Raises:
       ConfigError: see `open_source`.
     """
-    return Origin(path, open_source(path) if is_published(path) else None)
+    if is_published(path):
+        return Origin(path, open_source(path))
+    return Origin(os.fspath(epath.Path(path).expanduser()), None)

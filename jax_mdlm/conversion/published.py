@@ -165,7 +165,8 @@ def token_ids(settings: Mapping[str, Any], origin: str = _NAME) -> TokenIds:
         value = settings.get(key)
         if value is not None and (type(value) is not int or not 0 <= value < rows):
             raise ConfigError(
-                f"{origin}: {key} must be one token id, 0 to {rows - 1}, got {value!r}; correct it"
+                f"{origin}: {key} must be one token id, got {value!r}; correct it (the embedding "
+                f"has rows 0 to {rows - 1})"
             )
         return value
 
@@ -244,9 +245,12 @@ def _wrong_numbers(settings: Mapping[str, Any]) -> list[str]:
     problems = []
     for key in (*_NEEDED, *_WHOLE):
         value = settings.get(key)
-        given = value is not None or key in _NEEDED
-        if given and (type(value) is not int or value < 1):  # a bool is an int, too
-            problems.append(f"{key} must be a whole number above 0, got {value!r}")
+        if value is None and key not in _NEEDED:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            problems.append(f"{key} must be a whole number, got {value!r}")
+        elif value < 1:
+            problems.append(f"{key} must be above 0, got {value!r}")
     for key, default in _REAL.items():
         value = settings.get(key, default)
         if type(value) not in (int, float) or not 0 < value < math.inf:

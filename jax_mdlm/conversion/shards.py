@@ -5,6 +5,7 @@ mapped into memory, remote ones are read in ranges; writing streams, so that a 5
 exists in memory. The `safetensors` package can do neither, and is the oracle in the tests.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -12,12 +13,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import fsspec
 import ml_dtypes
 import numpy as np
 from etils import epath
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.storage import read_range
 
 DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -62,22 +63,28 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
 
     try:
         size = path.stat().length
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MOST_HEADER):
-                raise damaged(f"its header cannot have {length:,} bytes in a file of {size:,}")
-            text = file.read(length)
+        length = int.from_bytes(read_range(path, 0, min(8, size)), "little")
+        if size < 8 or length > min(size - 8, _MOST_HEADER):
+            raise damaged(f"its header cannot have {length:,} bytes in a file of {size:,}")
+        text = read_range(path, 8, 8 + length)
     except FileNotFoundError:
         raise ConfigError(f"{path} was not found; copy or download it again") from None
+    except OSError as error:
+        raise ConfigError(f"{path} must be a file that can be read, but {error}") from error
+    repeated: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = collections.Counter(name for name, _ in pairs)
+        repeated.extend(name for name, count in names.items() if count > 1)
+        return dict(pairs)
+
     try:
-        header = json.loads(text)
-        entries = {
-            name: (str(entry["dtype"]), tuple(map(int, entry["shape"])), *entry["data_offsets"])
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, TypeError, KeyError, AttributeError):
+        header = json.loads(text, object_pairs_hook=once)
+        entries = {name: _entry(entry) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise damaged("its header cannot be read") from None
+    if repeated:
+        raise damaged(f"its header names {repeated[0]} twice")
     position = 0
     for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         wide = DTYPES[dtype].itemsize * math.prod(shape) if dtype in DTYPES else end - begin
@@ -97,6 +104,12 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
     }
 
 
+def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, begin, end."""
+    begin, end = entry["data_offsets"]
+    return str(entry["dtype"]), tuple(map(int, entry["shape"])), int(begin), int(end)
+
+
 def _rows(
     data: Any, start: int, dtype: str, shape: tuple[int, ...]
 ) -> Callable[[int, int], np.ndarray]:
@@ -108,9 +121,7 @@ def _rows(
         if isinstance(data, np.ndarray):
             piece = np.asarray(data)[begin:end]
         else:
-            # Not through `open`, which reads ahead: up to 50 MB more than is asked for.
-            store, place = fsspec.url_to_fs(os.fspath(data))
-            piece = np.frombuffer(store.cat_file(place, begin, end), np.uint8)
+            piece = np.frombuffer(read_range(data, begin, end), np.uint8)
         return piece.view(kind).reshape(last - first, *shape[1:])
 
     return rows

@@ -19,6 +19,7 @@ from jax_mdlm.containers import ParamRow
 from jax_mdlm.conversion import boxes, pickles, published, shards
 from jax_mdlm.conversion.shards import Tensor
 from jax_mdlm.model import table
+from jax_mdlm.storage import reaching
 
 HUB = "hf://"
 CONFIG = "config.json"
@@ -68,8 +69,9 @@ def is_published(path: str) -> bool:
     if path.startswith(HUB):
         return True
     described = epath.Path(path).expanduser() / CONFIG
-    # A work directory's has sections; what cannot be read is reported when the source is opened.
-    return described.exists() and '"objective"' not in described.read_text()
+    with reaching(path):
+        # A work directory's has sections; what is not readable is reported when it is opened.
+        return described.exists() and b'"objective"' not in described.read_bytes()
 
 
 def open_source(path: epath.PathLike) -> Source:
@@ -84,13 +86,20 @@ def open_source(path: epath.PathLike) -> Source:
     """
     path = os.fspath(path)
     folder = epath.Path(_download(path) if path.startswith(HUB) else path).expanduser()
-    if not folder.is_dir():
+    with reaching(folder):
+        return _open(folder, path)
+
+
+def _open(folder: epath.Path, path: str) -> Source:
+    if not (folder / CONFIG).exists():  # asked first: `is_dir` hides that a bucket is out of reach
+        if folder.is_dir():
+            raise ConfigError(
+                f"{path} must hold {CONFIG}, it does not; copy it there from its source"
+            )
         raise ConfigError(
             f"{path} must be a folder with {CONFIG} and weights, none is there; correct the path "
             f"(a repository of the hub is written {HUB}ORG/NAME)"
         )
-    if not (folder / CONFIG).exists():
-        raise ConfigError(f"{path} must hold {CONFIG}, it does not; copy it there from its source")
     described = folder / CONFIG
     settings = published.parse(described.read_bytes(), str(described))
     config = published.model_config(settings, str(described))
@@ -152,6 +161,10 @@ def _download(path: str) -> str:
 
 def _open_tensors(folder: epath.Path) -> dict[str, Tensor]:
     if (folder / INDEX).exists():
+        if (folder / SINGLE).exists():  # PyTorch users' loaders prefer one, or the other
+            raise ConfigError(
+                f"{folder} must hold {SINGLE} or {INDEX}, it holds both; remove what is not meant"
+            )
         return _open_indexed(folder, _read_index(folder / INDEX), shards.read_header)
     if (folder / SINGLE).exists():
         return shards.read_header(folder / SINGLE)
@@ -187,7 +200,14 @@ def _read_index(path: epath.Path) -> dict[str, str]:
 
 def _open_indexed(folder: epath.Path, where: Mapping[str, str], read: Any) -> dict[str, Tensor]:
     """The tensors of several files; the index must tell the truth about each."""
-    files = {file: read(folder / file) for file in sorted(set(where.values()))}
+    names = sorted(set(where.values()))
+    absent = [file for file in names if not (folder / file).exists()]
+    if absent:
+        raise ConfigError(
+            f"{folder} must hold the files that its index names, {', '.join(absent)} not found; "
+            "copy or download what is missing"
+        )
+    files = {file: read(folder / file) for file in names}
     tensors = {name: tensor for file in files.values() for name, tensor in file.items()}
     problems = [
         f"{name} must be in {file}, it is in "
@@ -199,6 +219,12 @@ def _open_indexed(folder: epath.Path, where: Mapping[str, str], read: Any) -> di
         f"{name} is in {tensor.file}, but not in the index"
         for name, tensor in tensors.items()
         if name not in where
+    ]
+    problems += [
+        f"{name} is in {file} and in {tensors[name].file}"  # which of the two is meant?
+        for file, held in files.items()
+        for name in held
+        if tensors[name].file != file
     ]
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from jax_mdlm.config import Config
+from jax_mdlm.conversion import published
 from jax_mdlm.conversion.published import TokenIds
 from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder
 from jax_mdlm.data.tokenizer import MANIFEST, Tokenizer, is_kept
@@ -77,7 +78,7 @@ def _write_settings(tokenizer: Tokenizer, folder: epath.Path) -> None:
 
 
 def _mark_special(path: epath.Path, slack_id: int) -> None:
-    content = json.loads(path.read_text())
+    content = published.parse(path.read_bytes(), path.name)
     added = content.get("added_tokens") or []
     entry = next((entry for entry in added if entry["id"] == slack_id), None)
     if entry is None:
@@ -96,7 +97,7 @@ def _mark_special(path: epath.Path, slack_id: int) -> None:
 
 
 def _mark_special_in_settings(path: epath.Path, slack_id: int) -> None:
-    settings = json.loads(path.read_text())
+    settings = published.parse(path.read_bytes(), path.name)
     entry = (settings.get("added_tokens_decoder") or {}).get(str(slack_id))
     if entry is not None and not entry.get("special"):
         entry["special"] = True

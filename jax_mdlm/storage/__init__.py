@@ -1,7 +1,9 @@
 """Pytrees on disk and on `gs://`: numbered checkpoints, plain trees, arrays in pieces."""
 
+from jax_mdlm.storage.buckets import reaching, read_range
 from jax_mdlm.storage.checkpoints import Checkpoints, open_checkpoints
 from jax_mdlm.storage.chunks import StoredArray
+from jax_mdlm.storage.locks import alone_in
 from jax_mdlm.storage.pieces import Piece, Streamed, run_pieces
 from jax_mdlm.storage.trees import CheckpointError, is_tree, restore_tree, tree_shapes
 
@@ -11,8 +13,11 @@ __all__ = [
     "Piece",
     "StoredArray",
     "Streamed",
+    "alone_in",
     "is_tree",
     "open_checkpoints",
+    "reaching",
+    "read_range",
     "restore_tree",
     "run_pieces",
     "tree_shapes",

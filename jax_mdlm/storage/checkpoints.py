@@ -12,7 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from jax_mdlm.storage.chunks import StoredArray, open_arrays
+from jax_mdlm.storage.chunks import StoredArray, check_files, open_arrays
 from jax_mdlm.storage.pieces import Streamed, StreamedHandler
 from jax_mdlm.storage.trees import CheckpointError, check_fits, named_leaves, restore_args
 
@@ -65,6 +65,7 @@ class Checkpoints:
     def shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """`{"params/wte": ((V, D), "float32"), ...}` as stored; reads no array."""
         try:
+            self._check_files(step, values=False)
             metadata = self.manager.item_metadata(step)["tree"]
         except Exception as error:
             raise self._damaged(step, error) from error
@@ -102,6 +103,7 @@ class Checkpoints:
         """
         check_fits(self.shapes(step), abstract, f"checkpoint {self.folder / str(step)}", cast)
         try:
+            self._check_files(step, values=True)
             restored = self.manager.restore(
                 step,
                 args=ocp.args.Composite(tree=restore_args(abstract)),
@@ -120,12 +122,17 @@ class Checkpoints:
             raise self._damaged(step, error) from error
         return restored["record"]
 
+    def _check_files(self, step: int, *, values: bool) -> None:
+        folder = self.folder / str(step) / "tree"
+        if folder.exists():
+            check_files(folder, values=values)
+
     def _damaged(self, step: int, reason: object) -> CheckpointError:
         others = [other for other in self.manager.all_steps() if other != step]
         rest = f"step {max(others)} is used then" if others else "no other checkpoint is there"
         text = " ".join(str(reason).split())
         return CheckpointError(
-            f"checkpoint {self.folder / str(step)} must be whole, but is damaged ({text[:160]}); "
+            f"checkpoint {self.folder / str(step)} must be whole, but is damaged ({text[:300]}); "
             f"remove that folder, {rest}"
         )
 
@@ -167,6 +174,9 @@ def open_checkpoints(
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Drops what Orbax says of every folder that has neither its arrays nor packed files."""
+    """Drops what Orbax says of every folder that has neither its arrays nor packed files.
+
+    And the tracebacks, one per thread, of an error that `wait` raises anyway.
+    """
     expected = ("No jax.Array in TypeHandlerRegistry", "Skipping merge of OCDBT checkpoints")
-    return not any(text in record.getMessage() for text in expected)
+    return not record.exc_info and not any(text in record.getMessage() for text in expected)

@@ -70,14 +70,18 @@ class RawArray:
             path = self.place / name
             part = out[outside]
             with open(path, "rb", buffering=0) as file:
-                found = os.fstat(file.fileno()).st_size
-                if found != size:
-                    raise OSError(f"{path} must have {size:,} bytes, it has {found:,}")
+                _check_size(path, os.fstat(file.fileno()).st_size, size)
                 if part.shape == self.chunk and part.flags.c_contiguous:
                     file.readinto(memoryview(_bytes(part)))
                 else:
                     values = np.memmap(file, np.uint8, "r").view(self.dtype)
                     _bits(part)[...] = _bits(values.reshape(self.chunk))[inside]
+
+    def check(self) -> None:
+        """Raises OSError if a chunk's file is missing or short; reads none."""
+        size = self.dtype.itemsize * math.prod(self.chunk)
+        for name, *_ in self._chunks(tuple(slice(0, length) for length in self.shape)):
+            _check_size(self.place / name, os.stat(self.place / name).st_size, size)
 
     def write(self, index: Index, box: np.ndarray) -> None:
         """Writes a box that covers whole chunks (to the array's edges)."""
@@ -183,24 +187,60 @@ def open_arrays(folder: epath.Path, names: Iterable[str]) -> dict[str, StoredArr
     return arrays
 
 
+def check_files(folder: epath.Path, *, values: bool) -> None:
+    """Checks the plain arrays of a local folder of Orbax's before Orbax reads them.
+
+    Orbax reads arrays side by side: where one fails, it leaves the others running, and Python
+    prints a traceback for each of them later on. It does not name the file either.
+
+    Args:
+      folder: The one that holds `_METADATA`; in a bucket nothing is checked.
+      values: Also the sizes of the chunks' files, not only the descriptions.
+
+    Raises:
+      OSError: a file is missing or short.
+      ValueError: a description is damaged.
+    """
+    if "://" in os.fspath(folder) or (folder / "manifest.ocdbt").exists():
+        return
+    described = json.loads((folder / "_METADATA").read_text())
+    for leaf in described["tree_metadata"].values():
+        place = folder / ".".join(str(part["key"]) for part in leaf["key_metadata"])
+        if leaf["value_metadata"].get("skip_deserialize"):
+            continue  # an empty node, no array
+        if not any((place / name).exists() for name in (_DESCRIPTION, "zarr.json")):
+            raise FileNotFoundError(f"{place / _DESCRIPTION} is missing")
+        array = _open_raw(place)
+        if values and array is not None:
+            array.check()
+
+
 def _open_raw(place: epath.Path) -> RawArray | None:
     """The array if it is local and its chunks are plain files, else None."""
     path = place / _DESCRIPTION
     if "://" in os.fspath(place) or not path.exists():
         return None
-    found = json.loads(path.read_text())
-    plain = found.get("compressor") is None and not found.get("filters")
-    if not plain or found["order"] != "C" or found.get("dimension_separator", ".") != ".":
-        return None
-    kind = found["dtype"]
-    dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
-    return RawArray(place, tuple(found["shape"]), tuple(found["chunks"]), dtype)
+    try:
+        found = json.loads(path.read_text())
+        plain = found.get("compressor") is None and not found.get("filters")
+        if not plain or found["order"] != "C" or found.get("dimension_separator", ".") != ".":
+            return None
+        kind = found["dtype"]
+        dtype = np.dtype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+        return RawArray(place, tuple(found["shape"]), tuple(found["chunks"]), dtype)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} does not describe an array: {error}") from error
 
 
 def _spec(place: epath.Path) -> Any:
     """How TensorStore calls a folder."""
     text = os.fspath(place)
     return f"{text}/" if "://" in text else {"driver": "file", "path": f"{text}/"}
+
+
+def _check_size(path: epath.Path, found: int, size: int) -> None:
+    if found != size:
+        raise OSError(f"{path} must have {size:,} bytes, it has {found:,}")
 
 
 def _bytes(values: np.ndarray) -> Any:

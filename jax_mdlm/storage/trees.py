@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.storage.chunks import check_files
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -32,6 +33,7 @@ def tree_shapes(folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
       CheckpointError: the folder is damaged.
     """
     try:
+        check_files(_need(folder), values=False)
         metadata = ocp.PyTreeCheckpointHandler().metadata(_need(folder))
     except Exception as error:  # Orbax and TensorStore raise nothing narrower
         raise _damaged(folder, error) from error
@@ -51,6 +53,7 @@ def restore_tree(folder: epath.Path, abstract: Any) -> Any:
     """
     check_fits(tree_shapes(folder), abstract, str(folder), cast=True)
     try:
+        check_files(_need(folder), values=True)
         return ocp.PyTreeCheckpointHandler().restore(_need(folder), args=restore_args(abstract))
     except Exception as error:
         raise _damaged(folder, error) from error
@@ -111,4 +114,4 @@ def _need(folder: epath.Path) -> epath.Path:
 
 def _damaged(folder: epath.Path, reason: object) -> CheckpointError:
     text = " ".join(str(reason).split())
-    return CheckpointError(f"{folder} must hold whole arrays, but is damaged ({text[:160]})")
+    return CheckpointError(f"{folder} must hold whole arrays, but is damaged ({text[:300]})")

@@ -34,6 +34,12 @@ def watch():
 how, folder, workdir = sys.argv[1:]
 command.start_processes()
 jax.devices()
+if how == "export":
+    conversion.export_weights(
+        epath.Path(folder), epath.Path(workdir), Meter(), dtype="float32", shard_bytes=40_000
+    )
+    print(json.dumps({}))
+    sys.exit()
 source = conversion.open_source(folder)
 meter, before = Meter(), anonymous()
 seen = [before]
@@ -92,9 +98,20 @@ def test_two_processes_read_half_each(tmp_path: Path) -> None:
         assert back[name].tobytes() == tensor.tobytes(), name
 
 
+def test_two_processes_export_what_one_does(tmp_path: Path) -> None:
+    tensors = folders.write_folder(tmp_path / "in")
+    convert.main(["import", str(tmp_path / "in"), str(tmp_path / "run")])
+    run("export", tmp_path / "run", tmp_path / "out")
+    back = folders.read_weights(tmp_path / "out")
+    assert back.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back[name].tobytes() == tensor.tobytes(), name
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+
+
 @pytest.mark.slow
 def test_no_process_ever_holds_the_model(tmp_path: Path) -> None:
-    """0.6 GB in two processes: an import holds buffers only, a start its own slices and one more."""
+    """0.6 GB in two processes: an import holds buffers, a start its slices and one more."""
     tensors = folders.write_folder(
         tmp_path / "in", layers=8, embed=1024, heads=8, kv_heads=8, mlp=4096, vocab=16384
     )

@@ -1,0 +1,60 @@
+"""Buckets (`gs://`, `s3://`): parts of objects, and in one line what their clients raise."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import fsspec.core
+from etils import epath
+
+from jax_mdlm.config import ConfigError
+
+
+def read_range(path: epath.Path, begin: int, end: int) -> bytes:
+    """Reads bytes `begin` to `end` of a file or an object, and no more.
+
+    An object that is opened as a file is read ahead, up to 50 MB beyond what was asked for.
+
+    Raises:
+      OSError: the local file cannot be read.
+      ConfigError: the object cannot.
+    """
+    if begin == end:
+        return b""
+    if "://" not in os.fspath(path):
+        with open(path, "rb") as file:
+            file.seek(begin)
+            return file.read(end - begin)
+    with reaching(path):
+        store, place = fsspec.core.url_to_fs(os.fspath(path))
+        return store.cat_file(place, start=begin, end=end)
+
+
+@contextlib.contextmanager
+def reaching(*paths: epath.PathLike) -> Iterator[None]:
+    """What fails while buckets are used becomes a ConfigError that names them.
+
+    Their clients raise all kinds of errors where the network, the credentials, the bucket or the
+    client itself is missing. Where no path is in a bucket, errors pass as they are.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        remote = " and ".join(os.fspath(path) for path in paths if "://" in os.fspath(path))
+        if not remote:
+            raise
+        if isinstance(error, ImportError):
+            raise ConfigError(
+                f"{remote} needs packages that are not installed ({_in_one_line(error)}); run "
+                "pip install 'jax-mdlm[cloud]'"
+            ) from error
+        raise ConfigError(
+            f"{remote} cannot be used ({_in_one_line(error)}); correct the path, check your "
+            "access and the network"
+        ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
