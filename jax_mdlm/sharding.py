@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_mdlm.config import ConfigError, MeshConfig
@@ -127,6 +128,12 @@ def make_layout(config: MeshConfig, devices: Sequence[Any] | None = None) -> Lay
         devices=devices,
     )
     return Layout(mesh, _override(config.rules))
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def _names(entry: Any) -> tuple[str, ...]:

@@ -4,27 +4,26 @@ The folder is written under a temporary name and renamed: a killed export leaves
 whole. Buckets have no rename; there `config.json`, without which nothing loads, comes last.
 """
 
-import contextlib
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
-from jax_mdlm.config import Config, ConfigError
+from jax_mdlm.config import Config
 from jax_mdlm.conversion import boxes, published, shards
 from jax_mdlm.conversion.boxes import Box
 from jax_mdlm.conversion.reading import Meter
 from jax_mdlm.conversion.shards import Shard
 from jax_mdlm.conversion.source import CONFIG, INDEX, copy_files, kept_files, to_json
+from jax_mdlm.conversion.target import new_folder
 from jax_mdlm.conversion.tokens import token_ids_of, write_tokenizer
 from jax_mdlm.model import table
-from jax_mdlm.storage import CheckpointError, StoredArray, alone_in, reaching, run_pieces
+from jax_mdlm.sharding import barrier
+from jax_mdlm.storage import CheckpointError, StoredArray, reaching, run_pieces
 from jax_mdlm.workdir import choose_step, load_config, open_existing, source_folder
 
 SHARD_BYTES = 5_000_000_000  # Hugging Face's default
@@ -71,10 +70,6 @@ def export_weights(
     Raises:
       ConfigError: no such checkpoint, the target is in use, or the disk is full.
     """
-    remote = "://" in os.fspath(target)
-    if not remote:
-        target = epath.Path(os.path.abspath(target))  # "." has no name to put one beside it
-        _check_apart(workdir, target)
     with reaching(workdir):
         config = load_config(workdir)
         checkpoints = open_existing(workdir)
@@ -82,31 +77,11 @@ def export_weights(
         step = choose_step(checkpoints, step)
         arrays = _arrays(checkpoints.arrays(step), config)
         plan = _plan(config, dtype, shard_bytes)
-        first, whole = jax.process_index() == 0, sum(shard.size for shard in plan)
-        aside = target if remote else target.parent / f"{target.name}.export.partial"
-        with alone_in(aside) if first else contextlib.nullcontext():
-            try:
-                if first:
-                    with reaching(target):
-                        _begin(target, aside, whole)
-                _barrier("export_begun")
-                _write_shards(plan, arrays, config, dtype, aside, meter)
-                _barrier("export_written")
-                if first:
-                    _write_files(workdir, config, dtype, plan, aside)
-                    if aside != target:
-                        aside.rename(target)
-            except ConfigError:
-                raise
-            except Exception as error:  # what a disk, a bucket or TensorStore answers
-                raise CheckpointError(
-                    f"{target} must take {whole:,} bytes, but writing failed "
-                    f"({str(error)[:200]}); free space or choose another target, then export again"
-                ) from error
-            finally:
-                if aside != target and jax.process_count() == 1:
-                    shutil.rmtree(aside, ignore_errors=True)  # it may be what fills the disk
-            _barrier("export_ended")
+        with new_folder(target, workdir, sum(shard.size for shard in plan)) as folder:
+            _write_shards(plan, arrays, config, dtype, folder, meter)
+            barrier("shards_written")
+            if jax.process_index() == 0:
+                _write_files(workdir, config, dtype, plan, folder)
     finally:
         checkpoints.close()
     scalars = table.num_parameters(config.model)
@@ -142,34 +117,6 @@ def _plan(config: Config, dtype: str, shard_bytes: int) -> list[Shard]:
         order += [(names[row][layer], shapes[row]) for row in stacked]
     order += [(names[row][0], shapes[row]) for row in top[1:]]
     return shards.plan_shards(order, _KINDS[dtype], shard_bytes)
-
-
-def _check_apart(workdir: epath.Path, target: epath.Path) -> None:
-    """A folder inside would be taken for one of the work directory's own."""
-    outer, inner = os.path.realpath(workdir), os.path.realpath(target)
-    if os.path.commonpath([outer, inner]) == outer != inner:
-        raise ConfigError(
-            f"{target} must lie outside of the work directory {workdir}; choose another target"
-        )
-
-
-def _begin(target: epath.Path, aside: epath.Path, size: int) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} must be a new or empty folder, it is in use; choose another")
-    if aside != target:
-        for path in aside.iterdir():  # of an export that was killed
-            if path.is_dir():
-                path.rmtree()
-            else:
-                path.unlink()
-        if target.exists():
-            target.rmdir()
-    free = shutil.disk_usage(aside).free if os.path.exists(aside) else size
-    if free < size:
-        raise ConfigError(
-            f"{target} must have room for {size:,} bytes, its disk has {free:,} free; free space "
-            "or choose another target"
-        )
 
 
 def _write_shards(
@@ -277,8 +224,3 @@ def _write_files(
         (folder / INDEX).write_text(shards.index_of(plan, itemsize, scalars))
     settings = published.settings_of(config.model, ids, dtype, source)
     (folder / CONFIG).write_text(to_json(settings))
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

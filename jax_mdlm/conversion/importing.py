@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from jax_mdlm.config import (
     Config,
@@ -26,6 +25,7 @@ from jax_mdlm.conversion.source import Source, copy_files, kept_files
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import keep_files
 from jax_mdlm.model import table
+from jax_mdlm.sharding import barrier
 from jax_mdlm.storage import (
     CheckpointError,
     Piece,
@@ -83,7 +83,7 @@ def _write(
         with reaching(workdir):
             begin_import(workdir)
             _check_room(source, workdir)
-    _barrier("import_begun")
+    barrier("import_begun")
     try:
         _write_checkpoint(source, workdir, meter)
         for line in meter.warnings():
@@ -98,7 +98,7 @@ def _write(
             f"work directory {workdir} must take {source.num_bytes:,} bytes, but writing failed "
             f"({_first_line(error)}); free space or choose another, then import again"
         ) from error
-    _barrier("import_ended")
+    barrier("import_ended")
 
 
 def _write_checkpoint(source: Source, workdir: epath.Path, meter: Meter) -> None:
@@ -197,11 +197,6 @@ def _check_room(source: Source, workdir: epath.Path) -> None:
             f"work directory {workdir} must have room for {needed:,} bytes, its disk has "
             f"{free:,} free; free space or choose another"
         )
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def _first_line(error: Exception) -> str:

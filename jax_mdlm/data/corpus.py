@@ -4,13 +4,13 @@ import dataclasses
 
 import jax
 from etils import epath
-from jax.experimental import multihost_utils
 
 from jax_mdlm.config import Config, DataConfig
 from jax_mdlm.data import rows as sources
 from jax_mdlm.data.pipeline import TrainBatches, train_batches
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
+from jax_mdlm.sharding import barrier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def open_split(config: DataConfig, workdir: epath.Path, split: sources.Split) ->
         data_folder(config, workdir),
         split,
         process_index=jax.process_index(),
-        barrier=_barrier,
+        barrier=barrier,
     )
 
 
@@ -85,7 +85,7 @@ def open_references(
         data_folder(config, workdir),
         split,
         process_index=jax.process_index(),
-        barrier=_barrier,
+        barrier=barrier,
     )
 
 
@@ -98,14 +98,9 @@ def open_tokenizer(
         tokenizer_folder(workdir),
         None if rows is None else rows.texts,
         process_index=jax.process_index(),
-        barrier=_barrier,
+        barrier=barrier,
     )
 
 
 def _table(rows: sources.Rows, config: Config, tokenizer: Tokenizer) -> Table:
     return make_table(rows, config.data, tokenizer, slack_max=config.objective.slack_max)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
