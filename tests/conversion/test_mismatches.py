@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.conversion import Meter
+from jax_mdlm.conversion import Meter, open_source
 from jax_mdlm.conversion.published import _SWITCHES
 from jax_mdlm.convert import main
 from tests.conversion.folders import read_weights, write_folder, write_weights
@@ -199,3 +199,11 @@ def test_values_that_are_not_finite_are_counted_and_kept(
     after = read_weights(back)
     for name, tensor in tensors.items():
         assert after[name].tobytes() == tensor.tobytes(), name
+
+
+def test_absurd_layers_are_refused_at_once(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", n_layers=10**9)
+    with pytest.raises(
+        ConfigError, match=r"needs 9,000,000,003 tensors, n_layers=1,000,000,000, b"
+    ):
+        open_source(tmp_path / "in")
