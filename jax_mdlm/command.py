@@ -29,7 +29,8 @@ _SPELLINGS = {"init.from": "init.source"}
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command's `main`, with errors as one line and an exit code.
 
-    Exit codes: 0 done; 1 the run failed (loss not finite); 2 something that the user can mend.
+    Exit codes: 0 done; 1 the run failed (loss not finite); 2 something that the user can mend; 130
+    Ctrl-C.
     """
     try:
         main(sys.argv[1:])
@@ -37,6 +38,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing that is not whole will be used", 130)
     except BrokenPipeError:  # `... | head`: the reader left, nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -123,6 +126,12 @@ def start_processes(*, detect: bool = True) -> None:
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address:
+        for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+            if not os.environ.get(name, "").isdigit():
+                raise ConfigError(
+                    f"{name} must be a number where JAX_COORDINATOR_ADDRESS is set, got "
+                    f"{os.environ.get(name)!r}; set it for each process"
+                )
         jax.distributed.initialize(
             address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
         )
@@ -137,7 +146,9 @@ def use_compilation_cache(folder: epath.Path) -> None:
 
 
 def _fail(message: str, code: int) -> typing.NoReturn:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    # A list of findings has a line each in Python; here all is one line.
+    text = "; ".join(line.strip() for line in message.splitlines()).replace(":; ", ": ")
+    print("error: " + " ".join(text.split()), file=sys.stderr)
     sys.stderr.flush()
     if jax.distributed.is_initialized():
         # A normal exit waits at a barrier for peers that may still be in a collective with us.

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from etils import epath
 
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
@@ -23,6 +22,7 @@ from jax_mdlm.conversion import Meter, export_weights, import_weights, inspect, 
 from jax_mdlm.conversion.exporting import SHARD_BYTES
 from jax_mdlm.model import table
 from jax_mdlm.progress import ByteProgress
+from jax_mdlm.storage import place
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,12 +32,17 @@ def main(argv: Sequence[str]) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     into = commands.add_parser("import", help="published weights -> work directory")
     into.add_argument("source", help="folder, gs://..., s3://... or hf://ORG/NAME[@REVISION]")
-    into.add_argument("workdir", help="new work directory")
+    into.add_argument("workdir", help="new work directory, local or gs://")
     into.set_defaults(run=_import)
     out = commands.add_parser("export", help="work directory -> folder for PyTorch users")
     out.add_argument("workdir", help="of a training run or an import")
     out.add_argument("target", help="new folder, local or gs:// or s3://")
-    out.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    out.add_argument(
+        "--dtype",
+        choices=["bfloat16", "float32"],
+        default="bfloat16",
+        help="of the exported tensors (bfloat16)",
+    )
     out.add_argument("--step", type=int, help="which checkpoint (the newest)")
     out.add_argument(
         "--shard-bytes", type=int, default=SHARD_BYTES, help=f"of a file ({SHARD_BYTES})"
@@ -59,7 +64,7 @@ def _import(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     with ByteProgress(source.num_bytes, active=_first()) as progress:
         meter = Meter(progress.add)
-        import_weights(source, epath.Path(args.workdir), meter, command.warn)
+        import_weights(source, place(args.workdir), meter, command.warn)
     seconds = time.perf_counter() - start
     print(
         f"imported {len(source.tensors)} tensors, {table.num_parameters(source.config):,} "
@@ -77,8 +82,8 @@ def _export(args: argparse.Namespace) -> None:
     with ByteProgress(None, active=_first()) as progress:
         meter = Meter(progress.add)
         done = export_weights(
-            epath.Path(args.workdir),
-            epath.Path(args.target),
+            place(args.workdir),
+            place(args.target),
             meter,
             dtype=args.dtype,
             step=args.step,

@@ -241,9 +241,11 @@ def _load(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
                 f"work directory {workdir} was made by another config: {'; '.join(found[:4])}; "
                 "use another --workdir or the same settings"
             )
-    elif config.init.source and _lacks_tokenizer(config):
-        folder = open_origin(config.init.source).tokenizer
-        config = _with_tokenizer(config, os.fspath(folder))
+    origin = None
+    if config.init.source and not recorded.exists():
+        origin = open_origin(config.init.source)
+        if _lacks_tokenizer(config):
+            config = _with_tokenizer(config, os.fspath(origin.tokenizer))
     corpus = load_corpus(config, workdir)
     if config.train.steps == 0:
         steps = math.ceil(config.train.epochs * len(corpus.train) / config.train.batch_size)
@@ -255,6 +257,8 @@ def _load(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
             f"model.vocab_size must hold the tokenizer's {corpus.tokenizer.vocab_size} ids, got "
             f"{config.model.vocab_size}; raise it or set it to 0"
         )
+    if origin is not None:
+        origin.check(config.model)  # before the directory is claimed for these settings
     if jax.process_index() == 0:
         save_config(workdir, config)
     return config, corpus

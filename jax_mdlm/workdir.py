@@ -45,7 +45,13 @@ def load_config(workdir: epath.Path) -> Config:
             f"python -m jax_mdlm.train --config pronounce --workdir {workdir}"
         )
     try:
-        return from_json(path.read_text(), str(path))
+        text = path.read_text()
+        if '"model_type"' in text and '"objective"' not in text:
+            raise ConfigError(
+                f"{workdir} must be a work directory, it holds published weights; import them "
+                f"first: python -m jax_mdlm.convert import {workdir} WORKDIR"
+            )
+        return from_json(text, str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a config: {error}") from error
 
@@ -163,5 +169,5 @@ def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
         return max(steps)
     if step not in steps:
         shown = ", ".join(map(str, steps))
-        raise ConfigError(f"checkpoint of step {step} must be in {checkpoints.folder}: got {shown}")
+        raise ConfigError(f"step must be one of {shown} in {checkpoints.folder}, got {step}")
     return step

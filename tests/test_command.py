@@ -175,3 +175,23 @@ def test_errors_are_one_line_and_exit_code_2(
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == [], "nothing half-written"
+
+
+def test_half_of_the_coordinator_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    with pytest.raises(ConfigError, match=r"JAX_PROCESS_ID must be a number where JAX_COORDINATOR"):
+        command.start_processes()
+
+
+def test_control_c_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(argv: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as raised:
+        command.run(main)
+    assert raised.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted; nothing that is not whole will be used\n"

@@ -375,7 +375,7 @@ def test_init_from_another_run(config_file: Path, undisturbed: Path, tmp_path: P
         else:
             assert 0 < np.abs(new[ids.slack] - mean).mean() < 3 * old[others].std()
         np.testing.assert_array_equal(params["blocks"]["q_proj"], source.params["blocks"]["q_proj"])
-    with pytest.raises(ConfigError, match=r"nowhere must hold a checkpoint, none is there; train"):
+    with pytest.raises(ConfigError, match=r"init.from=nowhere must be a folder of publis"):
         train.main(argv(config_file, tmp_path / "b", "--config.init.source=nowhere"))
 
 

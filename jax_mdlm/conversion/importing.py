@@ -116,8 +116,8 @@ def _write_files(source: Source, workdir: epath.Path, warn: Callable[[str], None
         copy_files(kept_files(source.folder), source_folder(workdir))
         if not keep_files(source.folder, tokenizer_folder(workdir)):
             warn(
-                f"{source.folder} holds no tokenizer.json; put one beside the weights to sample "
-                "from this work directory, or train with data.tokenizer.path"
+                f"{source.folder} holds no tokenizer.json; put one beside the weights and import "
+                "again to sample from this work directory, or train with data.tokenizer.path"
             )
 
 
@@ -137,9 +137,10 @@ def config_of(source: Source, name: str) -> Config:
     return Config(
         name=name,
         model=source.config,
-        # Without a slack id the weights have never seen slack.
+        # Without a slack id the weights have never seen slack: nothing merges, "22" stays "22".
         objective=ObjectiveConfig(
-            collapse=ids.collapse or "merge", slack_max=0.0 if ids.slack is None else 0.5
+            collapse=ids.collapse or ("slack_only" if ids.slack is None else "merge"),
+            slack_max=0.0 if ids.slack is None else 0.5,
         ),
         data=DataConfig(
             template="llada",

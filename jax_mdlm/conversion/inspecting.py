@@ -11,7 +11,7 @@ from jax_mdlm.config import Collapse, ConfigError, ModelConfig
 from jax_mdlm.conversion import published, shards
 from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.conversion.tokens import token_ids_of
-from jax_mdlm.storage import is_tree, reaching, tree_shapes
+from jax_mdlm.storage import is_tree, place, reaching, tree_shapes
 from jax_mdlm.workdir import check_finished, load_config, open_existing
 
 
@@ -34,7 +34,7 @@ def inspect(path: epath.PathLike) -> dict[str, Any]:
 
 
 def _other(path: str) -> dict[str, Any]:
-    folder = epath.Path(path).expanduser()
+    folder = place(path)
     check_finished(folder)
     if (folder / "config.json").exists():
         return _work_directory(folder)

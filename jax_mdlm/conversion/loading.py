@@ -19,7 +19,7 @@ from jax_mdlm.conversion.reading import read_params
 from jax_mdlm.conversion.source import is_published, open_source
 from jax_mdlm.model import table
 from jax_mdlm.sharding import Layout
-from jax_mdlm.storage import is_tree, reaching, restore_tree, tree_shapes
+from jax_mdlm.storage import is_tree, place, reaching, restore_tree, tree_shapes
 from jax_mdlm.workdir import check_finished, load_config, restore_params
 
 
@@ -53,7 +53,7 @@ def load(
 
 
 def _load_other(path: str, layout: Layout | None, dtype: str | None) -> tuple[Params, ModelConfig]:
-    folder = epath.Path(path).expanduser()
+    folder = place(path)
     check_finished(folder)
     if (folder / "config.json").exists():
         config = _with_dtype(load_config(folder).model, dtype)

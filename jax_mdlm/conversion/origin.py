@@ -19,7 +19,8 @@ from jax_mdlm.conversion.source import (
 )
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.sharding import Layout
-from jax_mdlm.workdir import load_config, restore_params, source_folder
+from jax_mdlm.storage import place
+from jax_mdlm.workdir import checkpoint_folder, load_config, restore_params, source_folder
 
 # What two descriptions of one model must agree in.
 _LAYOUT = (
@@ -62,6 +63,22 @@ class Origin:
             return self.source.folder
         return tokenizer_folder(epath.Path(self.path))
 
+    def check(self, config: ModelConfig) -> None:
+        """Raises ConfigError if published weights have another layout than `config`; names all.
+
+        A work directory's checkpoint is compared when it is read.
+        """
+        if self.source is None:
+            return
+        theirs = self.source.config
+        wrong = [
+            f"--config.model.{name}={getattr(theirs, name)} (got {getattr(config, name)})"
+            for name in _LAYOUT
+            if getattr(theirs, name) != getattr(config, name)
+        ]
+        if wrong:
+            raise ConfigError(f"init.from={self.path} holds another model; set {', '.join(wrong)}")
+
     def params(
         self,
         config: ModelConfig,
@@ -78,18 +95,11 @@ class Origin:
           warn: Receives a line for whatever is odd but no error.
 
         Raises:
-          ConfigError: another layout than `config`, all differences named; no checkpoint.
+          ConfigError: another layout than `config`; no checkpoint.
         """
+        self.check(config)
         if self.source is None:
             return restore_params(epath.Path(self.path), abstract)[1]
-        theirs = self.source.config
-        wrong = [
-            f"--config.model.{name}={getattr(theirs, name)} (got {getattr(config, name)})"
-            for name in _LAYOUT
-            if getattr(theirs, name) != getattr(config, name)
-        ]
-        if wrong:
-            raise ConfigError(f"init.from={self.path} holds another model; set {', '.join(wrong)}")
         meter = Meter()
         params = read_params(
             self.source, lambda row: layout.sharding(row.axes), config.param_dtype, meter
@@ -113,4 +123,10 @@ def open_origin(path: str) -> Origin:
     """
     if is_published(path):
         return Origin(path, open_source(path))
-    return Origin(os.fspath(epath.Path(path).expanduser()), None)
+    workdir = place(path)
+    if not checkpoint_folder(workdir).exists():
+        raise ConfigError(
+            f"init.from={path} must be a folder of published weights or a work directory with a "
+            "checkpoint, nothing of that kind is there; correct the path"
+        )
+    return Origin(os.fspath(workdir), None)

@@ -135,7 +135,7 @@ def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfi
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(
             f"{origin} describes a model that is not supported:{lines}\n"
-            "LLaDA's 8B and 1B layouts are; nothing was written"
+            "supported are LLaDA's 8B and 1B layouts"
         )
     return ModelConfig(
         vocab_size=_rows(settings),

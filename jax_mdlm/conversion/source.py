@@ -19,7 +19,7 @@ from jax_mdlm.containers import ParamRow
 from jax_mdlm.conversion import boxes, pickles, published, shards
 from jax_mdlm.conversion.shards import Tensor
 from jax_mdlm.model import table
-from jax_mdlm.storage import reaching
+from jax_mdlm.storage import place, reaching
 
 HUB = "hf://"
 CONFIG = "config.json"
@@ -68,7 +68,7 @@ def is_published(path: str) -> bool:
     """Whether `path` is a folder of published weights (or a hub id), not a work directory."""
     if path.startswith(HUB):
         return True
-    described = epath.Path(path).expanduser() / CONFIG
+    described = place(path) / CONFIG
     with reaching(path):
         # A work directory's has sections; what is not readable is reported when it is opened.
         return described.exists() and b'"objective"' not in described.read_bytes()
@@ -85,7 +85,7 @@ def open_source(path: epath.PathLike) -> Source:
         do not fit `config.json`: all of them named.
     """
     path = os.fspath(path)
-    folder = epath.Path(_download(path) if path.startswith(HUB) else path).expanduser()
+    folder = place(_download(path) if path.startswith(HUB) else path)
     with reaching(folder):
         return _open(folder, path)
 
@@ -266,7 +266,7 @@ def _check(tensors: Mapping[str, Tensor], config: ModelConfig, path: str) -> Non
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(
             f"{path}: {len(tensors)} tensors do not fit {CONFIG}, which needs {len(wanted)}:{lines}"
-            "\nnothing was written; correct the folder, or take the config.json of these weights"
+            "\nnothing was written: correct the folder, or take the config.json of these weights"
         )
 
 

@@ -1,6 +1,6 @@
 """Pytrees on disk and on `gs://`: numbered checkpoints, plain trees, arrays in pieces."""
 
-from jax_mdlm.storage.buckets import reaching, read_range
+from jax_mdlm.storage.buckets import place, reaching, read_range
 from jax_mdlm.storage.checkpoints import Checkpoints, open_checkpoints
 from jax_mdlm.storage.chunks import StoredArray
 from jax_mdlm.storage.locks import alone_in
@@ -16,6 +16,7 @@ __all__ = [
     "alone_in",
     "is_tree",
     "open_checkpoints",
+    "place",
     "reaching",
     "read_range",
     "restore_tree",

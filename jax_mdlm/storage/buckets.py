@@ -9,6 +9,26 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError
 
+_SCHEMES = ("gs", "s3")
+
+
+def place(path: epath.PathLike) -> epath.Path:
+    """A path that a user gave: `~` is expanded, and only what can be used goes through.
+
+    Raises:
+      ConfigError: a URL that is neither gs:// nor s3://, or nothing.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise ConfigError("a path must be given, got an empty one")
+    scheme, found, rest = text.partition("://")
+    if found and scheme not in _SCHEMES:
+        hint = ""
+        if scheme in ("http", "https") and rest.startswith("huggingface.co/"):
+            hint = f"; the hub's repositories are written hf://{rest.split('/', 1)[1]}, as a source"
+        raise ConfigError(f"{text} must be a local path, gs:// or s3://{hint}")
+    return epath.Path(text).expanduser()
+
 
 def read_range(path: epath.Path, begin: int, end: int) -> bytes:
     """Reads bytes `begin` to `end` of a file or an object, and no more.
@@ -32,10 +52,11 @@ def read_range(path: epath.Path, begin: int, end: int) -> bytes:
 
 @contextlib.contextmanager
 def reaching(*paths: epath.PathLike) -> Iterator[None]:
-    """What fails while buckets are used becomes a ConfigError that names them.
+    """What fails while places are used becomes a ConfigError that names them.
 
-    Their clients raise all kinds of errors where the network, the credentials, the bucket or the
-    client itself is missing. Where no path is in a bucket, errors pass as they are.
+    The clients of buckets raise all kinds of errors where the network, the credentials, the bucket
+    or the client itself is missing. Where no path is in a bucket, only what the operating system
+    refuses is meant; other errors pass as they are.
     """
     try:
         yield
@@ -44,7 +65,13 @@ def reaching(*paths: epath.PathLike) -> Iterator[None]:
     except Exception as error:
         remote = " and ".join(os.fspath(path) for path in paths if "://" in os.fspath(path))
         if not remote:
-            raise
+            if not isinstance(error, OSError):
+                raise
+            where = error.filename or " and ".join(str(path) for path in paths)
+            reason = error.strerror or _in_one_line(error)
+            raise ConfigError(
+                f"{where} cannot be used ({reason}); correct the path or its permissions"
+            ) from error
         if isinstance(error, ImportError):
             raise ConfigError(
                 f"{remote} needs packages that are not installed ({_in_one_line(error)}); run "

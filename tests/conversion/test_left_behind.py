@@ -182,3 +182,43 @@ def test_a_damaged_npz_is_refused(tmp_path: Path) -> None:
         (tmp_path / "params.npz").write_bytes(part)
         with pytest.raises(ConfigError, match="must be a whole .npz file of arrays, but "):
             conversion.load(tmp_path / "params.npz")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["import", "http://a/b", "run"], r"http://a/b must be a local path, gs:// or s3://$"),
+        (["export", "run", "ftp://a/b"], r"ftp://a/b must be a local path, gs:// or s3://$"),
+        (["export", "run", "hf://a/b"], r"hf://a/b must be a local path, gs:// or s3://$"),
+        (
+            ["inspect", "https://huggingface.co/GSAI-ML/LLaDA-8B-Base"],
+            r"the hub's repositories are written hf://GSAI-ML/LLaDA-8B-Base, as a source",
+        ),
+        (["inspect", ""], r"a path must be given, got an empty one"),
+    ],
+)
+def test_places_that_cannot_be_used(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main(words)
+
+
+def test_published_weights_are_no_work_directory(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"must be a work directory, it holds published weights; "
+    ):
+        main(["export", str(source), str(tmp_path / "out")])
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "in" / "config.json").mkdir(parents=True)
+    with pytest.raises(
+        ConfigError, match=r"config.json cannot be used \(Is a directory\); correct"
+    ):
+        main(["import", str(tmp_path / "in"), str(tmp_path / "run")])
+
+
+def test_home_is_expanded(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    main(["import", str(source), "~/run"])
+    main(["export", "~/run", "~/out"])
+    assert (tmp_path / "out" / "config.json").exists()

@@ -159,3 +159,5 @@ def test_a_source_that_does_not_fit_is_refused(
     folders.write_folder(tmp_path / "in", **SIZES)
     with pytest.raises(ConfigError, match=message):
         start(config_file, tmp_path / "run", tmp_path / "in", *flags)
+    # the directory is not claimed: corrected settings may use it
+    assert "mesh" in flags[0] or not (tmp_path / "run" / "config.json").exists()

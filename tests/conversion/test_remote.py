@@ -140,7 +140,7 @@ def test_inspecting_a_bucket_reads_headers_only(
         assert spans(store, f"model/{name}") == [(0, 8), (8, header_size(content))]
 
 
-def test_rows_of_a_tensor_are_one_request(bucket: tuple[Store, str]) -> None:
+def test_only_the_rows_of_a_tensor_are_asked_for(bucket: tuple[Store, str]) -> None:
     store, address = bucket
     source = conversion.open_source(f"{address}/model")
     local = conversion.open_source(GOLDEN)
@@ -148,10 +148,10 @@ def test_rows_of_a_tensor_are_one_request(bucket: tuple[Store, str]) -> None:
     tensor = source.tensors[name]
     before = len(store.log)
     np.testing.assert_array_equal(tensor.rows(3, 5), local.tensors[name].rows(3, 5))
-    (asked,) = store.log[before:]
-    assert asked.path.endswith(tensor.file)
-    assert asked.span is not None
-    assert asked.span[1] - asked.span[0] == 2 * 64 * 4
+    # A set: a client that is kept waiting asks again.
+    (span,) = {seen.span for seen in store.log[before:] if seen.path.endswith(tensor.file)}
+    assert span is not None
+    assert span[1] - span[0] == 2 * 64 * 4
 
 
 def test_a_model_is_loaded_from_a_bucket(bucket: tuple[Store, str]) -> None:

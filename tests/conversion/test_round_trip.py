@@ -101,6 +101,7 @@ def test_neither_tokenizer_nor_slack_is_needed(
     config = load_config(epath.Path(tmp_path / "run"))
     assert config.data.tokenizer.slack_id == -1
     assert config.objective.slack_max == 0
+    assert config.objective.collapse == "slack_only"  # or equal neighbours would be merged
     assert "slack_token_id" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
@@ -178,7 +179,7 @@ def test_inspect_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_step_that_is_not_there(tmp_path: Path) -> None:
     folders.write_folder(tmp_path / "in")
     convert.main(["import", str(tmp_path / "in"), str(tmp_path / "run")])
-    with pytest.raises(ConfigError, match=r"checkpoint of step 5 must be in .*checkpoints: got 0"):
+    with pytest.raises(ConfigError, match=r"step must be one of 0 in .*checkpoints, got 5"):
         convert.main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--step", "5"])
     with pytest.raises(ConfigError, match=r"--shard-bytes must be at least 1, got 0"):
         convert.main(["export", str(tmp_path / "run"), "out", "--shard-bytes", "0"])
