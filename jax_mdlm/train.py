@@ -246,6 +246,8 @@ def _load(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
         origin = open_origin(config.init.source)
         if _lacks_tokenizer(config):
             config = _with_tokenizer(config, os.fspath(origin.tokenizer))
+        if config.model.vocab_size == 0:
+            config = _with_vocabulary(config, origin.vocab_size)  # 0: it has no config either
     corpus = load_corpus(config, workdir)
     if config.train.steps == 0:
         steps = math.ceil(config.train.epochs * len(corpus.train) / config.train.batch_size)

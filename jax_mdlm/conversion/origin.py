@@ -57,6 +57,15 @@ class Origin:
         return (workdir / "config.json").exists() and load_config(workdir).objective.slack_max > 0
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of its embedding; 0 where a work directory has lost its config."""
+        if self.source is not None:
+            return self.source.config.vocab_size
+        workdir = epath.Path(self.path)
+        known = (workdir / "config.json").exists()
+        return load_config(workdir).model.vocab_size if known else 0
+
+    @property
     def tokenizer(self) -> epath.Path:
         """The folder that holds its tokenizer, if it has one."""
         if self.source is not None:

@@ -1,4 +1,4 @@
-"""Buckets (`gs://`, `s3://`): parts of objects, and in one line what their clients raise."""
+"""Places that users name, local and in buckets (`gs://`, `s3://`), and what goes wrong there."""
 
 import contextlib
 import os

@@ -120,11 +120,11 @@ class StreamedHandler(ocp.type_handlers.TypeHandler):
 
     async def metadata(self, infos: Any) -> Any:
         """Not called: folders are described by Orbax's own handler."""
-        raise NotImplementedError("streamed arrays are only written")
+        raise RuntimeError("streamed arrays are only written")
 
     async def deserialize(self, infos: Any, args: Any = None) -> Any:
         """Not called: folders are read by Orbax's own handler."""
-        raise NotImplementedError("streamed arrays are only written")
+        raise RuntimeError("streamed arrays are only written")
 
 
 def _write(leaves: Sequence[Streamed], places: Sequence[epath.Path]) -> None:

@@ -34,7 +34,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(config_file: Path, workdir: Path, source: Path, *more: str) -> None:
-    flags = ["--config.model.vocab_size=64", f"--config.init.from={source}", *more]
+    flags = [f"--config.init.from={source}", *more]  # model.vocab_size=0: the source's rows
     train.main(["--config", str(config_file), "--workdir", str(workdir), *flags])
 
 
@@ -110,7 +110,7 @@ def test_its_tokenizer_is_used_and_remembered(config_file: Path, tmp_path: Path)
     assert config.data.tokenizer.path == str(tmp_path / "in")
     epath.Path(tmp_path / "in").rmtree()  # a run that goes on does not need its source
     base = ["--config", str(config_file), "--workdir", str(tmp_path / "run"), *flags]
-    train.main([*base, "--config.model.vocab_size=64", "--config.train.steps=2"])
+    train.main([*base, "--config.train.steps=2"])
     convert.main(["export", str(tmp_path / "run"), str(tmp_path / "out")])
     settings = json.loads((tmp_path / "out" / "config.json").read_text())
     assert settings["slack_token_id"] == 64 - len(folders.SPECIAL) + 2
