@@ -25,20 +25,6 @@ AS_STORED = ("--dtype", "float32", "--shard-bytes", "20000")
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "source"
-    write_folder(folder, shards=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def imported(source: Path) -> Path:
-    """A work directory that nothing happened to; its name is that of all others here."""
-    main(["import", str(source), str(source.parent / "whole" / "run")])
-    return source.parent / "whole" / "run"
-
-
-@pytest.fixture(scope="module")
 def exported(imported: Path) -> Path:
     main(["export", str(imported), str(imported.parent / "hf"), *AS_STORED])
     return imported.parent / "hf"

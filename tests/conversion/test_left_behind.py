@@ -13,23 +13,8 @@ from jax_mdlm import conversion
 from jax_mdlm.config import ConfigError
 from jax_mdlm.convert import main
 from jax_mdlm.storage import alone_in
-from tests.conversion.folders import hashes, write_folder
+from tests.conversion.folders import hashes
 from tests.conversion.refusals import command, content, the_error_of
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small") / "source"
-    write_folder(folder, shards=2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def imported(source: Path) -> Path:
-    """A work directory that nothing happened to; its name is that of all others here."""
-    main(["import", str(source), str(source.parent / "whole" / "run")])
-    return source.parent / "whole" / "run"
-
 
 # --- directories in use ---
 
