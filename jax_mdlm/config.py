@@ -157,11 +157,24 @@ class SampleConfig:
     """How `sample` and the evaluation by generation decode."""
 
     length: int = 128  # new slots per prompt
-    block_length: int = 32  # slots decoded before the next block starts; divides length
-    steps: int = 128  # model calls at most; at least one a block; not used with a threshold
+    limit: int = 0  # slots at most: blocks are appended while no terminator came; 0 = length
+    block_length: int = 32  # slots decoded before the next block starts; divides length and limit
+    steps: int = 128  # model calls for `length` slots at most; not used with threshold or factor
     strategy: Literal["confidence", "entropy", "margin", "random"] = "confidence"
     threshold: float = 0.0  # commit every slot at least this confident; 0 = fixed quota
+    factor: float = (
+        0.0  # commit n slots while the n-th has confidence 1 - factor / (n + 1); 0 = off
+    )
     temperature: float = 0.0  # of the Gumbel noise; 0 = argmax
+    top_k: int = 0  # draw among the k most probable tokens; 0 = all
+    top_p: float = 1.0  # draw among the most probable tokens of this mass; 1 = all
+    guidance: float = 0.0  # classifier-free guidance scale; 0 = off, else two rows a prompt
+    suppress_eos: bool = False  # end of text is never committed
+    defer_eos: bool = False  # end of text and terminator are committed last
+    remask: bool = False  # committed slots of the block may be masked again (with a quota)
+    cache: Literal["none", "prefix", "dual"] = "none"  # keys and values kept within a block
+    refresh: int = 0  # calls between runs on the whole canvas, with a cache; 0 = one a block
+    weights: Literal["full", "int8"] = "full"  # as loaded for sampling; int8: a quarter of float32
     batch_size: int = 16  # prompts per compiled call
     early_stop: bool = True  # a row ends at its terminator; the masks behind it become EOS
     seed: int = 0  # of the Gumbel noise

@@ -127,6 +127,36 @@ class TrainState:
     key: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """The part of a canvas that is decoded; static under `jit`.
+
+    Attributes:
+      start: Its first column; blocks are counted from here.
+      length: Slots that are there from the beginning.
+      limit: Slots at most; blocks behind `length` are appended when they are needed.
+    """
+
+    start: int
+    length: int
+    limit: int
+
+
+@flax.struct.dataclass
+class Trace:
+    """What every call did, for viewers that replay a generation.
+
+    Attributes:
+      frames: int32 [C + 1, B, R]; the region before the first call and after each. C: the most
+        calls there can be; rows behind the last call are 0.
+      confidence: float32 [C, B, R]; probability of the token offered at each slot that was masked
+        before the call and in its block; 0 elsewhere.
+    """
+
+    frames: jax.Array
+    confidence: jax.Array
+
+
 @flax.struct.dataclass
 class SampleState:
     """The carry of the sampler's loop.
@@ -136,18 +166,28 @@ class SampleState:
       block: int32 []; the block being decoded.
       block_step: int32 []; model calls made in this block.
       canvas: int32 [B, L]; left padding, prompt, then the slots to fill.
+      given: bool [B, L]; slots that the caller gave: prompt, and text around gaps.
       committed_at: int32 [B, L]; the call that fixed the slot, from 0; -1 = given or still masked.
-      done: bool [B]; rows that are finished.
+      done: bool [B]; rows that have no mask left.
       key: typed PRNG keys [B]; one a row, so that a row's draws do not depend on its batch.
+      region: What is decoded; static.
+      score: float32 [B, L], the strategy's score of each committed slot; None without remasking.
+      cache: what `Denoise.full` left for later calls of the block; None without a cache.
+      trace: `Trace`; None where it was not asked for.
     """
 
     step: jax.Array
     block: jax.Array
     block_step: jax.Array
     canvas: jax.Array
+    given: jax.Array
     committed_at: jax.Array
     done: jax.Array
     key: jax.Array
+    region: Region = flax.struct.field(pytree_node=False)
+    score: jax.Array | None = None
+    cache: Any = None
+    trace: Trace | None = None
 
 
 @flax.struct.dataclass

@@ -17,7 +17,7 @@ from jax_mdlm.data.corpus import open_references
 from jax_mdlm.evaluation.tasks import evaluate_pronunciations
 from jax_mdlm.sampling import options_from
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.training.run import load_run
+from jax_mdlm.training.run import load_for_sampling
 from jax_mdlm.workdir import load_config
 
 
@@ -49,7 +49,7 @@ def pronunciations(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
     command.use_compilation_cache(workdir / "compilation_cache")
     layout = make_layout(config.mesh)
-    run = load_run(workdir, config, layout)
+    run = load_for_sampling(workdir, config, layout)
     words = open_references(config.data, workdir, args.split)[: args.limit or None]
     scores = evaluate_pronunciations(
         run.params,

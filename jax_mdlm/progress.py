@@ -32,11 +32,11 @@ _SHOWN_IN_TRAINING = (
 class Progress:
     """A bar on a terminal, plain lines elsewhere; silent where `active` is false."""
 
-    def __init__(self, total: int, *, start: int = 0, active: bool = True):
+    def __init__(self, total: int, *, start: int = 0, unit: str = "step", active: bool = True):
         self._active = active
         self._console = Console(stderr=True, highlight=False)
         self._bar = RichProgress(
-            TextColumn("step"),
+            TextColumn(unit),
             MofNCompleteColumn(),
             BarColumn(),
             TimeElapsedColumn(),
@@ -45,7 +45,7 @@ class Progress:
             console=self._console,
             disable=not (active and self._console.is_terminal),
         )
-        self._task = self._bar.add_task("step", total=total, completed=start)
+        self._task = self._bar.add_task(unit, total=total, completed=start)
 
     def __enter__(self) -> "Progress":
         """Shows the bar."""

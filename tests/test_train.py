@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from jax_mdlm import evaluate, sample, train
+from jax_mdlm import evaluate, train
 from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.sharding import make_layout
@@ -377,43 +377,6 @@ def test_init_from_another_run(config_file: Path, undisturbed: Path, tmp_path: P
         np.testing.assert_array_equal(params["blocks"]["q_proj"], source.params["blocks"]["q_proj"])
     with pytest.raises(ConfigError, match=r"init.from=nowhere must be a folder of publis"):
         train.main(argv(config_file, tmp_path / "b", "--config.init.source=nowhere"))
-
-
-def test_samples_of_the_run(undisturbed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["--workdir", str(undisturbed), "--config.mesh.fsdp=8"]
-    sample.main([*base, "abc", "dea"])
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("abc -> ")
-    assert second.startswith("dea -> ")
-    sample.main([*base, "--show", "slack", "abc"])
-    shown = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in shown] == ["abc", "slot", "call"]
-    sample.main([*base, "--json", "--show", "slack", "abc"])
-    record = json.loads(capsys.readouterr().out)
-    assert record["response"] == first.removeprefix("abc -> ")
-    assert len(record["canvas"]) == len(record["committed_at"]) == 8
-
-
-def test_prompts_from_files_and_their_errors(
-    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    base = ["--workdir", str(undisturbed)]
-    rows = tmp_path / "prompts.jsonl"
-    rows.write_text('{"prompt": "abc"}\n{"messages": [{"role": "user", "content": "dea"}]}\n')
-    sample.main([*base, "--file", str(rows)])
-    assert [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()] == ["abc", "dea"]
-    for text, message in (
-        ("{", r"prompts.jsonl:1 must be a JSON object, but "),
-        ('{"text": "x"}', r"prompts.jsonl:1 must have one of prompt, messages, question, got text"),
-        ("\n", r"prompts.jsonl must hold at least one prompt, it is empty"),
-    ):
-        rows.write_text(text)
-        with pytest.raises(ConfigError, match=message):
-            sample.main([*base, "--file", str(rows)])
-    with pytest.raises(ConfigError, match="got both; drop one"):
-        sample.main([*base, "--file", str(rows), "abc"])
-    with pytest.raises(ConfigError, match=r"prompt file nothing was not found; check --file"):
-        sample.main([*base, "--file", "nothing"])
 
 
 def test_error_rates_need_pronunciations(undisturbed: Path) -> None:

@@ -53,7 +53,7 @@ class PronunciationScores:
     Attributes:
       rates: Phoneme and word errors.
       slack_share: Slack per slot before the terminator, over all answers.
-      calls_per_word: Model calls that a word went through, mean.
+      calls_per_word: Model calls that a word takes when it is decoded alone, mean.
       hypotheses: The decoded symbols, one list per word, in order.
     """
 
@@ -155,7 +155,7 @@ def evaluate_pronunciations(
     return PronunciationScores(
         rates=error_rates(hypotheses, references),
         slack_share=slack_share(answers, options),
-        calls_per_word=sum(answer.calls for answer in answers) / len(answers),
+        calls_per_word=sum(answer.own_calls for answer in answers) / len(answers),
         hypotheses=hypotheses,
     )
 

@@ -1,5 +1,22 @@
-"""The network: parameter table, layers, denoiser."""
+"""The network: parameter table, layers, denoiser, windows of it for sampling, int8 weights."""
 
 from jax_mdlm.model.denoiser import apply, encode, head, init, project
+from jax_mdlm.model.int8 import quantize
+from jax_mdlm.model.prepare import abstract_prepared, cast, prepare
+from jax_mdlm.model.window import Cache, Window, encode_window, unstack
 
-__all__ = ["apply", "encode", "head", "init", "project"]
+__all__ = [
+    "Cache",
+    "Window",
+    "abstract_prepared",
+    "apply",
+    "cast",
+    "encode",
+    "encode_window",
+    "head",
+    "init",
+    "prepare",
+    "project",
+    "quantize",
+    "unstack",
+]

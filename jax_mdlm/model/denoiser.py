@@ -7,6 +7,7 @@ input: the number of masks tells the level.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,10 @@ from flax import nnx
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import layers, table
+from jax_mdlm.model.int8 import Int8
 from jax_mdlm.sharding import Layout, constrain
+
+KeysValues = tuple[jax.Array, jax.Array]  # each [B, slots, K, H]; keys are rotated
 
 _ROWS = {row.path: row for row in table.ROWS}
 
@@ -44,32 +48,46 @@ class Block(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,  # [B, L, D]
+        x: jax.Array,  # [B, Q, D]
         rotary: tuple[jax.Array, jax.Array],
         valid: jax.Array | None,
         *,
         eps: float,
-    ) -> jax.Array:
-        """[B, L, D] -> [B, L, D]."""
+        past: Callable[[KeysValues], KeysValues] = lambda own: own,
+        window: Callable[[jax.Array], jax.Array] = lambda slots: slots,
+    ) -> tuple[jax.Array, KeysValues]:
+        """[B, Q, D] -> [B, W, D], and the keys and values of the Q slots.
 
-        def weight(param: nnx.Param) -> jax.Array:
-            return param[...].astype(x.dtype)
+        Args:
+          x: The stream of the slots that run.
+          rotary: Angles of these slots.
+          valid: bool [B, S]; keys that exist.
+          eps: Of the norms.
+          past: The keys and values of all S slots, given those of the Q that run.
+          window: Picks the W slots (axis 1 of an array) whose output is wanted.
+        """
+
+        def linear(h: jax.Array, param: nnx.Param, inputs: int = 1) -> jax.Array:
+            return layers.linear(h, table.matrix(param.get_value(), inputs).astype(x.dtype))
 
         def heads(h: jax.Array, param: nnx.Param) -> jax.Array:
-            matrix = weight(param)  # [D, N, H]
-            flat = layers.linear(h, matrix.reshape(matrix.shape[0], -1))
-            return flat.reshape(*h.shape[:-1], *matrix.shape[1:])  # [B, L, N, H]
+            # Free, XLA on TPU carries the layout that attention likes back to the weights, and keeps
+            # a transposed copy of all layers' (3.2 GB of LLaDA-8B in bfloat16) in the sampler's loop.
+            flat = jax.lax.optimization_barrier(linear(h, param))
+            return flat.reshape(*h.shape[:-1], -1, 2 * rotary[0].shape[-1])  # [B, Q, N, H]
 
         h = layers.rms_norm(x, self.attn_norm[...], eps=eps)
-        q = layers.rotate(heads(h, self.q_proj), *rotary)
-        k = layers.rotate(heads(h, self.k_proj), *rotary)
-        mixed = layers.attention(q, k, heads(h, self.v_proj), valid)
-        mixed = mixed.reshape(*x.shape[:-1], -1)  # [B, L, N * H]
-        x = x + layers.linear(mixed, weight(self.attn_out).reshape(mixed.shape[-1], -1))
-        h = layers.rms_norm(x, self.ff_norm[...], eps=eps)
-        return x + layers.gated_mlp(
-            h, weight(self.ff_proj), weight(self.up_proj), weight(self.ff_out)
+        own = layers.rotate(heads(h, self.k_proj), *rotary), heads(h, self.v_proj)
+        keys, values = past(own)
+        x, h = window(x), window(h)
+        cos, sin = (window(angle[None])[0] for angle in rotary)
+        mixed = layers.attention(
+            layers.rotate(heads(h, self.q_proj), cos, sin), keys, values, valid
         )
+        x = x + linear(mixed.reshape(*x.shape[:-1], -1), self.attn_out, inputs=2)
+        h = layers.rms_norm(x, self.ff_norm[...], eps=eps)
+        gated = jax.nn.silu(linear(h, self.ff_proj)) * linear(h, self.up_proj)
+        return x + linear(gated, self.ff_out), own
 
 
 class Denoiser(nnx.Module):
@@ -93,13 +111,13 @@ class Denoiser(nnx.Module):
         """int32 [B, L] -> [B, L, D], after the final norm."""
         dtype = jnp.dtype(config.compute_dtype)
         rotary = layers.rotary_angles(tokens.shape[1], config.head_dim, config.rope_theta)
-        x = jnp.take(self.wte[...], tokens, axis=0).astype(dtype)
+        x = layers.lookup(self.wte.get_value(), tokens).astype(dtype)
         # Without this the gather leaves the stream sharded like the table, over vocab and embed.
         x = constrain(layout, x, "batch", "length", None)
         graph, stacked = nnx.split(self.blocks)
 
         def block(x: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-            x = nnx.merge(graph, weights)(x, rotary, valid, eps=config.norm_eps)
+            x, _ = nnx.merge(graph, weights)(x, rotary, valid, eps=config.norm_eps)
             # The carry keeps one placement through the scan; else XLA may reshard in every layer.
             return constrain(layout, x, "batch", "length", None), None
 
@@ -152,12 +170,12 @@ def encode(
             f"canvas must have at most model.max_length={config.max_length} slots, got "
             f"{tokens.shape[1]}; shorten it or raise model.max_length"
         )
-    model = nnx.merge(_graph(config), nnx.State(_variables(params)))
+    model = nnx.merge(_graph(config), nnx.State(variables(params)))
     return model(tokens, config, valid, layout)
 
 
 def head(params: Params) -> jax.Array:
-    """The output matrix [D, V] in the dtype of `params`; multiply it in the hidden's dtype."""
+    """The output matrix [D, V] in the dtype of `params` (or quantised); for `project`."""
     return params["head"]
 
 
@@ -184,20 +202,23 @@ def apply(
     return project(hidden, head(params), layout)
 
 
-def project(hidden: jax.Array, head: jax.Array, layout: Layout | None = None) -> jax.Array:
+def project(hidden: jax.Array, head: jax.Array | Int8, layout: Layout | None = None) -> jax.Array:
     """Multiplies hidden states by the head.
 
     Args:
       hidden: [B, L, D].
-      head: [D, V], cast to the dtype of `hidden`.
+      head: [D, V], cast to the dtype of `hidden`; or quantised.
       layout: As in `encode`.
 
     Returns:
       float32 [B, L, V].
     """
-    logits = jnp.einsum(
-        "bld,dv->blv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
-    )
+    if isinstance(head, Int8):
+        logits = head.multiply(hidden)
+    else:
+        logits = jnp.einsum(
+            "bld,dv->blv", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
     return constrain(layout, logits, "batch", "length", "vocab")
 
 
@@ -223,9 +244,15 @@ def _standard_deviation(row: ParamRow, shape: tuple[int, ...], config: ModelConf
 
 @functools.lru_cache
 def _graph(config: ModelConfig) -> nnx.GraphDef[Denoiser]:
-    abstract = nnx.eval_shape(lambda: Denoiser(config, jax.random.key(0)))
-    return nnx.split(abstract)[0]
+    return nnx.split(nnx.eval_shape(lambda: Denoiser(config, jax.random.key(0))))[0]
 
 
-def _variables(params: Params) -> Params:
-    return jax.tree.map(nnx.Param, params)
+@functools.lru_cache
+def block_graph(config: ModelConfig) -> nnx.GraphDef[Block]:
+    """The form of one layer, for `nnx.merge` with its `variables`."""
+    return nnx.split(nnx.eval_shape(lambda: Block(config, jax.random.key(0))))[0]
+
+
+def variables(params: Params) -> Params:
+    """Parameters as the leaves of an `nnx.State`."""
+    return jax.tree.map(nnx.Param, params, is_leaf=lambda leaf: isinstance(leaf, Int8))

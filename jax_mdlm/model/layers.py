@@ -1,4 +1,4 @@
-"""The pieces of a block as pure functions: product, norm, rotary positions, attention, gated MLP.
+"""The pieces of a block as pure functions: product, norm, rotary positions, attention, lookup.
 
 Each follows the published LLaDA code to the order of its casts, so that imported weights give the
 published logits (DESIGN: RMSNorm and RoPE in float32, scores and softmax in float32).
@@ -7,21 +7,31 @@ published logits (DESIGN: RMSNorm and RoPE in float32, scores and softmax in flo
 import jax
 import jax.numpy as jnp
 
+from jax_mdlm.model.int8 import Int8
 
-@jax.custom_vjp
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+
+def linear(x: jax.Array, weight: jax.Array | Int8) -> jax.Array:
     """`x weight` over the last axis of `x` and the first of `weight`.
-
-    The product's own derivative, written out: JAX transposes the weight's gradient after the
-    product, for which XLA on CPU writes a transposed copy of every cotangent (a backward pass of
-    the MLP takes twice as long). Contracted in this order nothing is transposed.
 
     Args:
       x: [B, L, I].
-      weight: [I, O].
+      weight: [I, O], or a quantised matrix.
 
     Returns:
       [B, L, O] in the dtype of `x`.
+    """
+    if isinstance(weight, Int8):
+        return weight.multiply(x).astype(x.dtype)
+    return _linear(x, weight)
+
+
+@jax.custom_vjp
+def _linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """The product with its own derivative, written out.
+
+    JAX transposes the weight's gradient after the product, for which XLA on CPU writes a transposed
+    copy of every cotangent (a backward pass of the MLP takes twice as long). Contracted in this
+    order nothing is transposed.
     """
     return x @ weight
 
@@ -35,7 +45,7 @@ def _linear_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax
     return cotangent @ weight.T, jnp.einsum("bli,blo->io", x, cotangent)
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+_linear.defvjp(_linear_forward, _linear_backward)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float) -> jax.Array:
@@ -57,19 +67,22 @@ def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float) -> jax.Array:
     return wide.astype(x.dtype) * weight.astype(x.dtype)
 
 
-def rotary_angles(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary_angles(
+    length: int, head_dim: int, theta: float, first: int | jax.Array = 0
+) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of `position * theta^(-2i / H)` (arXiv 2104.09864); padding counts.
 
     Args:
       length: L, slots.
       head_dim: H, even.
       theta: Base of the frequencies.
+      first: Position of the first slot.
 
     Returns:
       Two float32 arrays [L, H / 2].
     """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * frequency
+    angle = (first + jnp.arange(length)).astype(jnp.float32)[:, None] * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -106,16 +119,16 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None)
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
-def gated_mlp(x: jax.Array, gate: jax.Array, up: jax.Array, out: jax.Array) -> jax.Array:
-    """`(silu(x gate) * (x up)) out` (SwiGLU, arXiv 2002.05202).
+def lookup(table: jax.Array | Int8, tokens: jax.Array) -> jax.Array:
+    """Rows of the embedding.
 
     Args:
-      x: [B, L, D].
-      gate: [D, F] (`ff_proj` in the checkpoint).
-      up: [D, F].
-      out: [F, D].
+      table: [V, D], or quantised.
+      tokens: int32 [B, L].
 
     Returns:
-      [B, L, D] in the dtype of `x`.
+      [B, L, D]; the dtype of the table, float32 where it is quantised.
     """
-    return linear(jax.nn.silu(linear(x, gate)) * linear(x, up), out)
+    if isinstance(table, Int8):
+        return table.rows(tokens)
+    return jnp.take(table, tokens, axis=0)

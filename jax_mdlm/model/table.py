@@ -4,6 +4,7 @@ Init shapes, shardings and the conversion of checkpoints are all read off these 
 LLaDA's layout; matrices are stored inputs first (`x @ w`), PyTorch stores them `[out, in]`.
 """
 
+import math
 from typing import Any
 
 from jax_mdlm.config import ModelConfig
@@ -64,15 +65,27 @@ def shape(row: ParamRow, config: ModelConfig) -> tuple[int, ...]:
     return tuple(sizes[axis] for axis in row.axes)
 
 
+def matrix(weight: Any, num_inputs: int, stacked: int = 0) -> Any:
+    """A parameter as [I, O]; one that has that form already stays as it is.
+
+    Args:
+      weight: Array (or quantised weight), its input axes before its output axes.
+      num_inputs: Input axes, as in its row.
+      stacked: Axes before them that stay: 1 where layers are stacked.
+
+    Returns:
+      [I, O], behind the stacked axes.
+    """
+    if len(weight.shape) == stacked + 2:
+        return weight
+    inputs = stacked + num_inputs
+    rows, columns = math.prod(weight.shape[stacked:inputs]), math.prod(weight.shape[inputs:])
+    return weight.reshape(*weight.shape[:stacked], rows, columns)
+
+
 def num_parameters(config: ModelConfig) -> int:
     """Scalars in all tensors; 8,015,581,184 for LLaDA-8B."""
-    total = 0
-    for row in ROWS:
-        count = 1
-        for size in shape(row, config):
-            count *= size
-        total += count
-    return total
+    return sum(math.prod(shape(row, config)) for row in ROWS)
 
 
 def tree(values: dict[tuple[str, ...], Any]) -> dict[str, Any]:
@@ -84,6 +97,14 @@ def tree(values: dict[tuple[str, ...], Any]) -> dict[str, Any]:
             place = place.setdefault(name, {})
         place[path[-1]] = value
     return nested
+
+
+def at(params: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """The value at a path of a nested dict."""
+    value: Any = params
+    for name in path:
+        value = value[name]
+    return value
 
 
 def axes() -> dict[str, Any]:

@@ -1,15 +1,23 @@
 """The sampler: canvases, commits, the loop on device, and decoding with the model."""
 
-from jax_mdlm.sampling.canvas import bucket_length, make_canvas, response_end, response_tokens
+from jax_mdlm.sampling.canvas import (
+    Canvas,
+    bucket_length,
+    make_canvas,
+    response_end,
+    response_tokens,
+)
 from jax_mdlm.sampling.commit import (
     AboveThreshold,
     AtRandom,
     ByConfidence,
     ByEntropy,
+    ByFactor,
     ByMargin,
     Strategy,
 )
-from jax_mdlm.sampling.generate import Answer, generate, sample
+from jax_mdlm.sampling.generate import Answer, generate, lower, read_answers, sample, stream
+from jax_mdlm.sampling.guidance import Guided
 from jax_mdlm.sampling.loop import Denoise, decode, init_state
 from jax_mdlm.sampling.options import SampleOptions, options_from
 
@@ -19,17 +27,23 @@ __all__ = [
     "AtRandom",
     "ByConfidence",
     "ByEntropy",
+    "ByFactor",
     "ByMargin",
+    "Canvas",
     "Denoise",
+    "Guided",
     "SampleOptions",
     "Strategy",
     "bucket_length",
     "decode",
     "generate",
     "init_state",
+    "lower",
     "make_canvas",
     "options_from",
+    "read_answers",
     "response_end",
     "response_tokens",
     "sample",
+    "stream",
 ]

@@ -1,7 +1,7 @@
-"""Which masked slots are fixed by a model call: scores, counts, and the commit itself.
+"""Which masked slots are fixed by a model call: scores and counts.
 
-Enters: the logits of one block. Leaves: a proposal per slot and the slots that are committed.
-`loop` calls this once per model call and merges afterwards; `options` names the strategy.
+Enters: the offers of one block (`offer`). Leaves: the slots that are committed. `loop` calls this
+once per model call and merges afterwards; `options` names the strategy.
 A strategy is a frozen dataclass with three methods:
 
   score(offer, key)                      how early a slot should be fixed; higher commits first
@@ -12,26 +12,10 @@ A strategy is a frozen dataclass with three methods:
 import dataclasses
 from typing import Protocol
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
-
-@flax.struct.dataclass
-class Offer:
-    """What the denoiser offers at each slot of the block.
-
-    Attributes:
-      tokens: int32 [B, W]; the token that a commit would write; never the mask.
-      confidence: float32 [B, W]; its probability.
-      logits: float32 [B, W, V]; as the denoiser gave them.
-      mask_id: The mask's column in `logits`; static.
-    """
-
-    tokens: jax.Array
-    confidence: jax.Array
-    logits: jax.Array
-    mask_id: int = flax.struct.field(pytree_node=False)
+from jax_mdlm.sampling.offer import Offer
 
 
 class Strategy(Protocol):
@@ -52,7 +36,7 @@ class Strategy(Protocol):
         ...
 
 
-class _Quota:
+class Quota:
     """Commits by count: LLaDA's `masked // steps`, the remainder in the first steps.
 
     With `n` masked slots and `r` calls left, `ceil(n / r)` commits at every call give just that
@@ -62,10 +46,14 @@ class _Quota:
     def select(
         self, offer: Offer, score: jax.Array, masked: jax.Array, calls_left: jax.Array
     ) -> jax.Array:
-        """The `ceil(masked / calls_left)` best slots of each row."""
+        """The `count` best slots of each row."""
+        place = ranks(jnp.where(masked, score, -jnp.inf))
+        return masked & (place < self.count(masked, calls_left))
+
+    def count(self, masked: jax.Array, calls_left: jax.Array) -> jax.Array:
+        """Slots that this call fixes in each row, int32 [B, 1]: `ceil(masked / calls_left)`."""
         count = jnp.sum(masked, axis=1, keepdims=True)
-        quota = (count + calls_left - 1) // calls_left  # [B, 1]
-        return masked & (ranks(jnp.where(masked, score, -jnp.inf)) < quota)
+        return (count + calls_left - 1) // calls_left
 
     def calls(self, quota_calls: jax.Array, width: int) -> jax.Array:
         """The block's share of the steps; more calls than slots would commit nothing."""
@@ -73,7 +61,7 @@ class _Quota:
 
 
 @dataclasses.dataclass(frozen=True)
-class ByConfidence(_Quota):
+class ByConfidence(Quota):
     """The most probable token first (LLaDA's "low_confidence" remasking, arXiv 2502.09992)."""
 
     def score(self, offer: Offer, key: jax.Array) -> jax.Array:
@@ -82,7 +70,7 @@ class ByConfidence(_Quota):
 
 
 @dataclasses.dataclass(frozen=True)
-class ByEntropy(_Quota):
+class ByEntropy(Quota):
     """The slot with the least entropy of its prediction first (nats)."""
 
     def score(self, offer: Offer, key: jax.Array) -> jax.Array:
@@ -93,7 +81,7 @@ class ByEntropy(_Quota):
 
 
 @dataclasses.dataclass(frozen=True)
-class ByMargin(_Quota):
+class ByMargin(Quota):
     """The largest gap between the two most probable tokens first."""
 
     def score(self, offer: Offer, key: jax.Array) -> jax.Array:
@@ -104,7 +92,7 @@ class ByMargin(_Quota):
 
 
 @dataclasses.dataclass(frozen=True)
-class AtRandom(_Quota):
+class AtRandom(Quota):
     """Slots in random order (LLaDA's "random" remasking)."""
 
     def score(self, offer: Offer, key: jax.Array) -> jax.Array:
@@ -144,34 +132,62 @@ class AboveThreshold:
         return jnp.asarray(width, jnp.int32)
 
 
-def propose(logits: jax.Array, key: jax.Array, *, temperature: float, mask_id: int) -> Offer:
-    """Draws a token for each slot and reads off its probability.
+@dataclasses.dataclass(frozen=True)
+class ByFactor:
+    """As many slots as are confident together, and at least one per row and call.
 
-    `token = argmax(logits / T + gumbel)`, the Gumbel-max form of LLaDA's
-    `exp(logits) / (-log u)^T`, in log space and float32; at T = 0 the argmax alone. The confidence
-    is `softmax(logits)[token]`, untempered, as in LLaDA's `generate.py`.
+    Fast-dLLM's second rule (arXiv 2505.22618, theorem 1): the n most confident slots are committed
+    while `(n + 1) (1 - confidence_n) <= factor`. The published code also commits the last masked
+    slot of a block when only that one fails the test; this one does not. `steps` plays no part.
 
-    The mask is never offered: written, it would leave the slot masked, and the quota would end a
-    block with masks in it. LLaDA does not rule this out; a trained model gives the mask no mass.
-    The confidence keeps the mask in its sum, so that nothing else moves.
+    Attributes:
+      factor: Above 0; larger commits more.
+      order: Whose score picks the one slot that is committed in any case.
+    """
+
+    factor: float
+    order: Strategy = ByConfidence()
+
+    def score(self, offer: Offer, key: jax.Array) -> jax.Array:
+        """The score of `order`."""
+        return self.order.score(offer, key)
+
+    def select(
+        self, offer: Offer, score: jax.Array, masked: jax.Array, calls_left: jax.Array
+    ) -> jax.Array:
+        """The longest run of confident slots from the top, and the best one of `order`."""
+        first = ranks(jnp.where(masked, score, -jnp.inf)) == 0
+        place = ranks(jnp.where(masked, offer.confidence, -jnp.inf))  # n - 1
+        enough = offer.confidence >= 1 - self.factor / (place + 2)
+        width = masked.shape[1]
+        run = jnp.min(jnp.where(masked & ~enough, place, width), axis=1, keepdims=True)
+        return masked & (first | (place < run))
+
+    def calls(self, quota_calls: jax.Array, width: int) -> jax.Array:
+        """One call per slot at most."""
+        return jnp.asarray(width, jnp.int32)
+
+
+def remask(
+    keep: jax.Array, score: jax.Array, recorded: jax.Array, masked: jax.Array, committed: jax.Array
+) -> jax.Array:
+    """Which slots of a block are committed after a call that may take commits back.
+
+    Running-confidence remasking (arXiv 2508.13148, its published code): a committed slot competes
+    with the score it had when it was committed, a masked one with that of its present offer.
 
     Args:
-      logits: float32 [B, W, V].
-      key: Typed PRNG keys [B].
-      temperature: T, 0 or more; static.
-      mask_id: Id of the mask; static.
+      keep: int32 [B, 1]; slots that are committed after the call.
+      score: float32 [B, W]; of the present offers.
+      recorded: float32 [B, W]; of the commits.
+      masked: bool [B, W].
+      committed: bool [B, W].
 
     Returns:
-      The offer of each slot.
+      bool [B, W]; slots to be committed. Committed ones outside it become masks again.
     """
-    allowed = logits.at[..., mask_id].set(-jnp.inf)
-    if temperature > 0:
-        noise = jax.vmap(lambda k: jax.random.gumbel(k, logits.shape[1:], jnp.float32))(key)
-        allowed = allowed / temperature + noise
-    tokens = jnp.argmax(allowed, axis=-1).astype(jnp.int32)  # the lower id on a tie
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    confidence = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
-    return Offer(tokens=tokens, confidence=confidence, logits=logits, mask_id=mask_id)
+    running = jnp.where(masked, score, jnp.where(committed, recorded, -jnp.inf))
+    return (masked | committed) & (ranks(running) < keep)
 
 
 def ranks(score: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""The sampler's loop: one `lax.while_loop` over `SampleState`, the same for every denoiser.
+"""The sampler's loop: `lax.while_loop` over `SampleState`, the same for every denoiser.
 
-Enters: a canvas (from `canvas`) and `denoise(canvas, start) -> logits of one block`, which
-`generate` makes of the model. Leaves: the final state. One pass of `body` is one model call:
-propose, commit, merge, stop, advance. The oracle in the tests is a plain Python loop.
+Enters: a canvas (from `canvas`) and a `Denoise`, which `denoise` makes of the model. Leaves: the
+final state. One model call: propose, commit, merge, stop, advance. The oracle in the tests is a
+plain Python loop.
 
 Key schedule: call `s` of block `b` of a row has the key `k = fold_in(row_key, b * W + s)`,
 with W the block length (no block takes more calls). Gumbel noise is drawn from `fold_in(k, 0)`,
@@ -10,115 +10,245 @@ the random order from `fold_in(k, 1)`. No other row and no count of the batch's 
 row's tokens do not depend on what is decoded beside it.
 """
 
-from collections.abc import Callable
+import dataclasses
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from jax_mdlm.containers import SampleState, SpecialIds
-from jax_mdlm.sampling.commit import propose
+from jax_mdlm.containers import Region, SampleState, Trace
+from jax_mdlm.sampling.commit import Quota, remask
+from jax_mdlm.sampling.offer import propose
 from jax_mdlm.sampling.options import SampleOptions
-
-# int32 [B, L] canvas, int32 [] first slot of the block -> float32 [B, block, V]
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+from jax_mdlm.sampling.text import closings, merge, stop_at_terminator
 
 
-def init_state(canvas: jax.Array, key: jax.Array, options: SampleOptions) -> SampleState:
+class Denoise(Protocol):
+    """What the loop asks of a model. Columns are int32 [], traced; logits float32 [B, W, V]."""
+
+    def full(self, canvas: jax.Array, start: jax.Array, end: jax.Array) -> tuple[jax.Array, Any]:
+        """Logits of the block at column `start`, with the slots before column `end` attended to.
+
+        Returns:
+          Logits, and what later calls of the block may use: any tree; None without a cache.
+        """
+        ...
+
+    def cached(self, cache: Any, canvas: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+        """Logits of the block, with what an earlier `full` of the same block left."""
+        ...
+
+
+def init_state(
+    canvas: jax.Array,
+    given: jax.Array,
+    key: jax.Array,
+    options: SampleOptions,
+    region: Region,
+    cache: Any = None,
+) -> SampleState:
     """The state before the first call.
 
     Args:
-      canvas: int32 [B, L]; the last `options.length` slots are the response.
+      canvas: int32 [B, L].
+      given: bool [B, L]; text of the caller: not masked, not padding.
       key: Typed PRNG keys [B].
       options: Static.
+      region: What is decoded; static.
+      cache: Zeros in the form of what `Denoise.full` returns.
 
     Returns:
-      No call made; a row without a mask in its response (one that fills up a batch) is done.
+      No call made; a row without a mask in its region (one that fills up a batch) is done.
     """
     zero = jnp.zeros((), jnp.int32)
+    trace = None
+    if options.trace:
+        calls, rows = max_calls(options, region), canvas.shape[0]
+        frames = jnp.zeros((calls + 1, rows, region.limit), jnp.int32)
+        trace = Trace(
+            frames=frames.at[0].set(_in_region(canvas, region)),
+            confidence=jnp.zeros((calls, rows, region.limit), jnp.float32),
+        )
     return SampleState(
         step=zero,
         block=zero,
         block_step=zero,
         canvas=canvas,
+        given=given,
         committed_at=jnp.full(canvas.shape, -1, jnp.int32),
-        done=~jnp.any(_masked(canvas, options), axis=1),
+        done=~jnp.any(_in_region(canvas, region) == options.ids.mask, axis=1),
         key=key,
+        region=region,
+        score=jnp.zeros(canvas.shape, jnp.float32) if options.remask else None,
+        cache=cache,
+        trace=trace,
     )
 
 
-def decode(denoise: Denoise, state: SampleState, options: SampleOptions) -> SampleState:
-    """Fills the masks of the response, block after block, until every row is done.
+def decode(
+    denoise: Denoise,
+    state: SampleState,
+    options: SampleOptions,
+    until: jax.Array | None = None,
+) -> SampleState:
+    """Fills the masks of the region, block after block, until every row is done.
+
+    With a cache the loop is two loops in turn: calls on the whole canvas while one is due (one
+    call), calls on a window until the next is due. A conditional instead would copy the cache.
 
     Args:
-      denoise: Logits of the block that starts at a slot, given the whole canvas; called once a
-        pass, traced once.
-      state: From `init_state`.
+      denoise: The model.
+      state: From `init_state`, or what an earlier `decode` returned.
       options: Static.
+      until: int32 []; calls after which to return in any case. None = run to the end.
 
     Returns:
       The state after the last call.
     """
-    ids = options.ids
-    prompt = state.canvas.shape[1] - options.length
+    num_blocks = state.region.limit // options.block_length
 
-    def cond(state: SampleState) -> jax.Array:
-        return (state.block < options.num_blocks) & ~jnp.all(state.done)
+    def unfinished(state: SampleState) -> jax.Array:
+        more = (state.block < num_blocks) & ~jnp.all(state.done)
+        return more if until is None else more & (state.step < until)
 
-    def body(state: SampleState) -> SampleState:
-        start = prompt + state.block * options.block_length
-        canvas = _commit(state, denoise(state.canvas, start), start, options)
-        committed = (state.committed_at >= 0) | (canvas != state.canvas)
-        if options.collapse == "merge":
-            canvas = merge(canvas, committed, ids)
-        if options.early_stop:
-            canvas = stop_at_terminator(canvas, committed, ids)
-        fixed = (state.canvas == ids.mask) & (canvas != ids.mask)
-        committed_at = jnp.where(fixed, state.step, state.committed_at)
-        return _advance(state, canvas, committed_at, options)
+    def full(state: SampleState) -> SampleState:
+        logits, cache = denoise.full(state.canvas, *_columns(state, options))
+        return _call(dataclasses.replace(state, cache=cache), logits, options)
 
-    return jax.lax.while_loop(cond, body, state)
+    def cached(state: SampleState) -> SampleState:
+        logits = denoise.cached(state.cache, state.canvas, *_columns(state, options))
+        return _call(state, logits, options)
+
+    def due(state: SampleState) -> jax.Array:
+        if not options.refresh:
+            return state.block_step == 0
+        return state.block_step % options.refresh == 0
+
+    def both(state: SampleState) -> SampleState:
+        state = jax.lax.while_loop(lambda s: unfinished(s) & due(s), full, state)
+        return jax.lax.while_loop(lambda s: unfinished(s) & ~due(s), cached, state)
+
+    return jax.lax.while_loop(unfinished, full if options.cache == "none" else both, state)
 
 
-def _commit(
-    state: SampleState, logits: jax.Array, start: jax.Array, options: SampleOptions
-) -> jax.Array:
-    """The canvas after this call's commits; `logits` float32 [B, W, V] of the block at `start`."""
+def _columns(state: SampleState, options: SampleOptions) -> tuple[jax.Array, jax.Array]:
+    """First column of the block; the column behind the last slot that exists so far."""
+    region = state.region
+    start = region.start + state.block * options.block_length
+    end = jnp.maximum(region.start + region.length, start + options.block_length)
+    return start, end
+
+
+def _call(state: SampleState, logits: jax.Array, options: SampleOptions) -> SampleState:
+    """What follows a model call; `logits` float32 [B, W, V] of the state's block."""
+    ids, (start, _) = options.ids, _columns(state, options)
     keys = _fold_in(state.key, state.block * options.block_length + state.block_step)
     offer = propose(
         logits,
         _fold_in(keys, 0),
+        ids,
         temperature=options.temperature,
-        mask_id=options.ids.mask,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        suppress_eos=options.suppress_eos,
+        defer_eos=options.defer_eos,
     )
-    current = jax.lax.dynamic_slice_in_dim(state.canvas, start, options.block_length, axis=1)
-    chosen = options.strategy.select(
-        offer,
-        options.strategy.score(offer, _fold_in(keys, 1)),
-        current == options.ids.mask,
-        block_calls(state.block, options) - state.block_step,
-    )
-    current = jnp.where(chosen, offer.tokens, current)
-    return jax.lax.dynamic_update_slice_in_dim(state.canvas, current, start, axis=1)
 
+    def block(slots: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(slots, start, options.block_length, axis=1)
 
-def _advance(
-    state: SampleState, canvas: jax.Array, committed_at: jax.Array, options: SampleOptions
-) -> SampleState:
-    """Counts the call; the block is over when no row has a mask in it, or its calls are spent."""
-    left = _masked(canvas, options)  # [B, length]
-    width = options.block_length
-    in_block = jax.lax.dynamic_slice_in_dim(left, state.block * width, width, axis=1)
-    spent = state.block_step + 1 >= block_calls(state.block, options)
-    over = spent | ~jnp.any(in_block)
-    return SampleState(
-        step=state.step + 1,
-        block=state.block + over,
-        block_step=jnp.where(over, 0, state.block_step + 1),
+    def with_block(slots: jax.Array, values: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(slots, values, start, axis=1)
+
+    current = block(state.canvas)
+    masked = current == ids.mask
+    score = options.strategy.score(offer, _fold_in(keys, 1))
+    score = jnp.where(offer.last, -1e30, score)
+    calls_left = block_calls(state.block, options) - state.block_step
+    recorded = state.score
+    if recorded is None:
+        chosen = options.strategy.select(offer, score, masked, calls_left)
+        current = jnp.where(chosen, offer.tokens, current)
+    else:
+        assert isinstance(options.strategy, Quota)
+        committed = block(state.committed_at) >= 0
+        keep = options.strategy.count(masked, calls_left)
+        keep = keep + jnp.sum(committed, axis=1, keepdims=True)
+        chosen = remask(keep, score, block(recorded), masked, committed)
+        current = jnp.where(masked & chosen, offer.tokens, current)
+        current = jnp.where(committed & ~chosen, ids.mask, current)
+        recorded = with_block(recorded, jnp.where(masked & chosen, score, block(recorded)))
+
+    canvas = written = with_block(state.canvas, current)
+    committed = (state.committed_at >= 0) | (canvas != state.canvas)
+    if options.collapse == "merge":
+        canvas = merge(canvas, committed, ids)
+    if options.early_stop:
+        canvas = stop_at_terminator(canvas, committed, state.given, ids)
+    was_masked = (state.canvas == ids.mask) | (written == ids.mask)  # also: taken back just now
+    fixed = was_masked & (canvas != ids.mask)
+    committed_at = jnp.where(fixed, state.step, state.committed_at)
+    committed_at = jnp.where(canvas == ids.mask, -1, committed_at)
+    state = dataclasses.replace(
+        state,
         canvas=canvas,
         committed_at=committed_at,
-        done=~jnp.any(left, axis=1),
-        key=state.key,
+        score=recorded,
+        trace=_traced(state, canvas, with_block, masked, offer.confidence),
     )
+    return _advance(state, options)
+
+
+def _advance(state: SampleState, options: SampleOptions) -> SampleState:
+    """Counts the call; the block is over when no row has a mask in it, or its calls are spent."""
+    width, ids, region = options.block_length, options.ids, state.region
+    start, _ = _columns(state, options)
+    in_block = jax.lax.dynamic_slice_in_dim(state.canvas, start, width, axis=1)
+    spent = state.block_step + 1 >= block_calls(state.block, options)
+    filled = ~jnp.any(in_block == ids.mask)
+    if _lingers(options):
+        filled &= state.block_step > 0
+    over = spent | filled
+    block = state.block + over
+    canvas = state.canvas
+    if region.limit > region.length:
+        canvas = jnp.where(over, _append(state, block, options), canvas)
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        block=block,
+        block_step=jnp.where(over, 0, state.block_step + 1),
+        canvas=canvas,
+        done=~jnp.any(_in_region(canvas, region) == ids.mask, axis=1)
+        & (over | (not _lingers(options))),
+    )
+
+
+def _lingers(options: SampleOptions) -> bool:
+    """Whether a block that its first call filled gets one more, which changes nothing.
+
+    Fast-dLLM's loops with a cache look for masks only after a call on a window. Without early stop
+    the sampler makes the published code's calls, one by one.
+    """
+    return (
+        options.cache != "none"
+        and not options.early_stop
+        and not isinstance(options.strategy, Quota)
+    )
+
+
+def _append(state: SampleState, block: jax.Array, options: SampleOptions) -> jax.Array:
+    """The canvas with masks in block number `block` [], in rows whose text is not closed yet."""
+    region = state.region
+    first = region.start + block * options.block_length
+    column = jnp.arange(state.canvas.shape[1])
+    appended = (column >= first) & (column < first + options.block_length)
+    hidden = (column >= region.start + region.length) & (column < region.start + region.limit)
+    # A row that only fills the batch up has committed nothing and stays closed.
+    is_open = jnp.any(state.committed_at >= 0, axis=1) & ~jnp.any(
+        closings(state.canvas, state.committed_at >= 0, options.ids), axis=1
+    )
+    return jnp.where(is_open[:, None] & appended & hidden, options.ids.mask, state.canvas)
 
 
 def block_calls(block: jax.Array, options: SampleOptions) -> jax.Array:
@@ -128,49 +258,35 @@ def block_calls(block: jax.Array, options: SampleOptions) -> jax.Array:
     return options.strategy.calls(quota_calls, options.block_length)
 
 
-def merge(canvas: jax.Array, committed: jax.Array, ids: SpecialIds) -> jax.Array:
-    """Turns the right-hand one of two equal committed neighbours into slack, all pairs at once.
-
-    The sampler's half of the collapse map `merge` (arXiv 2601.22947). Both slots must have been
-    committed: the prompt's edge and text that the caller gave are out of its reach. Special tokens
-    repeat lawfully. A run `a a a` becomes `a - -`; the number of masks does not change.
-
-    Args:
-      canvas: int32 [B, L].
-      committed: bool [B, L]; slots that the sampler fixed.
-      ids: Special tokens.
-
-    Returns:
-      int32 [B, L].
-    """
-    special = jnp.asarray(ids.special, jnp.int32)
-    left, right = canvas[:, :-1], canvas[:, 1:]
-    repeated = (left == right) & committed[:, :-1] & committed[:, 1:] & ~jnp.isin(right, special)
-    return canvas.at[:, 1:].set(jnp.where(repeated, ids.slack, right))
+def max_calls(options: SampleOptions, region: Region) -> int:
+    """The most model calls that a generation can take."""
+    if not isinstance(options.strategy, Quota):
+        return region.limit
+    share, rest = divmod(options.steps, options.num_blocks)
+    blocks = range(region.limit // options.block_length)
+    return sum(min(share + (block < rest), options.block_length) for block in blocks)
 
 
-def stop_at_terminator(canvas: jax.Array, committed: jax.Array, ids: SpecialIds) -> jax.Array:
-    """Fills a row with EOS once its text is complete.
-
-    Complete: a terminator or EOS was committed and no slot before it is masked. What stands behind
-    it is cut from the text anyway; filling it spares the calls.
-
-    Args:
-      canvas: int32 [B, L].
-      committed: bool [B, L]; slots that the sampler fixed.
-      ids: Special tokens.
-
-    Returns:
-      int32 [B, L].
-    """
-    masked = canvas == ids.mask
-    closes = committed & ((canvas == ids.terminator) | (canvas == ids.eos))
-    complete = jnp.any(closes & (jnp.cumsum(masked, axis=1) == 0), axis=1, keepdims=True)
-    return jnp.where(masked & complete, ids.eos, canvas)
+def _traced(
+    state: SampleState,
+    canvas: jax.Array,
+    with_block: Any,
+    masked: jax.Array,
+    confidence: jax.Array,
+) -> Trace | None:
+    if state.trace is None:
+        return None
+    region = state.region
+    offered = jnp.zeros(canvas.shape, jnp.float32)
+    offered = with_block(offered, jnp.where(masked, confidence, 0.0))
+    return Trace(
+        frames=state.trace.frames.at[state.step + 1].set(_in_region(canvas, region)),
+        confidence=state.trace.confidence.at[state.step].set(_in_region(offered, region)),
+    )
 
 
-def _masked(canvas: jax.Array, options: SampleOptions) -> jax.Array:
-    return canvas[:, canvas.shape[1] - options.length :] == options.ids.mask  # [B, length]
+def _in_region(slots: jax.Array, region: Region) -> jax.Array:
+    return slots[:, region.start : region.start + region.limit]
 
 
 def _fold_in(keys: jax.Array, number: int | jax.Array) -> jax.Array:

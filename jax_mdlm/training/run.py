@@ -2,13 +2,15 @@
 
 import dataclasses
 
+import jax
 from etils import epath
 
-from jax_mdlm.config import Config
+from jax_mdlm import model
+from jax_mdlm.config import Config, MeshConfig
 from jax_mdlm.containers import Params
 from jax_mdlm.data.corpus import open_tokenizer
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.sharding import Layout
+from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.training.state import abstract_params
 from jax_mdlm.workdir import restore_params
 
@@ -44,3 +46,33 @@ def load_run(workdir: epath.Path, config: Config, layout: Layout) -> Run:
     """
     step, params = restore_params(workdir, abstract_params(config.model, layout))
     return Run(config, open_tokenizer(config.data, workdir), step, params)
+
+
+def load_for_sampling(workdir: epath.Path, config: Config, layout: Layout) -> Run:
+    """Reads tokenizer and newest parameters in the form that the sampler reads (`model.prepare`).
+
+    Args:
+      workdir: The folder.
+      config: `sample.weights` and `model.compute_dtype` say what the parameters become.
+      layout: Where they go.
+
+    Raises:
+      ConfigError: no tokenizer or no checkpoint.
+      CheckpointError: damaged, or of another shape.
+    """
+    tokenizer = open_tokenizer(config.data, workdir)
+    weights = config.sample.weights
+    # Read in the compute dtype: float32 masters need not fit where bfloat16 does.
+    read = dataclasses.replace(config.model, param_dtype=config.model.compute_dtype)
+    place = _host() if weights == "int8" and layout.mesh.size == 1 else None
+    step, params = restore_params(workdir, abstract_params(read, place or layout))
+    params = model.prepare(params, config.model, weights, move_to=place and layout.replicated)
+    return Run(config, tokenizer, step, params)
+
+
+def _host() -> Layout | None:
+    """The host's memory: what is quantised there need not fit the chip before."""
+    try:
+        return make_layout(MeshConfig(), jax.local_devices(backend="cpu")[:1])
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return None

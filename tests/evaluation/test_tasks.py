@@ -167,6 +167,6 @@ def test_slack_share_counts_up_to_the_terminator():
     options = SampleOptions(length=6, block_length=6, steps=1, ids=IDS)
 
     rows = [[10, 24, 11, 21, 24, 24], [24, 10, 11, 12, 13, 14], [21, 24, 24, 24, 24, 24]]
-    answers = [Answer([], np.asarray(row), np.zeros(6, int), 1) for row in rows]
+    answers = [Answer([], np.asarray(row), np.zeros(6, int), np.zeros(6, bool), 1) for row in rows]
     assert slack_share(answers, options) == 2 / 9
     assert slack_share(answers[2:], options) == 0

@@ -1,39 +1,41 @@
 """The sampler as plain Python loops over NumPy rows: slow, obvious, written from the papers.
 
-LLaDA's `generate.py` (arXiv 2502.09992), Fast-dLLM's threshold (arXiv 2505.22618) and the merge
-rule of arXiv 2601.22947. One row after the other, one slot after the other; shares no code with
+LLaDA's `generate.py` with guidance (arXiv 2502.09992), Fast-dLLM's threshold, factor and caches
+(arXiv 2505.22618), running-confidence remasking (arXiv 2508.13148) and the merge rule of
+arXiv 2601.22947. One row after the other, one slot after the other; shares no code with
 `jax_mdlm.sampling`. Random numbers come in as functions of (row, block, call within the block).
+Here: blocks, calls, growth, guidance and caches; what a call does to a row is in `sampler_row`.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 
+from tests.reference.sampler_row import Row, Settings, step
 
-@dataclasses.dataclass
-class Settings:
-    length: int
-    block_length: int
-    steps: int
-    collapse: str
-    rule: str  # confidence, entropy, margin, random
-    threshold: float  # 0: LLaDA's quota
-    temperature: float
-    early_stop: bool
-    mask: int
-    slack: int
-    eos: int
-    terminator: int
-    special: frozenset[int]
+
+class Denoiser(Protocol):
+    """Columns from `end` on do not exist for it."""
+
+    def full(self, canvas: np.ndarray, end: int) -> tuple[np.ndarray, Any]:
+        """Logits [B, L, V] and what later calls need of the slots they do not run on."""
+        ...
+
+    def cached(self, memory: Any, canvas: np.ndarray, window: range, end: int) -> np.ndarray:
+        """Logits [B, L, V]; only the columns of `window` are run on."""
+        ...
 
 
 @dataclasses.dataclass
 class Result:
     canvas: np.ndarray  # [B, L]
     committed_at: np.ndarray  # [B, L]
+    score: np.ndarray  # [B, L]; of the commits
     calls: int
     trajectory: list[np.ndarray]  # canvas before each call, then the final one
+    confidence: list[np.ndarray]  # [B, L] of each call; 0 where nothing was offered
 
 
 def quota_schedule(masked: int, steps: int) -> list[int]:
@@ -43,114 +45,108 @@ def quota_schedule(masked: int, steps: int) -> list[int]:
 
 
 def run(
-    denoise: Callable[[np.ndarray], np.ndarray],  # canvas [B, L] -> logits [B, L, V]
-    canvas: np.ndarray,
+    denoiser: Denoiser,
+    canvas: np.ndarray,  # [B, L]
+    given: np.ndarray,  # [B, L]
     settings: Settings,
     gumbel: Callable[[int, int, int], np.ndarray],  # -> [W, V]
     uniform: Callable[[int, int, int], np.ndarray],  # -> [W]
 ) -> Result:
     canvas = canvas.copy()
-    rows, total = canvas.shape
-    prompt = total - settings.length
-    num_blocks = settings.length // settings.block_length
-    committed_at = np.full(canvas.shape, -1)
-    trajectory, calls = [canvas.copy()], 0
+    start, end = settings.first, settings.first + settings.length
+    rows = [
+        Row(line, fixed, np.full(len(line), -1), np.zeros(len(line)))
+        for line, fixed in zip(canvas, given)
+    ]
+    empty = [settings.mask not in row.canvas for row in rows]  # they only fill up the batch
+    views = [Asked(denoiser, settings, lambda: canvas)]
+    if settings.guidance:
+        views.append(Asked(denoiser, settings, lambda: np.where(given, settings.mask, canvas)))
+    by_confidence = bool(settings.threshold or settings.factor)
+    trajectory, confidence, block = [canvas.copy()], [], 0
 
-    for block in range(num_blocks):
-        start = prompt + block * settings.block_length
+    while True:
+        if start == end < settings.first + settings.limit:
+            for row, no in zip(rows, empty):
+                if not no and not row.closed(settings):
+                    row.canvas[end : end + settings.block_length] = settings.mask
+            end += settings.block_length
+        if not (canvas == settings.mask).any():
+            break
         slots = range(start, start + settings.block_length)
-        block_steps = settings.steps // num_blocks
-        if block < settings.steps % num_blocks:
-            block_steps += 1
-        # A step without a commit changes nothing: leave such steps out.
-        block_steps = min(block_steps, settings.block_length)
         plans = [
-            quota_schedule(sum(canvas[row, slot] == settings.mask for slot in slots), block_steps)
-            for row in range(rows)
+            quota_schedule(
+                sum(row.canvas[slot] == settings.mask for slot in slots),
+                block_calls(block, settings),
+            )
+            for row in rows
         ]
-        call = 0
-        while any(canvas[row, slot] == settings.mask for row in range(rows) for slot in slots):
-            logits = denoise(canvas)
-            for row in range(rows):
-                count = 0 if settings.threshold else plans[row][call]
-                step_row(
-                    canvas[row],
-                    committed_at[row],
-                    logits[row],
+        # A block that is given as a whole costs a call all the same. Fast-dLLM looks for masks only
+        # after the second call of a block, the first one on a window.
+        sure = 1 + (settings.cache != "none" and by_confidence and not settings.early_stop)
+        for call in range(settings.block_length):
+            masked = any(row.canvas[slot] == settings.mask for row in rows for slot in slots)
+            if call >= sure and not masked:
+                break
+            logits = guide([view.logits(call, slots, end) for view in views], settings)
+            confidence.append(np.zeros(canvas.shape))
+            for number, row in enumerate(rows):
+                offers = step(
+                    row,
+                    logits[number, start : start + settings.block_length],
                     slots,
-                    count,
-                    calls,
+                    sum(plans[number][: call + 1]),
+                    len(trajectory) - 1,
                     settings,
-                    lambda row=row, call=call: gumbel(row, block, call),
-                    lambda row=row, call=call: uniform(row, block, call),
+                    gumbel(number, block, call) if settings.temperature > 0 else None,
+                    uniform(number, block, call) if settings.rule == "random" else None,
                 )
-            call, calls = call + 1, calls + 1
+                for slot, offer in offers.items():
+                    confidence[-1][number, slot] = offer.confidence
             trajectory.append(canvas.copy())
-    return Result(canvas, committed_at, calls, trajectory)
+        start, block = start + settings.block_length, block + 1
+
+    return Result(
+        canvas,
+        np.stack([row.committed_at for row in rows]),
+        np.stack([row.score for row in rows]),
+        len(trajectory) - 1,
+        trajectory,
+        confidence,
+    )
 
 
-def step_row(
-    row: np.ndarray,
-    committed_at: np.ndarray,
-    logits: np.ndarray,
-    slots: range,
-    count: int,
-    number: int,
-    settings: Settings,
-    gumbel: Callable[[], np.ndarray],
-    uniform: Callable[[], np.ndarray],
-) -> None:
-    """One call's commits, merges and stop on one row, in place."""
-    given = [committed_at[slot] < 0 and row[slot] != settings.mask for slot in range(len(row))]
-    noise = gumbel() if settings.temperature > 0 else None
-    order = uniform() if settings.rule == "random" else None
-    candidates = []  # (minus score, slot, token, confidence)
-    for place, slot in enumerate(slots):
-        if row[slot] != settings.mask:
-            continue
-        scores = logits[slot].astype(np.float32)
-        p = np.exp(scores.astype(np.float64) - scores.max())
-        p /= p.sum()
-        allowed = scores.copy()
-        allowed[settings.mask] = -np.inf
-        if noise is not None:
-            allowed = allowed / np.float32(settings.temperature) + noise[place]
-        token = int(np.argmax(allowed))
-        if settings.rule == "confidence":
-            score = p[token]
-        elif settings.rule == "entropy":
-            score = sum(q * np.log(q) for q in p if q > 0)
-        elif settings.rule == "margin":
-            best = sorted((q for v, q in enumerate(p) if v != settings.mask), reverse=True)
-            score = best[0] - best[1]
-        else:
-            assert order is not None
-            score = order[place]
-        candidates.append((-score, slot, token, p[token]))
-    candidates.sort(key=lambda candidate: candidate[:2])  # the lower slot on a tie
+def block_calls(block: int, settings: Settings) -> int:
+    """Calls over which a block's commits are spread."""
+    calls = settings.steps // settings.steps_blocks
+    if block < settings.steps % settings.steps_blocks:
+        calls += 1
+    # A call without a commit changes nothing: leave such calls out.
+    return max(1, min(calls, settings.block_length))
 
-    for place, (_, slot, token, confidence) in enumerate(candidates):
-        if settings.threshold:
-            chosen = place == 0 or confidence >= settings.threshold
-        else:
-            chosen = place < count
-        if chosen:
-            row[slot], committed_at[slot] = token, number
 
-    if settings.collapse == "merge":
-        before = row.copy()
-        for slot in range(1, len(row)):
-            if given[slot] or given[slot - 1]:
-                continue
-            if before[slot] == before[slot - 1] and before[slot] not in settings.special:
-                row[slot] = settings.slack
+def guide(logits: list[np.ndarray], settings: Settings) -> np.ndarray:
+    if not settings.guidance:
+        return logits[0]
+    conditional, unconditional = logits
+    scale = np.float32(settings.guidance + 1)
+    return unconditional + scale * (conditional - unconditional)
 
-    if settings.early_stop:
-        for slot in range(len(row)):
-            if row[slot] == settings.mask:
-                break
-            if not given[slot] and row[slot] in (settings.terminator, settings.eos):
-                for later in range(slot, len(row)):
-                    if row[later] == settings.mask:
-                        row[later], committed_at[later] = settings.eos, number
-                break
+
+@dataclasses.dataclass
+class Asked:
+    """The denoiser with its cache, looking at one view of the canvas."""
+
+    denoiser: Denoiser
+    settings: Settings
+    view: Callable[[], np.ndarray]
+    memory: Any = None
+
+    def logits(self, call: int, slots: range, end: int) -> np.ndarray:
+        """Call number `call` of the block with these `slots`; [B, L, V]."""
+        canvas, refresh = self.view(), self.settings.refresh
+        if self.settings.cache == "none" or call == 0 or (refresh and call % refresh == 0):
+            logits, self.memory = self.denoiser.full(canvas, end)
+            return logits
+        window = slots if self.settings.cache == "dual" else range(slots.start, end)
+        return self.denoiser.cached(self.memory, canvas, window, end)

@@ -1,10 +1,18 @@
-"""A denoiser made of tables, the same bits in NumPy and in JAX, and the bridge to the oracle.
+"""A denoiser made of tables, the same bits in NumPy and in JAX, and other stand-ins for the model.
 
-The logits of a slot are the sum of four table rows: for the token at its left, its own, the one at
-its right, and its place. Only float32 additions in a fixed order, so both sides agree exactly and
-a disagreement of the samplers is a disagreement of their rules.
+A network of two layers in miniature. Layer one gives each slot a code, a whole number made of its
+token and its two neighbours'. The logits of a slot are the sum of table rows: for the token at its
+left, its own, the one at its right, its place, the codes two slots before and behind, and the sum
+of all tokens that are seen. Only whole numbers and float32 additions in a fixed order, so both
+sides agree exactly and a disagreement of the samplers is a disagreement of their rules.
+
+What a cache keeps is the tokens and codes of all slots: a later call takes those of slots it does
+not run on as they were. Tokens outside the window do not change while a block is decoded, but the
+code of a slot beside the block does, and a slot inside reads it two slots away: a cached call gives
+other logits than a full one.
 """
 
+import dataclasses
 import functools
 
 import flax.struct
@@ -13,37 +21,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_mdlm.config import ModelConfig
-from jax_mdlm.containers import ParamRow, Params, SampleState, SpecialIds
+from jax_mdlm.containers import ParamRow, Params, SpecialIds
 from jax_mdlm.model import table
-from jax_mdlm.sampling import (
-    AboveThreshold,
-    AtRandom,
-    ByConfidence,
-    ByEntropy,
-    ByMargin,
-    SampleOptions,
-    decode,
-    init_state,
-)
-from tests.reference import sampler as reference
+from jax_mdlm.sampling import SampleOptions
 
 VOCABULARY = 12  # text 0-5, a header 6, then the special tokens
 IDS = SpecialIds(mask=11, slack=10, pad=9, eos=8, terminator=7, never_merged=(6,))
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
-RULES = {
-    "confidence": ByConfidence(),
-    "entropy": ByEntropy(),
-    "margin": ByMargin(),
-    "random": AtRandom(),
-}
+NOBODY = VOCABULARY  # the token of a slot that is not seen; one more row in tables of neighbours
+CODES = 16
+UNSEEN = 0  # the code of such a slot
 
 
 @flax.struct.dataclass
 class Tables:
-    left: np.ndarray  # [V + 1, V]; row V: no neighbour
-    own: np.ndarray  # [V, V]
+    left: np.ndarray  # [V + 1, V]
+    own: np.ndarray  # [V + 1, V]
     right: np.ndarray  # [V + 1, V]
-    place: np.ndarray  # [L, V]; counted from the response's start, negative before it
+    place: np.ndarray  # [L, V]; counted from the region's start, negative before it
+    before: np.ndarray  # [CODES + 1, V]; for the code two slots before
+    behind: np.ndarray  # [CODES + 1, V]
+    whole: np.ndarray  # [CODES, V]; for the sum of the tokens
 
 
 def tables(seed: int, length: int = 64) -> Tables:
@@ -53,103 +50,144 @@ def tables(seed: int, length: int = 64) -> Tables:
         return (scale * rng.normal(size=(rows, VOCABULARY))).astype(np.float32)
 
     made = Tables(
-        draw(VOCABULARY + 1, 0.7), draw(VOCABULARY, 0.7), draw(VOCABULARY + 1, 0.7), draw(length, 1)
+        draw(VOCABULARY + 1, 0.7),
+        draw(VOCABULARY + 1, 0.7),
+        draw(VOCABULARY + 1, 0.7),
+        draw(length, 1),
+        draw(CODES + 1, 1.5),
+        draw(CODES + 1, 1.5),
+        draw(CODES, 0.3),
     )
-    made.left[VOCABULARY] = made.right[VOCABULARY] = 0
     # Neighbours like to be equal, so that merging happens; terminators are not rare.
     made.left[np.arange(6), np.arange(6)] += 2
-    made.place[:, IDS.terminator] += 0.5
+    made.place[:, IDS.terminator] += 0.6
     # The mask would often win: that it never does is a rule of the sampler.
-    made.place[:, IDS.mask] += 1
+    made.place[:, IDS.mask] += 2
     return made
 
 
-def denoise_numpy(table: Tables, canvas: np.ndarray, valid: np.ndarray, prompt: int) -> np.ndarray:
-    rows, length = canvas.shape
-    logits = np.zeros((rows, length, VOCABULARY), np.float32)
-    for row in range(rows):
-        for slot in range(length):
-            has_left = slot > 0 and valid[row, slot - 1]
-            has_right = slot + 1 < length
-            left = canvas[row, slot - 1] if has_left else VOCABULARY
-            right = canvas[row, slot + 1] if has_right else VOCABULARY
-            total = table.left[left] + table.own[canvas[row, slot]]
-            logits[row, slot] = total + table.right[right] + table.place[slot - prompt]
-    return logits
+@dataclasses.dataclass
+class InNumpy:
+    """The oracle's denoiser, slot after slot."""
+
+    table: Tables
+    valid: np.ndarray  # [B, L]
+    start: int  # of the region
+
+    def full(self, canvas: np.ndarray, end: int) -> tuple[np.ndarray, list]:
+        """Every slot is run on; the tokens and codes of each row are kept."""
+        memory = [([NOBODY] * len(row), [UNSEEN] * len(row)) for row in canvas]
+        logits, memory = self._run(memory, canvas, range(canvas.shape[1]), end)
+        return logits, memory
+
+    def cached(self, memory: list, canvas: np.ndarray, window: range, end: int) -> np.ndarray:
+        """The slots of `window` are run on, the others are what they were."""
+        return self._run(memory, canvas, window, end)[0]
+
+    def _run(
+        self, memory: list, canvas: np.ndarray, window: range, end: int
+    ) -> tuple[np.ndarray, list]:
+        logits, table = np.zeros((*canvas.shape, VOCABULARY), np.float32), self.table
+        kept = []
+        for row, (tokens, codes) in enumerate(memory):
+            tokens, codes = list(tokens), list(codes)
+            for slot in window:
+                seen = self.valid[row, slot] and slot < end
+                tokens[slot] = int(canvas[row, slot]) if seen else NOBODY
+            for slot in window:
+                left, right = at(tokens, slot - 1, NOBODY), at(tokens, slot + 1, NOBODY)
+                code = (left + 3 * tokens[slot] + 5 * right) % CODES
+                codes[slot] = UNSEEN if tokens[slot] == NOBODY else 1 + code
+            whole = sum(token for token in tokens if token != NOBODY) % CODES
+            for slot in window:
+                total = table.left[at(tokens, slot - 1, NOBODY)] + table.own[tokens[slot]]
+                total = total + table.right[at(tokens, slot + 1, NOBODY)]
+                total = total + table.before[at(codes, slot - 2, UNSEEN)]
+                total = total + table.behind[at(codes, slot + 2, UNSEEN)]
+                logits[row, slot] = total + table.place[slot - self.start] + table.whole[whole]
+            kept.append((tokens, codes))
+        return logits, kept
 
 
-def denoise_jax(table: Tables, valid: jax.Array, options: SampleOptions):
-    def denoise(canvas: jax.Array, start: jax.Array) -> jax.Array:
-        edge = jnp.full((canvas.shape[0], 1), VOCABULARY, jnp.int32)
-        left = jnp.concatenate([edge, jnp.where(valid, canvas, VOCABULARY)[:, :-1]], axis=1)
-        right = jnp.concatenate([canvas[:, 1:], edge], axis=1)
-        place = jnp.arange(canvas.shape[1]) - (canvas.shape[1] - options.length)
-        logits = table.left[left] + table.own[canvas] + table.right[right] + table.place[place]
-        return jax.lax.dynamic_slice_in_dim(logits, start, options.block_length, axis=1)
-
-    return denoise
+def at(values: list[int], slot: int, outside: int) -> int:
+    return values[slot] if 0 <= slot < len(values) else outside
 
 
-def run_jax(
-    table: Tables,
-    canvas: np.ndarray,
-    valid: np.ndarray,
-    options: SampleOptions,
-    seed: int = 0,
-    first_row: int = 0,
-) -> SampleState:
-    return _run(table, canvas, valid, row_keys(seed, len(canvas), first_row), options)
+@dataclasses.dataclass(frozen=True)
+class InJax:
+    """The same for the sampler; see `sampling.loop.Denoise`."""
+
+    table: Tables
+    valid: jax.Array  # [B, L]
+    start: int
+    options: SampleOptions
+
+    def full(
+        self, canvas: jax.Array, start: jax.Array, end: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        nothing = jnp.zeros_like(canvas)
+        window = jnp.ones(canvas.shape[1], bool)
+        logits, memory = self._run((nothing, nothing), canvas, window, start, end)
+        return logits, None if self.options.cache == "none" else memory
+
+    def cached(
+        self,
+        cache: tuple[jax.Array, jax.Array],
+        canvas: jax.Array,
+        start: jax.Array,
+        end: jax.Array,
+    ) -> jax.Array:
+        slots = jnp.arange(canvas.shape[1])
+        stop = end if self.options.cache == "prefix" else start + self.options.block_length
+        return self._run(cache, canvas, (start <= slots) & (slots < stop), start, end)[0]
+
+    def _run(self, memory, canvas, window, start, end):
+        tokens, codes = memory
+        # Guidance asks for both views at once: a batch of twice the rows.
+        valid = jnp.tile(self.valid, (canvas.shape[0] // self.valid.shape[0], 1))
+        seen = valid & (jnp.arange(canvas.shape[1]) < end)
+        tokens = jnp.where(window, jnp.where(seen, canvas, NOBODY), tokens)
+        left, right = _beside(tokens, 1, NOBODY)
+        code = 1 + (left + 3 * tokens + 5 * right) % CODES
+        codes = jnp.where(window, jnp.where(tokens == NOBODY, UNSEEN, code), codes)
+        before, behind = _beside(codes, 2, UNSEEN)
+        whole = jnp.sum(jnp.where(tokens == NOBODY, 0, tokens), axis=1, keepdims=True) % CODES
+        place = jnp.arange(canvas.shape[1]) - self.start
+
+        table, width = self.table, self.options.block_length
+        block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width)
+        total = table.left[block(left, axis=1)] + table.own[block(tokens, axis=1)]
+        total = total + table.right[block(right, axis=1)]
+        total = total + table.before[block(before, axis=1)]
+        total = total + table.behind[block(behind, axis=1)]
+        logits = total + table.place[block(place, axis=0)] + table.whole[whole]
+        return logits, (tokens, codes)
 
 
-@functools.partial(jax.jit, static_argnames="options", compiler_options=QUICK_COMPILE)
-def _run(
-    table: Tables, canvas: jax.Array, valid: jax.Array, keys: jax.Array, options: SampleOptions
-) -> SampleState:
-    return decode(denoise_jax(table, valid, options), init_state(canvas, keys, options), options)
+def _beside(values: jax.Array, away: int, outside: int) -> tuple[jax.Array, jax.Array]:
+    """What stands `away` slots before and behind each slot."""
+    padded = jnp.pad(values, ((0, 0), (away, away)), constant_values=outside)
+    return padded[:, : -2 * away], padded[:, 2 * away :]
 
 
-def run_reference(
-    table: Tables,
-    canvas: np.ndarray,
-    valid: np.ndarray,
-    options: SampleOptions,
-    seed: int = 0,
-) -> reference.Result:
-    prompt = canvas.shape[1] - options.length
-    keys = row_keys(seed, len(canvas))
-    draws = functools.cache(lambda: _draws(keys, options.num_blocks, options.block_length))
-    return reference.run(
-        lambda canvas: denoise_numpy(table, canvas, valid, prompt),
-        canvas,
-        settings(options),
-        lambda row, block, call: draws()[0][row, block, call],
-        lambda row, block, call: draws()[1][row, block, call],
-    )
+@flax.struct.dataclass
+class Fixed:
+    """Offers the same at each slot in every call, whatever stands in the canvas."""
 
+    logits: np.ndarray  # [B, L, V]
+    options: SampleOptions = flax.struct.field(pytree_node=False)
 
-def _draws(keys: jax.Array, num_blocks: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every draw that any call could make: gumbel [B, blocks, W, W, V], uniform [B, blocks, W, W].
+    def full(
+        self, canvas: jax.Array, start: jax.Array, end: jax.Array
+    ) -> tuple[jax.Array, jax.Array | None]:
+        width = self.options.block_length
+        logits = jax.lax.dynamic_slice_in_dim(jnp.asarray(self.logits), start, width, axis=1)
+        return logits, None if self.options.cache == "none" else jnp.zeros((), jnp.int32)
 
-    The key schedule in the docstring of `sampling.loop`, written out once more.
-    """
-    gumbel, uniform = _draw_all(keys, jnp.arange(num_blocks * width), width)
-    shape = (len(keys), num_blocks, width)
-    return np.reshape(gumbel, (*shape, width, VOCABULARY)), np.reshape(uniform, (*shape, width))
-
-
-@functools.partial(jax.jit, static_argnames="width", compiler_options=QUICK_COMPILE)
-def _draw_all(keys: jax.Array, calls: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    def draw(key: jax.Array, call: jax.Array) -> tuple[jax.Array, jax.Array]:
-        key = jax.random.fold_in(key, call)
-        gumbel = jax.random.gumbel(jax.random.fold_in(key, 0), (width, VOCABULARY))
-        return gumbel, jax.random.uniform(jax.random.fold_in(key, 1), (width,))
-
-    return jax.vmap(lambda key: jax.vmap(lambda call: draw(key, call))(calls))(keys)
-
-
-def row_keys(seed: int, rows: int, first_row: int = 0) -> jax.Array:
-    key = jax.random.key(seed)
-    return jnp.stack([jax.random.fold_in(key, first_row + row) for row in range(rows)])
+    def cached(
+        self, cache: jax.Array, canvas: jax.Array, start: jax.Array, end: jax.Array
+    ) -> jax.Array:
+        return self.full(canvas, start, end)[0]
 
 
 def random_params(config: ModelConfig, seed: int = 0) -> Params:
@@ -161,25 +199,3 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
         return rng.normal(size=shape).astype(np.float32) * (0.2 if row.num_inputs else 1.0)
 
     return table.tree({row.path: jnp.asarray(draw(row)) for row in table.ROWS})
-
-
-def settings(options: SampleOptions) -> reference.Settings:
-    """The options as the oracle's plain words."""
-    strategy, threshold = options.strategy, 0.0
-    if isinstance(strategy, AboveThreshold):
-        strategy, threshold = strategy.order, strategy.threshold
-    return reference.Settings(
-        length=options.length,
-        block_length=options.block_length,
-        steps=options.steps,
-        collapse=options.collapse,
-        rule=next(name for name, rule in RULES.items() if rule == strategy),
-        threshold=threshold,
-        temperature=options.temperature,
-        early_stop=options.early_stop,
-        mask=IDS.mask,
-        slack=IDS.slack,
-        eos=IDS.eos,
-        terminator=IDS.terminator,
-        special=frozenset({6, 7, 8, 9, 10, 11}),
-    )

@@ -1,4 +1,7 @@
-"""Proposals, scores and selections, each against NumPy or a case made by hand."""
+"""Scores and selections, each against the oracle's loop, NumPy, or a case made by hand."""
+
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_mdlm.sampling import AboveThreshold, AtRandom, ByConfidence, ByEntropy, ByMargin
-from jax_mdlm.sampling.commit import Offer, propose, ranks
+from jax_mdlm.sampling import (
+    AboveThreshold,
+    AtRandom,
+    ByConfidence,
+    ByEntropy,
+    ByFactor,
+    ByMargin,
+)
+from jax_mdlm.sampling.commit import ranks, remask
+from jax_mdlm.sampling.offer import Offer, propose
+from tests.reference import sampler_row as reference
+from tests.sampling.oracle import plain_settings
+from tests.sampling.standin import IDS, VOCABULARY
 
-MASK = 4
+SLOTS = 8  # one shape for all drawn cases: one compilation
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -18,148 +32,183 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return p / p.sum(-1, keepdims=True)
 
 
-def draw_logits(seed: int = 0, shape: tuple[int, ...] = (2, 6, 7)) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 2
-
-
-def offer_of(confidence: list[list[float]]) -> Offer:
-    rows = jnp.asarray(confidence)
+def offer_of(confidence: np.ndarray | jax.Array) -> Offer:
     return Offer(
-        tokens=jnp.zeros(rows.shape, jnp.int32),
-        confidence=rows,
-        logits=jnp.zeros((*rows.shape, 7)),
-        mask_id=MASK,
+        tokens=jnp.zeros(confidence.shape, jnp.int32),
+        confidence=jnp.asarray(confidence, jnp.float32),
+        logits=jnp.zeros((*confidence.shape, VOCABULARY)),
+        last=jnp.zeros(confidence.shape, bool),
+        mask_id=IDS.mask,
     )
+
+
+RULES = {
+    "quota": lambda value: ByConfidence(),
+    "threshold": lambda value: AboveThreshold(value),
+    "factor": lambda value: ByFactor(value),
+}
+
+
+@functools.partial(jax.jit, static_argnames="rule")
+def _select(rule, value, confidence, score, masked, calls_left):
+    return RULES[rule](value).select(offer_of(confidence), score, masked, calls_left)
+
+
+def chosen(
+    rule: str,
+    value: float,
+    confidence: Sequence[float],
+    masked: Sequence[bool] | None = None,  # None: all
+    score: Sequence[float] | None = None,  # None: the confidence
+    calls_left: int = 1,
+) -> list[int]:
+    """The slots of one row that `rule` commits."""
+
+    def row(values: Sequence[float] | Sequence[bool], dtype: type) -> np.ndarray:
+        return np.asarray([[*values, *[0] * (SLOTS - len(values))]], dtype)
+
+    masked = row([True] * len(confidence) if masked is None else masked, bool)
+    certain, ranking = row(confidence, np.float32), row(score or confidence, np.float32)
+    got = _select(rule, np.float32(value), certain, ranking, masked, calls_left)
+    return np.flatnonzero(got[0]).tolist()
 
 
 def keys(rows: int = 2) -> jax.Array:
     return jax.random.split(jax.random.key(0), rows)
 
 
-def test_propose_without_noise_is_the_argmax_and_its_probability():
-    logits = draw_logits()
-    offer = propose(jnp.asarray(logits), keys(), temperature=0.0, mask_id=MASK)
-    without_mask = logits.copy()
-    without_mask[..., MASK] = -np.inf
-    np.testing.assert_array_equal(offer.tokens, without_mask.argmax(-1))
-    # The mask stays in the sum of the softmax.
-    want = np.take_along_axis(softmax(logits), np.asarray(offer.tokens)[..., None], -1)[..., 0]
-    np.testing.assert_allclose(offer.confidence, want, rtol=1e-6)
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 5.0])
-def test_propose_never_offers_the_mask(temperature):
-    logits = jnp.zeros((2, 200, 7)).at[..., MASK].set(30.0)
-    offer = propose(logits, keys(), temperature=temperature, mask_id=MASK)
-    assert not (offer.tokens == MASK).any()
-
-
-def test_propose_draws_from_the_tempered_softmax():
-    """Frequencies against softmax(logits / T) without the mask; the confidence is untempered."""
-    temperature, slots = 0.7, 20_000
-    row = draw_logits(1, (7,))
-    logits = jnp.broadcast_to(jnp.asarray(row), (1, slots, 7))
-    offer = propose(logits, keys(1), temperature=temperature, mask_id=MASK)
-    tempered = row / temperature
-    tempered[MASK] = -np.inf
-    want = softmax(tempered)
-    got = np.bincount(np.asarray(offer.tokens)[0], minlength=7) / slots
-    np.testing.assert_allclose(got, want, atol=5 * (0.25 / slots) ** 0.5)
-    np.testing.assert_allclose(
-        offer.confidence[0], softmax(row)[np.asarray(offer.tokens)[0]], rtol=1e-5
-    )
-
-
-def test_propose_takes_the_lower_id_on_a_tie():
-    offer = propose(jnp.zeros((1, 3, 7)), keys(1), temperature=0.0, mask_id=0)
-    np.testing.assert_array_equal(offer.tokens, [[1, 1, 1]])
+# --- scores ---
 
 
 def test_scores():
-    logits = draw_logits(2)
+    logits = np.random.default_rng(2).normal(size=(2, 6, VOCABULARY)).astype(np.float32) * 2
     p = softmax(logits)
-    offer = propose(jnp.asarray(logits), keys(), temperature=0.0, mask_id=MASK)
-    np.testing.assert_array_equal(ByConfidence().score(offer, keys()), offer.confidence)
-    np.testing.assert_allclose(
-        ByEntropy().score(offer, keys()), (p * np.log(p)).sum(-1), rtol=1e-5, atol=1e-6
-    )
-    rest = np.sort(np.delete(p, MASK, axis=-1), axis=-1)
-    np.testing.assert_allclose(
-        ByMargin().score(offer, keys()), rest[..., -1] - rest[..., -2], rtol=1e-4, atol=1e-6
-    )
+
+    @jax.jit
+    def scores(logits: jax.Array) -> list[jax.Array]:
+        offer = propose(logits, keys(), IDS)
+        rules = ByConfidence(), ByEntropy(), ByMargin()
+        return [offer.confidence, *(rule.score(offer, keys()) for rule in rules)]
+
+    confidence, by_confidence, by_entropy, by_margin = scores(logits)
+    np.testing.assert_array_equal(by_confidence, confidence)
+    np.testing.assert_allclose(by_entropy, (p * np.log(p)).sum(-1), rtol=1e-5, atol=1e-6)
+    rest = np.sort(np.delete(p, IDS.mask, axis=-1), axis=-1)
+    np.testing.assert_allclose(by_margin, rest[..., -1] - rest[..., -2], rtol=1e-4, atol=1e-6)
 
 
 def test_entropy_of_a_certain_slot_is_zero_not_nan():
-    logits = jnp.full((1, 1, 7), -jnp.inf).at[0, 0, 2].set(0.0)
-    offer = propose(logits, keys(1), temperature=0.0, mask_id=MASK)
-    assert ByEntropy().score(offer, keys(1)) == 0.0
+    logits = np.full((1, 1, VOCABULARY), -np.inf, np.float32)
+    logits[0, 0, 2] = 0
+    score = jax.jit(lambda x: ByEntropy().score(propose(x, keys(1), IDS), keys(1)))
+    assert score(logits) == 0.0
 
 
 def test_random_order_is_uniform_and_one_row_does_not_see_another():
-    offer = offer_of([[0.0] * 4] * 3000)
     many = keys(3000)
-    score = AtRandom().score(offer, many)
-    first = np.bincount(np.asarray(score).argmax(-1), minlength=4) / 3000
+    score = jax.jit(lambda x, keys: AtRandom().score(offer_of(x), keys))
+    together = score(np.zeros((3000, 4)), many)
+    first = np.bincount(np.asarray(together).argmax(-1), minlength=4) / 3000
     np.testing.assert_allclose(first, 0.25, atol=0.05)
-    alone = AtRandom().score(offer_of([[0.0] * 4]), many[7:8])
-    np.testing.assert_array_equal(alone[0], score[7])
+    alone = score(np.zeros((1, 4)), many[7:8])
+    np.testing.assert_array_equal(alone[0], together[7])
+
+
+# --- counts ---
+
+sorted_places = jax.jit(ranks)
 
 
 @settings(deadline=None)  # the first call compiles
-@given(st.lists(st.sampled_from([0.0, -0.0, 0.5, 1.0, -np.inf]), min_size=8, max_size=8))
+@given(st.lists(st.sampled_from([0.0, -0.0, 0.5, 1.0, -np.inf]), min_size=SLOTS, max_size=SLOTS))
 def test_ranks_sort_by_score_then_by_slot(values):
-    want = sorted(range(8), key=lambda slot: (-values[slot], slot))
-    got = np.argsort(np.asarray(ranks(jnp.asarray([values], jnp.float32))[0]))
+    want = sorted(range(SLOTS), key=lambda slot: (-values[slot], slot))
+    got = np.argsort(np.asarray(sorted_places(np.asarray([values], np.float32))[0]))
     assert got.tolist() == want
 
 
 @pytest.mark.parametrize(("calls_left", "count"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (8, 1)])
 def test_quota_takes_the_best_masked_slots(calls_left, count):
     """ceil(5 / calls left) of the five masked slots; the observed slot is the most confident."""
-    confidence = [[0.1, 0.9, 0.3, 0.3, 0.2, 0.25]]
-    masked = jnp.asarray([[True, False, True, True, True, True]])
+    confidence = [0.1, 0.9, 0.3, 0.3, 0.2, 0.25]
+    masked = [True, False, True, True, True, True]
     order = [2, 3, 5, 4, 0]  # the tie of 2 and 3 goes to 2
-    offer = offer_of(confidence)
-    chosen = ByConfidence().select(offer, offer.confidence, masked, jnp.asarray(calls_left))
-    assert np.flatnonzero(chosen[0]).tolist() == sorted(order[:count])
-
-
-def test_quota_of_a_row_without_masks_is_zero():
-    offer = offer_of([[0.5, 0.6]])
-    masked = jnp.zeros((1, 2), bool)
-    assert not ByConfidence().select(offer, offer.confidence, masked, jnp.asarray(1)).any()
+    got = chosen("quota", 0, confidence, masked, calls_left=calls_left)
+    assert got == sorted(order[:count])
 
 
 @pytest.mark.parametrize(
-    ("threshold", "chosen"),
+    ("threshold", "want"),
     [
         (0.95, [4]),  # none is confident enough: the best masked slot
         (0.5, [2, 4]),
         (0.3, [0, 2, 4]),  # 0.3 itself counts
     ],
 )
-def test_threshold(threshold, chosen):
-    confidence = [[0.3, 0.99, 0.5, 0.2, 0.6]]
-    masked = jnp.asarray([[True, False, True, True, True]])
-    offer = offer_of(confidence)
-    got = AboveThreshold(threshold).select(offer, offer.confidence, masked, jnp.asarray(1))
-    assert np.flatnonzero(got[0]).tolist() == chosen
+def test_threshold(threshold, want):
+    masked = [True, False, True, True, True]
+    assert chosen("threshold", threshold, [0.3, 0.99, 0.5, 0.2, 0.6], masked) == want
 
 
-def test_threshold_with_another_order_still_measures_confidence():
+@pytest.mark.parametrize(
+    ("factor", "want"),
+    [
+        (0.05, [3]),  # 0.9375 does not reach 1 - 0.05 / 2: the best one in any case
+        (0.375, [3, 4]),  # 0.875 reaches 1 - 0.375 / 3 just so, 0.75 not 1 - 0.375 / 4
+        (1.0, [0, 3, 4]),  # 0.75 reaches 1 - 1 / 4 just so, 0.5 not 1 - 1 / 5
+        (3.0, [0, 2, 3, 4]),
+    ],
+)
+def test_factor(factor, want):
+    """`1 - factor / (n + 1)` for the n-th best; an observed slot does not count as a place."""
+    masked = [True, False, True, True, True]
+    assert chosen("factor", factor, [0.75, 0.99, 0.5, 0.9375, 0.875], masked) == want
+
+
+@settings(deadline=None)
+@given(
+    # Sixteenths: every comparison with 1 - factor / (n + 1) is decided the same way in float32.
+    confidence=st.lists(st.integers(0, 16), min_size=SLOTS, max_size=SLOTS),
+    score=st.lists(st.integers(0, 4), min_size=SLOTS, max_size=SLOTS),
+    masked=st.lists(st.booleans(), min_size=SLOTS, max_size=SLOTS),
+    factor=st.sampled_from([0.1, 0.55, 1.3, 2.7]),
+    rule=st.sampled_from(["factor", "threshold", "quota"]),
+    own_order=st.booleans(),
+    calls_left=st.integers(1, 10),
+)
+def test_selections_equal_the_loop(confidence, score, masked, factor, rule, own_order, calls_left):
+    """Factor and threshold, ordered by confidence or by another score, and the quota; with ties."""
+    certain = [sixteenths / 16 for sixteenths in confidence]
+    ranking = [float(value) for value in score] if own_order else certain
+    value = factor / 3 if rule == "threshold" else factor
+    offers = {
+        slot: reference.Offer(0, certain[slot], ranking[slot])
+        for slot in range(SLOTS)
+        if masked[slot]
+    }
+    plain = plain_settings(**{rule: value} if rule != "quota" else {})
+    want = reference.select(offers, -(-len(offers) // calls_left), plain)
+    assert chosen(rule, value, certain, masked, ranking, calls_left) == sorted(want)
+
+
+@pytest.mark.parametrize("rule", ["threshold", "factor"])
+def test_another_order_still_measures_confidence(rule):
     """The one slot that is forced is the best by `order`; the others by their probability."""
-    offer = offer_of([[0.3, 0.4, 0.6]])
-    score = jnp.asarray([[5.0, 1.0, 0.0]])
-    masked = jnp.ones((1, 3), bool)
-    strategy = AboveThreshold(0.5, order=ByEntropy())
-    got = strategy.select(offer, score, masked, jnp.asarray(1))
-    assert np.flatnonzero(got[0]).tolist() == [0, 2]
+    assert chosen(rule, 0.5, [0.3, 0.4, 0.8], score=[5, 1, 0]) == [0, 2]
+    strategy = {"threshold": AboveThreshold, "factor": ByFactor}[rule](0.5, order=AtRandom())
+    offer = offer_of(np.zeros((2, 4)))
+    np.testing.assert_array_equal(strategy.score(offer, keys()), AtRandom().score(offer, keys()))
 
 
-def test_threshold_of_a_row_without_masks_commits_nothing():
-    offer = offer_of([[0.9, 0.9]])
-    masked = jnp.zeros((1, 2), bool)
-    assert not AboveThreshold(0.5).select(offer, offer.confidence, masked, jnp.asarray(1)).any()
+@pytest.mark.parametrize(("rule", "value"), [("threshold", 0.7), ("factor", 0.5)])
+def test_another_order_forces_one_slot_only(rule, value):
+    """None is confident enough: the pick of `order` alone, not the most confident one as well."""
+    assert chosen(rule, value, [0.3, 0.4, 0.6], score=[5, 1, 0]) == [0]
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_a_row_without_masks_commits_nothing(rule):
+    assert chosen(rule, 0.5, [0.9, 0.9], masked=[False, False]) == []
 
 
 def test_calls_of_a_block():
@@ -167,3 +216,34 @@ def test_calls_of_a_block():
     assert ByConfidence().calls(jnp.asarray(5), 8) == 5
     assert ByConfidence().calls(jnp.asarray(50), 8) == 8
     assert AboveThreshold(0.5).calls(jnp.asarray(5), 8) == 8
+    assert ByFactor(0.5).calls(jnp.asarray(5), 8) == 8
+
+
+# --- remasking ---
+
+kept = jax.jit(remask)
+
+
+@settings(deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from("mcg"), min_size=SLOTS, max_size=SLOTS),
+    now=st.lists(st.integers(0, 4), min_size=SLOTS, max_size=SLOTS),
+    then=st.lists(st.integers(0, 4), min_size=SLOTS, max_size=SLOTS),
+    keep=st.integers(0, SLOTS),
+)
+def test_remask_equals_the_loop(kinds, now, then, keep):
+    """`m` masked, `c` committed, `g` given; small whole scores, so that ties are common."""
+    row = reference.Row(
+        canvas=np.asarray([IDS.mask if kind == "m" else 1 for kind in kinds]),
+        given=np.asarray([kind == "g" for kind in kinds]),
+        committed_at=np.asarray([0 if kind == "c" else -1 for kind in kinds]),
+        score=np.asarray(then, float),
+    )
+    masked, committed = row.canvas == IDS.mask, row.committed_at >= 0
+    scores = np.asarray([now], np.float32), np.asarray([then], np.float32)
+    got = kept(np.asarray([[keep]]), *scores, masked[None], committed[None])
+    offers = {slot: reference.Offer(0, 0.0, now[slot]) for slot in np.flatnonzero(masked)}
+    new = reference.revise(row, offers, range(SLOTS), keep, plain_settings())
+    if masked.any():  # a finished row is left alone by the loop, not by the rule
+        want = {*new, *np.flatnonzero(row.committed_at >= 0)}
+        assert set(np.flatnonzero(got[0])) == want

@@ -59,33 +59,38 @@ GOLDEN_CASES = {
     "full": {"steps": 16, "length": 16, "block_length": 16},
     "block": {"steps": 16, "length": 32, "block_length": 8},
     "uneven": {"steps": 12, "length": 32, "block_length": 16},
+    "cfg": {"steps": 8, "length": 16, "block_length": 8, "guidance": 1.5},
 }
 
 
 def golden_options(**settings) -> SampleOptions:
-    return SampleOptions(ids=GOLDEN_IDS, collapse="slack_only", **settings)
+    return SampleOptions(ids=GOLDEN_IDS, collapse="slack_only", trace=True, **settings)
 
 
-def trajectory(state, width: int) -> np.ndarray:
-    """The last `width` slots before each call and at the end: what `committed_at` records."""
-    canvas = np.asarray(state.canvas)[:, -width:]
-    committed_at = np.asarray(state.committed_at)[:, -width:]
-    return np.stack(
-        [np.where(committed_at < call, canvas, GOLDEN_IDS.mask) for call in range(state.step + 1)]
-    )
+def check_trajectory(state, want: np.ndarray, length: int) -> None:
+    """`want` [calls + 1, rows, 7 + length]: the canvas before each call, then the final one."""
+    frames = np.asarray(state.trace.frames)[: int(state.step) + 1]
+    np.testing.assert_array_equal(frames, want[:, :, 7:])
+    np.testing.assert_array_equal(state.canvas[:, -length - 7 :], want[-1])
+    # What `committed_at` records is the same story.
+    canvas, committed_at = np.asarray(state.canvas), np.asarray(state.committed_at)
+    told = [
+        np.where(committed_at < call, canvas, GOLDEN_IDS.mask)[:, -length:]
+        for call in range(len(want))
+    ]
+    np.testing.assert_array_equal(told, want[:, :, 7:])
 
 
+@pytest.mark.parametrize("unstacked", [False, True])
 @pytest.mark.parametrize("case", list(GOLDEN_CASES))
-def test_every_step_of_lladas_generate(golden, key, case):
+def test_every_step_of_lladas_generate(golden, key, case, unstacked):
     params, config, arrays = golden
+    params = model.unstack(params) if unstacked else params
     settings = GOLDEN_CASES[case]
     prompts = arrays[f"gen_{case}_prompt"].tolist()
     state = sample(params, config, prompts, golden_options(**settings), key)
-    length = settings["length"]
-    want = arrays[f"gen_{case}_traj"]
     assert state.step == settings["steps"]
-    np.testing.assert_array_equal(trajectory(state, length), want[:, :, -length:])
-    np.testing.assert_array_equal(state.canvas[:, -length - 7 : -length], want[-1][:, :7])
+    check_trajectory(state, arrays[f"gen_{case}_traj"], settings["length"])
 
 
 def test_left_padded_prompts_of_lladas_generate(golden, key):
@@ -99,17 +104,32 @@ def test_left_padded_prompts_of_lladas_generate(golden, key):
 
 
 @pytest.mark.parametrize("mode", ["steps", "thr50", "thr35", "thr20"])
-def test_every_step_of_fast_dllm_without_cache(golden, key, mode):
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_every_step_of_fast_dllm(golden, key, cache, mode):
+    """Canvas before each call, number of calls, for both of its caches and without one."""
     params, config, arrays = golden
     cached = np.load(GOLDEN / "golden_cache.npz")
-    options = golden_options(steps=16, length=32, block_length=8)
+    options = golden_options(steps=16, length=32, block_length=8, cache=cache)
     if mode != "steps":
         options = dataclasses.replace(options, strategy=AboveThreshold(int(mode[3:]) / 100))
     for row in range(2):
-        want = cached[f"none_{mode}_traj{row}"]
+        want = cached[f"{cache}_{mode}_traj{row}"]
         state = sample(params, config, [want[0, :7].tolist()], options, key)
-        assert state.step == cached[f"none_{mode}_nfe"][row]
-        np.testing.assert_array_equal(trajectory(state, 32)[:, 0], want[:, 7:])
+        assert state.step == cached[f"{cache}_{mode}_nfe"][row]
+        check_trajectory(state, want[:, None], 32)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_rows_of_fast_dllm_together(golden, key, cache):
+    """Its rows were run one at a time; in one batch, one of them padded, they are the same."""
+    params, config, arrays = golden
+    cached = np.load(GOLDEN / "golden_cache.npz")
+    options = golden_options(steps=16, length=32, block_length=8, cache=cache)
+    prompts = [cached[f"{cache}_steps_traj{row}"][0, :7].tolist() for row in range(2)]
+    state = sample(params, config, [*prompts, [1] * 12], options, key)
+    for row in range(2):
+        want = cached[f"{cache}_steps_out"][row]
+        np.testing.assert_array_equal(state.canvas[row, -32:], want[7:])
 
 
 # --- padding ---
@@ -122,14 +142,30 @@ def test_left_padding_does_not_change_logits_or_tokens(params, key):
         np.testing.assert_array_equal(state.canvas[0, -12:], together.canvas[row, -12:])
         np.testing.assert_array_equal(state.committed_at[0, -12:], together.committed_at[row, -12:])
     apply = jax.jit(model.apply, static_argnames="config")
-    canvas, valid = make_canvas(PROMPTS[:2], OPTIONS, max_length=64)
-    alone, _ = make_canvas(PROMPTS[1:2], OPTIONS, max_length=64, bucket=lambda n: n)
-    assert canvas.shape[1] - alone.shape[1] == 7
-    want = apply(params, alone, CONFIG)
-    np.testing.assert_allclose(apply(params, canvas, CONFIG, valid)[1:, 7:], want, atol=1e-5)
+    canvas = make_canvas(PROMPTS[:2], OPTIONS, max_length=64)
+    alone = make_canvas(PROMPTS[1:2], OPTIONS, max_length=64, bucket=lambda n: n)
+    assert canvas.tokens.shape[1] - alone.tokens.shape[1] == 7
+    want = apply(params, alone.tokens, CONFIG)
+    got = apply(params, canvas.tokens, CONFIG, canvas.valid)[1:, 7:]
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 # --- one program ---
+
+
+def decode_program(params, key, config, options):
+    canvas = make_canvas(PROMPTS, options, max_length=64)
+    return _decode.trace(
+        params,
+        canvas.tokens,
+        canvas.valid,
+        key,
+        np.int32(0),
+        config=config,
+        options=options,
+        region=canvas.region,
+        layout=None,
+    )
 
 
 def compilations(caplog) -> list[str]:
@@ -137,8 +173,7 @@ def compilations(caplog) -> list[str]:
 
 
 def test_one_executable_that_stays_on_the_device(params, key):
-    canvas, valid = make_canvas(PROMPTS, NOISY, max_length=64)
-    program = _decode.lower(params, canvas, valid, key, np.int32(0), CONFIG, NOISY, None).compile()
+    program = decode_program(params, key, CONFIG, NOISY).lower().compile()
     text = program.as_text()
     assert text is not None
     assert text.count("\nENTRY ") == 1
@@ -175,7 +210,9 @@ def test_generate_does_not_depend_on_the_batch_size(params, key):
     answers = list(generate(params, CONFIG, PROMPTS, NOISY, key, batch_size=2))
     whole = sample(params, CONFIG, PROMPTS, NOISY, key)
     canvas, committed_at = np.asarray(whole.canvas), np.asarray(whole.committed_at)
-    assert [answer.tokens for answer in answers] == [response_tokens(row, NOISY) for row in canvas]
+    assert [answer.tokens for answer in answers] == [
+        response_tokens(row[-12:], NOISY) for row in canvas
+    ]
     np.testing.assert_array_equal([answer.response for answer in answers], canvas[:, -12:])
     np.testing.assert_array_equal(
         [answer.committed_at for answer in answers], committed_at[:, -12:]
@@ -195,8 +232,7 @@ def test_generate_refuses_a_bad_prompt_before_the_first_call(params, key):
 def test_master_weights_are_cast_once_before_the_loop(params, key):
     """What the loop reads at each call is bfloat16: half the traffic of the master weights."""
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
-    canvas, valid = make_canvas(PROMPTS, OPTIONS, max_length=64)
-    program = _decode.trace(params, canvas, valid, key, np.int32(0), config, OPTIONS, None).jaxpr
+    program = decode_program(params, key, config, OPTIONS).jaxpr
     (loop,) = [eqn for eqn in program.eqns if eqn.primitive.name == "while"]
     read = [x.aval for x in loop.invars if jnp.issubdtype(x.aval.dtype, jnp.floating)]
     assert len(read) == len(jax.tree.leaves(params))
@@ -216,4 +252,4 @@ def test_a_mesh_gives_the_tokens_of_one_device(params, key, eight_devices, mesh)
     assert state.canvas.is_fully_replicated
     want = sample(params, CONFIG, PROMPTS, NOISY, key)
     np.testing.assert_array_equal(state.canvas[:5], want.canvas)
-    assert response_tokens(np.asarray(state.canvas)[7], NOISY) == []
+    assert response_tokens(np.asarray(state.canvas)[7, -12:], NOISY) == []

@@ -1,21 +1,14 @@
-"""The while_loop sampler against the Python loop, and the promises of the loop one by one."""
+"""The promises of the loop, one by one; `test_grid` holds it against the Python loop."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mdlm.sampling import (
-    AboveThreshold,
-    AtRandom,
-    ByConfidence,
-    SampleOptions,
-    decode,
-    init_state,
-    make_canvas,
-)
-from tests.sampling import standin
-from tests.sampling.standin import IDS, RULES
+from jax_mdlm.sampling import AboveThreshold, AtRandom, ByFactor, SampleOptions, make_canvas
+from jax_mdlm.sampling.loop import init_state, max_calls
+from tests.sampling import oracle, standin
+from tests.sampling.oracle import run_fixed
+from tests.sampling.standin import IDS
 
 PROMPTS = [[1, 2, 3, 4, 5, 6], [0], [2, 2]]
 
@@ -26,179 +19,146 @@ def options_with(**changes) -> SampleOptions:
     return SampleOptions(**{**plain, **changes})
 
 
-def check_against_oracle(
-    options: SampleOptions, prompts: list[list[int]], seed: int, bucket=lambda n: n
-) -> None:
-    table = standin.tables(seed)
-    canvas, valid = make_canvas(prompts, options, max_length=64, bucket=bucket)
-    got = standin.run_jax(table, canvas, valid, options, seed)
-    want = standin.run_reference(table, canvas, valid, options, seed)
-    np.testing.assert_array_equal(got.canvas, want.canvas)
-    np.testing.assert_array_equal(got.committed_at, want.committed_at)
-    assert got.step == want.calls
-    assert got.done.all()
+# The program of `test_grid`'s first case: compiled once for both.
+NOISY = options_with(collapse="merge", temperature=0.7)
 
 
-# Every program takes half a second to compile: the stop, which no rule knows of, is crossed with
-# all rules in the slow run only.
-GRID = [
-    pytest.param(
-        rule,
-        threshold,
-        temperature,
-        collapse,
-        early_stop,
-        marks=[pytest.mark.slow] if early_stop and rule != "confidence" else [],
-        id=f"{rule}-{threshold=}-{temperature=}-{collapse}-{early_stop=}",
-    )
-    for rule in RULES
-    for threshold in (0.0, 0.4)
-    for temperature in (0.0, 0.7)
-    for collapse in ("merge", "slack_only")
-    for early_stop in (False, True)
-]
-
-
-@pytest.mark.parametrize(("rule", "threshold", "temperature", "collapse", "early_stop"), GRID)
-def test_equals_the_python_loop(rule, threshold, temperature, collapse, early_stop):
-    """Batch 3, left padding, uneven quota; the grid is whole."""
-    strategy = AboveThreshold(threshold, order=RULES[rule]) if threshold else RULES[rule]
-    options = options_with(
-        strategy=strategy, temperature=temperature, collapse=collapse, early_stop=early_stop
-    )
-    for seed in range(3):
-        check_against_oracle(options, PROMPTS, seed)
-
-
-@pytest.mark.parametrize("collapse", ["merge", "slack_only"])
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("threshold", [0.0, 0.4], ids=["quota", "threshold"])
-def test_equals_the_python_loop_alone(threshold, temperature, collapse):
-    """Batch 1, without padding and with it."""
-    strategy = AboveThreshold(threshold) if threshold else ByConfidence()
-    options = options_with(strategy=strategy, temperature=temperature, collapse=collapse)
-    check_against_oracle(options, PROMPTS[:1], seed=4)
-    check_against_oracle(options, PROMPTS[1:2], seed=5, bucket=lambda n: 6)
+def canvas_of(options: SampleOptions, prompts=PROMPTS, rows: int | None = None):
+    return make_canvas(prompts, options, max_length=64, rows=rows, bucket=lambda n: n)
 
 
 @pytest.mark.parametrize(
     ("length", "block_length", "steps"),
     [
-        (12, 12, 12),  # the whole canvas, one commit a call
-        (12, 12, 5),  # 3, 3, 2, 2, 2
-        (12, 12, 1),  # everything at once
+        (12, 12, 5),  # the whole canvas: 3, 3, 2, 2, 2 commits
         (12, 3, 9),  # blocks with 3, 2, 2, 2 calls
-        (12, 1, 12),  # left to right
         (12, 4, 100),  # more steps than slots: one commit a call, 12 calls
         (1, 1, 1),
+        pytest.param(12, 12, 12, marks=pytest.mark.slow),  # one commit a call
+        pytest.param(12, 12, 1, marks=pytest.mark.slow),  # everything at once
+        pytest.param(12, 1, 12, marks=pytest.mark.slow),  # left to right
     ],
 )
 def test_equals_the_python_loop_for_any_quota(length, block_length, steps):
     options = options_with(length=length, block_length=block_length, steps=steps, collapse="merge")
-    check_against_oracle(options, PROMPTS, seed=length + block_length + steps)
-
-
-def test_oracle_meets_what_it_should():
-    """The grid is worth something only if merges, stops and forbidden masks occur in it."""
-    table = standin.tables(0)
-    options = options_with(collapse="merge", early_stop=True)
-    canvas, valid = make_canvas(PROMPTS, options, max_length=64)
-    logits = standin.denoise_numpy(table, canvas, valid, canvas.shape[1] - 12)
-    assert (logits[:, -12:].argmax(-1) == IDS.mask).any(), "the mask would win somewhere"
-    merged = stopped = 0
-    for seed in range(3):
-        table = standin.tables(seed)
-        plain = standin.run_reference(table, canvas, valid, options_with(), seed)
-        merging = standin.run_reference(table, canvas, valid, options_with(collapse="merge"), seed)
-        stopping = standin.run_reference(table, canvas, valid, options_with(early_stop=True), seed)
-        merged += (plain.canvas != merging.canvas).any()
-        stopped += (plain.committed_at != stopping.committed_at).any()
-    assert merged
-    assert stopped
+    canvas, seed = canvas_of(options), length + block_length + steps
+    got = oracle.run_jax(standin.tables(seed), canvas, options, seed)
+    want = oracle.run_reference(standin.tables(seed), canvas, options, seed)
+    np.testing.assert_array_equal(got.canvas, want.canvas)
+    np.testing.assert_array_equal(got.committed_at, want.committed_at)
+    assert got.step == want.calls == max_calls(options, canvas.region)
 
 
 def test_prompt_is_never_touched_and_everything_else_is_committed():
-    options = options_with(collapse="merge", temperature=1.5)
-    canvas, valid = make_canvas(PROMPTS, options, max_length=64)
-    state = standin.run_jax(standin.tables(1), canvas, valid, options)
-    np.testing.assert_array_equal(state.canvas[:, :-12], canvas[:, :-12])
-    assert (state.committed_at[:, :-12] == -1).all()
-    assert (state.committed_at[:, -12:] >= 0).all()
-    assert not (state.canvas[:, -12:] == IDS.mask).any()
+    canvas = canvas_of(NOISY)
+    state = oracle.run_jax(standin.tables(1), canvas, NOISY)
+    np.testing.assert_array_equal(state.canvas[:, :-12], canvas.tokens[:, :-12])
+    np.testing.assert_array_equal(state.committed_at >= 0, canvas.tokens == IDS.mask)
+    assert not (state.canvas == IDS.mask).any()
 
 
-@pytest.mark.parametrize("collapse", ["merge", "slack_only"])
-def test_number_of_commits_of_each_call(collapse):
+def test_number_of_commits_of_each_call():
     """The quota of LLaDA, block by block: a merge does not change it."""
-    options = options_with(collapse=collapse)
-    canvas, valid = make_canvas(PROMPTS, options, max_length=64)
-    state = standin.run_jax(standin.tables(2), canvas, valid, options)
+    state = oracle.run_jax(standin.tables(2), canvas_of(NOISY), NOISY)
+    assert (state.canvas == IDS.slack).any()
     assert state.step == 7
     for row in np.asarray(state.committed_at)[:, -12:]:
         assert np.bincount(row[:6], minlength=7).tolist() == [2, 2, 1, 1, 0, 0, 0]
         assert np.bincount(row[6:], minlength=7).tolist() == [0, 0, 0, 0, 2, 2, 2]
 
 
-def test_rows_do_not_depend_on_their_batch():
-    """Tokens of a row alone and among others, with noise and a threshold."""
-    options = options_with(
-        strategy=AboveThreshold(0.4, order=AtRandom()), temperature=0.7, collapse="merge"
-    )
-    table = standin.tables(3)
-    canvas, valid = make_canvas(PROMPTS, options, max_length=64)
-    together = standin.run_jax(table, canvas, valid, options, seed=9)
-    for row in range(3):
-        part = slice(row, row + 1)
-        alone = standin.run_jax(table, canvas[part], valid[part], options, 9, first_row=row)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(
+            {"strategy": AboveThreshold(0.4, order=AtRandom()), "temperature": 0.7},
+            marks=pytest.mark.slow,
+        ),
+        {"length": 6, "limit": 18, "steps": 4, "cache": "dual", "temperature": 0.7},
+    ],
+    ids=["threshold", "growth"],
+)
+def test_rows_do_not_depend_on_their_batch(changes):
+    """Tokens of a row alone and among others, whatever number of calls the others take."""
+    options = options_with(**changes, collapse="merge", early_stop=True)
+    table = standin.tables(5)
+    together = oracle.run_jax(table, canvas_of(options), options, seed=9)
+    for row, prompt in enumerate(PROMPTS):
+        # Of one width, so that all three are one program; less padding is a matter of the model.
+        canvas = make_canvas([prompt], options, max_length=64, bucket=lambda n: 6)
+        alone = oracle.run_jax(table, canvas, options, seed=9, first_row=row)
         np.testing.assert_array_equal(alone.canvas[0], together.canvas[row])
 
 
-def test_threshold_one_commits_one_slot_a_call():
-    options = options_with(strategy=AboveThreshold(1.0))
-    canvas, valid = make_canvas(PROMPTS, options, max_length=64)
-    state = standin.run_jax(standin.tables(4), canvas, valid, options)
+def test_a_decoding_in_parts_is_the_decoding_at_once():
+    """`until` in the middle of blocks, on their edges, twice the same, and past the end."""
+    options = options_with(
+        length=6, limit=18, steps=4, temperature=0.7, early_stop=True, cache="dual", trace=True
+    )
+    table, canvas = standin.tables(5), canvas_of(options)
+    empty = jnp.zeros(canvas.tokens.shape, jnp.int32)
+    state = init_state(
+        jnp.asarray(canvas.tokens),
+        jnp.asarray(oracle.given_of(canvas)),
+        oracle.row_keys(0, 3),
+        options,
+        canvas.region,
+        (empty, empty),
+    )
+    whole = oracle.advance(table, canvas.valid, state, options, jnp.asarray(100))
+    assert whole.step > 4
+    assert whole.done.all()
+    for until in (1, 3, 3, 4, 100):
+        state = oracle.advance(table, canvas.valid, state, options, jnp.asarray(until))
+        assert state.step == min(until, int(whole.step))
+    for name in ("canvas", "committed_at", "done", "block", "block_step"):
+        np.testing.assert_array_equal(getattr(state, name), getattr(whole, name), err_msg=name)
+    assert state.trace is not None
+    assert whole.trace is not None
+    np.testing.assert_array_equal(state.trace.frames, whole.trace.frames)
+    np.testing.assert_array_equal(state.trace.confidence, whole.trace.confidence)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param(AboveThreshold(1.0), marks=pytest.mark.slow),
+        pytest.param(ByFactor(1e-6), marks=pytest.mark.slow),
+    ],
+)
+def test_a_strict_rule_commits_one_slot_a_call(strategy):
+    options = options_with(strategy=strategy)
+    state = oracle.run_jax(standin.tables(4), canvas_of(options), options)
     assert state.step == 12
     for row in np.asarray(state.committed_at)[:, -12:]:
         assert sorted(row) == list(range(12))
 
 
-def test_filling_rows_cost_no_call():
-    """A threshold that commits everything at once ends after one call per block."""
-    options = options_with(strategy=AboveThreshold(1e-6))
-    canvas, valid = make_canvas(PROMPTS, options, max_length=64, rows=5)
-    state = standin.run_jax(standin.tables(5), canvas, valid, options)
+@pytest.mark.parametrize(
+    "strategy", [AboveThreshold(1e-6), pytest.param(ByFactor(100.0), marks=pytest.mark.slow)]
+)
+def test_filling_rows_cost_no_call(strategy):
+    """A rule that commits everything at once ends after one call per block."""
+    options = options_with(strategy=strategy)
+    canvas = canvas_of(options, rows=5)
+    state = oracle.run_jax(standin.tables(5), canvas, options)
     assert state.step == 2
-    np.testing.assert_array_equal(state.canvas[3:], canvas[3:])
+    np.testing.assert_array_equal(state.canvas[3:], canvas.tokens[3:])
     assert (state.committed_at[3:] == -1).all()
 
 
-def constant_denoiser(rows: list[list[int]]):
-    """Offers `rows[b][slot]` with a confidence that falls from left to right."""
-    tokens = jnp.asarray(rows, jnp.int32)
-
-    def denoise(canvas: jax.Array, start: jax.Array) -> jax.Array:
-        strength = 8.0 - 0.1 * jnp.arange(tokens.shape[1])
-        logits = jax.nn.one_hot(tokens, standin.VOCABULARY) * strength[None, :, None]
-        return logits
-
-    return denoise
+def test_without_a_cache_nothing_is_carried_for_one():
+    state = oracle.run_jax(standin.tables(0), canvas_of(NOISY), NOISY)
+    assert (state.cache, state.score, state.trace) == (None, None, None)
 
 
-def run_constant(rows: list[list[int]], options: SampleOptions):
-    keys = jax.random.split(jax.random.key(0), len(rows))
-    canvas = jnp.full((len(rows), len(rows[0])), IDS.mask, jnp.int32)
-    return decode(constant_denoiser(rows), init_state(canvas, keys, options), options)
+# --- early stop ---
 
 
 def test_early_stop_fills_with_eos_and_ends_the_loop():
     """Committed from left to right: the terminator stands after three calls in both rows."""
     text = [[1, 2, 7, 3, 4, 5], [1, 8, 2, 3, 4, 5]]
-    plain = options_with(length=6, steps=6)
-    state = run_constant(text, plain)
-    assert state.step == 6
-    np.testing.assert_array_equal(state.canvas, text)
-    stopping = options_with(length=6, steps=6, early_stop=True)
-    state = run_constant(text, stopping)
+    state = run_fixed(text, options_with(length=6, steps=6, early_stop=True))
     assert state.step == 3
     np.testing.assert_array_equal(state.canvas, [[1, 2, 7, 8, 8, 8], [1, 8, 8, 8, 8, 8]])
     np.testing.assert_array_equal(state.committed_at, [[0, 1, 2, 2, 2, 2], [0, 1, 1, 1, 1, 1]])
@@ -207,11 +167,8 @@ def test_early_stop_fills_with_eos_and_ends_the_loop():
 def test_early_stop_crosses_blocks_and_waits_for_masks_before_the_terminator():
     """The second block is never entered; a terminator behind a mask does not stop a row."""
     options = options_with(length=6, block_length=3, steps=6, early_stop=True)
-    keys = jax.random.split(jax.random.key(0), 1)
-    canvas = jnp.full((1, 6), IDS.mask, jnp.int32)
-    strengths = jnp.asarray([1.0, 2.0, 9.0])  # the terminator at slot 2 comes first
-    logits = jax.nn.one_hot(jnp.asarray([[1, 2, 7]]), standin.VOCABULARY) * strengths[:, None]
-    state = decode(lambda canvas, start: logits, init_state(canvas, keys, options), options)
+    # The terminator at slot 2 comes first.
+    state = run_fixed([[1, 2, 7, 3, 3, 3]], options, strength=[1, 2, 9, 9, 9, 9])
     assert state.step == 3
     np.testing.assert_array_equal(state.canvas, [[1, 2, 7, 8, 8, 8]])
     np.testing.assert_array_equal(state.committed_at, [[2, 1, 0, 2, 2, 2]])
@@ -219,21 +176,63 @@ def test_early_stop_crosses_blocks_and_waits_for_masks_before_the_terminator():
 
 def test_a_terminator_in_the_prompt_does_not_stop_a_row():
     options = options_with(length=6, steps=6, early_stop=True)
-    canvas, valid = make_canvas([[1, 7, 8]], options, max_length=64)
-    table = standin.tables(6)
-    table.place[:, [IDS.terminator, IDS.eos]] = -30
-    state = standin.run_jax(table, canvas, valid, options)
+    state = run_fixed([[1, 2, 3, 4, 5, 0]], options, prompts=[[1, 7, 8]])
     assert state.step == 6
+
+
+# --- merge ---
 
 
 def test_the_order_of_commits_decides_what_merges():
     """`a a` merges when both stand; slack that came between keeps them apart."""
     options = options_with(length=3, block_length=3, steps=3, collapse="merge")
-    state = run_constant([[1, 10, 1]], options)
+    state = run_fixed([[1, 10, 1]], options)
     np.testing.assert_array_equal(state.canvas, [[1, 10, 1]])
-    state = run_constant([[1, 1, 1]], options)
+    state = run_fixed([[1, 1, 1]], options)
     # Slot 1 merges into slot 0 at call 1; slot 2 then stands beside slack and stays.
     np.testing.assert_array_equal(state.canvas, [[1, 10, 1]])
     np.testing.assert_array_equal(state.committed_at, [[0, 1, 2]])
     at_once = options_with(length=3, block_length=3, steps=1, collapse="merge")
-    np.testing.assert_array_equal(run_constant([[1, 1, 1]], at_once).canvas, [[1, 10, 10]])
+    np.testing.assert_array_equal(run_fixed([[1, 1, 1]], at_once).canvas, [[1, 10, 10]])
+
+
+# --- end of text ---
+
+
+def test_deferred_eos_comes_last_however_sure_it_is():
+    """EOS and terminator are the strongest offers; they wait, and come from the left."""
+    text, strength = [[8, 1, 7, 2, 3, 8]], [9, 4, 9, 3, 2, 9]
+    state = run_fixed(text, options_with(length=6, steps=6, defer_eos=True), strength)
+    np.testing.assert_array_equal(state.canvas, text)
+    np.testing.assert_array_equal(state.committed_at, [[3, 0, 4, 1, 2, 5]])
+
+
+def test_suppressed_eos_never_appears_but_as_the_filling_behind_a_terminator():
+    options = options_with(length=6, steps=6, suppress_eos=True, early_stop=True)
+    state = run_fixed([[8, 1, 7, 3, 3, 3], [8, 8, 8, 8, 8, 8]], options, [1, 9, 8, 1, 1, 1])
+    # Where EOS was the only offer all others tie: the lowest id.
+    np.testing.assert_array_equal(state.canvas, [[0, 1, 7, 8, 8, 8], [0, 0, 0, 0, 0, 0]])
+
+
+def test_a_trace_replays_the_generation():
+    """A frame before the first call and after each; confidence where something was offered."""
+    options = options_with(length=6, block_length=3, steps=6, early_stop=True, trace=True)
+    state = run_fixed([[1, 2, 3, 7, 4, 5]], options)
+    assert state.trace is not None
+    want = [
+        [11, 11, 11, 11, 11, 11],
+        [1, 11, 11, 11, 11, 11],
+        [1, 2, 11, 11, 11, 11],
+        [1, 2, 3, 11, 11, 11],
+        [1, 2, 3, 7, 8, 8],
+        [0] * 6,
+        [0] * 6,
+    ]
+    np.testing.assert_array_equal(state.trace.frames[:, 0], want)
+    offered = [[1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
+    np.testing.assert_array_equal(state.trace.confidence[:4, 0] > 0, np.asarray(offered, bool))
+    # e^8 against eleven times e^0
+    np.testing.assert_allclose(
+        state.trace.confidence[0, 0, 0], np.exp(8) / (np.exp(8) + 11), rtol=1e-5
+    )
+    assert not jnp.any(state.trace.confidence[4:])

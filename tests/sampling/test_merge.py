@@ -1,19 +1,35 @@
-"""The merge rule and the stop rule, one hand-made case per clause."""
+"""The merge rule and the stop rule: one hand-made case per clause, then the oracle's loop."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from jax_mdlm.sampling.loop import merge, stop_at_terminator
+from jax_mdlm.sampling import text
+from tests.reference import sampler_row as reference
+from tests.sampling.oracle import plain_settings
 from tests.sampling.standin import IDS
 
 MASK, SLACK, PAD, EOS, END = IDS.mask, IDS.slack, IDS.pad, IDS.eos, IDS.terminator
 HEADER = 6  # in IDS.never_merged
+merge, stop_at_terminator, closings = (
+    jax.jit(rule, static_argnames="ids")
+    for rule in (text.merge, text.stop_at_terminator, text.closings)
+)
 
 
-def committed_of(given: str) -> jnp.ndarray:
-    """`g` given by the caller, `c` committed, `m` masked."""
-    return jnp.asarray([[letter == "c" for letter in given]])
+SLOTS = 10  # one shape for all cases: one compilation
+
+
+def row_of(tokens: list[int]) -> np.ndarray:
+    """[1, 10]; filled up with padding."""
+    return np.asarray([tokens + [PAD] * (SLOTS - len(tokens))])
+
+
+def slots_of(kinds: str, wanted: str) -> np.ndarray:
+    """bool [1, 10]; `g` given by the caller, `c` committed, `m` masked, `p` padding."""
+    return np.asarray([[letter == wanted for letter in kinds.ljust(SLOTS, "p")]])
 
 
 @pytest.mark.parametrize(
@@ -35,16 +51,16 @@ def committed_of(given: str) -> jnp.ndarray:
         pytest.param([END, END], "cc", [END, END], id="terminator"),
         pytest.param([PAD, PAD], "cc", [PAD, PAD], id="padding"),
         pytest.param([HEADER, HEADER], "cc", [HEADER, HEADER], id="other special tokens"),
-        pytest.param([PAD, PAD, 3, 3], "ggcc", [PAD, PAD, 3, SLACK], id="left padding"),
+        pytest.param([PAD, PAD, 3, 3], "ppcc", [PAD, PAD, 3, SLACK], id="left padding"),
     ],
 )
 def test_merge(row, kinds, want):
-    got = merge(jnp.asarray([row]), committed_of(kinds), IDS)
-    np.testing.assert_array_equal(got, [want])
+    got = merge(row_of(row), slots_of(kinds, "c"), ids=IDS)
+    np.testing.assert_array_equal(got, row_of(want))
 
 
 def test_merge_keeps_rows_apart():
-    got = merge(jnp.asarray([[2, 1], [1, 2]]), jnp.ones((2, 2), bool), IDS)
+    got = merge(np.asarray([[2, 1], [1, 2]]), np.ones((2, 2), bool), ids=IDS)
     np.testing.assert_array_equal(got, [[2, 1], [1, 2]])
 
 
@@ -58,8 +74,43 @@ def test_merge_keeps_rows_apart():
         pytest.param([END, 2, MASK], "ccm", [END, 2, EOS], id="text behind it stays"),
         pytest.param([1, 2, MASK], "ccm", [1, 2, MASK], id="none"),
         pytest.param([END, MASK, END, MASK], "cmcm", [END, EOS, END, EOS], id="the first counts"),
+        pytest.param([END, MASK, 2, MASK], "cmgm", [END, MASK, 2, MASK], id="text yet to come"),
+        pytest.param([END, 2, END, MASK], "cgcm", [END, 2, END, EOS], id="behind all given text"),
+        pytest.param([END, MASK, PAD], "cmp", [END, EOS, PAD], id="right padding is no text"),
     ],
 )
 def test_stop_at_terminator(row, kinds, want):
-    got = stop_at_terminator(jnp.asarray([row]), committed_of(kinds), IDS)
-    np.testing.assert_array_equal(got, [want])
+    got = stop_at_terminator(row_of(row), slots_of(kinds, "c"), slots_of(kinds, "g"), ids=IDS)
+    np.testing.assert_array_equal(got, row_of(want))
+
+
+def test_closings():
+    got = closings(row_of([END, EOS, 1, END, EOS, PAD]), slots_of("cccgmc", "c"), ids=IDS)
+    assert np.flatnonzero(got[0]).tolist() == [0, 1]
+
+
+# Committed or given slots of any token, and masks.
+SLOT = st.one_of(
+    st.tuples(st.sampled_from("cg"), st.sampled_from([0, 1, 1, SLACK, EOS, END, HEADER])),
+    st.just(("m", MASK)),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(SLOT, min_size=SLOTS, max_size=SLOTS))
+def test_both_equal_the_loop(slots):
+    """Given text anywhere; first the merge, then the stop, as in a call."""
+    kinds, tokens = (list(part) for part in zip(*slots))
+    row = reference.Row(
+        canvas=np.asarray(tokens),
+        given=np.asarray([kind == "g" for kind in kinds]),
+        committed_at=np.asarray([0 if kind == "c" else -1 for kind in kinds]),
+        score=np.zeros(SLOTS),
+    )
+    committed, fixed = np.asarray([row.committed_at >= 0]), np.asarray([row.given])
+    merged = merge(np.asarray([tokens]), committed, ids=IDS)
+    reference.merge(row, plain_settings())
+    np.testing.assert_array_equal(merged, [row.canvas])
+    stopped = stop_at_terminator(merged, committed, fixed, ids=IDS)
+    reference.stop(row, 1, plain_settings())
+    np.testing.assert_array_equal(stopped, [row.canvas])

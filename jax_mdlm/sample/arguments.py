@@ -1,0 +1,158 @@
+"""Samples: `python -m jax_mdlm.sample --workdir runs/pronounce alignment slacken`.
+
+Prompts come as arguments, from `--file` (text lines, or JSONL rows with `prompt`, `messages` or
+`question`), or from stdin. Answers go to stdout as `prompt -> answer`, or as JSON lines with
+`--json`; with `--output` they go to a file, and the same command goes on where it stopped.
+`--show slack` also prints the final canvas, slack visible, and the call that fixed each slot.
+`--response 'text [MASK*8] text'` fills gaps in. `--chat` is a conversation in the terminal.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from jax_mdlm import command
+from jax_mdlm.config import ConfigError
+from jax_mdlm.data.chat import make_template
+from jax_mdlm.progress import Progress
+from jax_mdlm.sample import chat, show
+from jax_mdlm.sample.job import Job
+from jax_mdlm.sample.prompts import Encoded, Prompt, encode_prompt, read_prompts
+from jax_mdlm.sample.traces import TraceWriter, open_traces
+from jax_mdlm.sampling import Answer, SampleOptions, generate, options_from
+from jax_mdlm.sharding import Layout, barrier, make_layout
+from jax_mdlm.training.run import Run, load_for_sampling
+from jax_mdlm.workdir import load_config
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command; raises ConfigError for what the user can mend."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jax_mdlm.sample",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("prompts", nargs="*", metavar="TEXT", help="prompts; none: read stdin")
+    parser.add_argument("--workdir", required=True, help="of a training run or an import")
+    parser.add_argument("--file", help="prompts from a file; *.jsonl is read as JSON lines")
+    parser.add_argument(
+        "--response", metavar="TEXT", help="response with gaps, e.g. 'a [MASK*3] b'"
+    )
+    parser.add_argument("--output", metavar="FILE", help="JSON lines, one a prompt; resumable")
+    parser.add_argument("--json", action="store_true", help="one JSON object per answer")
+    parser.add_argument("--show", choices=["slack"], help="print the canvas and the commit order")
+    parser.add_argument("--trace", metavar="FILE", help="JSON lines to replay the generations from")
+    parser.add_argument("--chat", action="store_true", help="a conversation in the terminal")
+    args, overrides = command.split_overrides(parser, argv)
+    command.start_processes()
+
+    workdir = epath.Path(args.workdir)
+    config = command.apply_overrides(load_config(workdir), overrides, section="sample")
+    if args.chat:
+        _check_chat(args)
+        prompts = []
+    else:
+        prompts = read_prompts(args.prompts, args.file, args.response)
+    command.use_compilation_cache(workdir / "compilation_cache")
+    layout = make_layout(config.mesh)
+    run = load_for_sampling(workdir, config, layout)
+    template = make_template(config.data.template, run.tokenizer, config.data.prompt_slots)
+    options = options_from(
+        config.sample, config.objective.collapse, run.tokenizer.ids, trace=bool(args.trace)
+    )
+    if args.chat:
+        chat.converse(run, options, template, layout)
+        return
+    encoded = [encode_prompt(prompt, run.tokenizer, template) for prompt in prompts]
+    if args.output:
+        _work_through(args, run, options, layout, prompts, encoded)
+        return
+    answers = _answers(run, options, layout, encoded)
+    with open_traces(args.trace) as write_trace:
+        for prompt, known, answer in zip(prompts, encoded, answers, strict=True):
+            text = show.answer_text(answer, known, run.tokenizer)
+            write_trace(prompt, text, answer, run.tokenizer)
+            if jax.process_index() == 0:
+                print(_shown(args, run, prompt, text, answer), flush=True)
+
+
+def _check_chat(args: argparse.Namespace) -> None:
+    others = ("prompts", "file", "response", "output", "json", "show", "trace")
+    given = [name for name in others if getattr(args, name)]
+    if given:
+        shown = "TEXT" if given[0] == "prompts" else f"--{given[0]}"
+        raise ConfigError(f"--chat asks for its prompts itself and takes no {shown}; drop one")
+    if jax.process_count() > 1:
+        raise ConfigError("--chat runs in one process, not on the workers of a pod")
+    if not sys.stdin.isatty() or not sys.stdout.isatty():
+        raise ConfigError("--chat needs a terminal; give prompts as arguments or with --file")
+
+
+def _answers(
+    run: Run, options: SampleOptions, layout: Layout, encoded: Sequence[Encoded], first_row: int = 0
+) -> Iterator[Answer]:
+    sample = run.config.sample
+    return generate(
+        run.params,
+        run.config.model,
+        [one.ids for one in encoded],
+        options,
+        jax.random.key(sample.seed),
+        batch_size=min(sample.batch_size, len(encoded)),
+        first_row=first_row,
+        layout=layout,
+    )
+
+
+def _work_through(
+    args: argparse.Namespace,
+    run: Run,
+    options: SampleOptions,
+    layout: Layout,
+    prompts: list[Prompt],
+    encoded: list[Encoded],
+) -> None:
+    """The prompts to a file; what is there already is not done again."""
+    settings = dataclasses.asdict(run.config.sample) | {
+        "collapse": options.collapse,
+        "step": run.step,
+    }
+    del settings["batch_size"]  # what a prompt gets does not depend on it
+    job = Job(args.output, settings, prompts)
+    todo = slice(job.done, None)
+
+    def records(write_trace: TraceWriter) -> Iterator[dict[str, Any]]:
+        answers = _answers(run, options, layout, encoded[todo], first_row=job.done)
+        for prompt, known, answer in zip(prompts[todo], encoded[todo], answers, strict=True):
+            text = show.answer_text(answer, known, run.tokenizer)
+            write_trace(prompt, text, answer, run.tokenizer)
+            yield _record(args, run, prompt, text, answer)
+
+    first = jax.process_index() == 0
+    with (
+        open_traces(args.trace, keep=job.done) as write_trace,
+        Progress(len(prompts), start=job.done, unit="rows", active=first) as progress,
+    ):
+        for done in job.write(records(write_trace)) if prompts[todo] else ():
+            progress.advance(done)
+    barrier("sample: output written")
+    if first:
+        print(f"{len(prompts):,} rows in {args.output}", file=sys.stderr)
+
+
+def _record(
+    args: argparse.Namespace, run: Run, prompt: Prompt, text: str, answer: Answer
+) -> dict[str, Any]:
+    record = show.answer_record(prompt, text)
+    return record | (show.slot_record(answer, run.tokenizer) if args.show else {})
+
+
+def _shown(args: argparse.Namespace, run: Run, prompt: Prompt, text: str, answer: Answer) -> str:
+    if args.json:
+        return show.as_json(_record(args, run, prompt, text, answer))
+    return show.show_line(prompt, text, answer, run.tokenizer, canvas=bool(args.show))

@@ -1,0 +1,93 @@
+"""Answers as people and programs read them: a line of text, a table of slots, JSON records."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.sample.prompts import Encoded, Prompt
+from jax_mdlm.sampling import Answer
+
+SLACK_SIGN = "·"
+MASK_SIGN = "░"
+
+
+def answer_text(answer: Answer, encoded: Encoded, tokenizer: Tokenizer) -> str:
+    """The response; in infilling with what stands before its first gap."""
+    return tokenizer.decode([*encoded.opening, *answer.tokens])
+
+
+def answer_record(prompt: Prompt, text: str) -> dict[str, Any]:
+    """The prompt's row with the response; a `response` that the row had becomes `reference`."""
+    row = dict(prompt.row)
+    if "response" in row:
+        row["template" if row["response"] == prompt.response else "reference"] = row["response"]
+    return row | {"response": text}
+
+
+def slot_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What stands in each slot, and the call (from 0) that put it there; -1: given."""
+    slots = answer.response.tolist()
+    return {
+        "canvas": slot_texts(slots, tokenizer),
+        "committed_at": answer.committed_at.tolist(),
+    }
+
+
+def trace_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a viewer needs to replay the generation.
+
+    `start` is the region before the first call, `changes` are `[call, slot, token]` in order, and
+    `confidence` is the probability of the token that was committed last in each slot (null where
+    the text was given, or no commit of its own put the token there).
+    """
+    assert answer.trace is not None
+    frames, offered = np.asarray(answer.trace.frames), np.asarray(answer.trace.confidence)
+    mask = tokenizer.ids.mask
+    changes = []
+    confidence: list[float | None] = [None] * frames.shape[1]
+    for call, (before, frame) in enumerate(itertools.pairwise(frames)):
+        for slot in np.flatnonzero(frame != before):
+            changes.append([call, int(slot), slot_texts([int(frame[slot])], tokenizer)[0]])
+            if before[slot] == mask and offered[call, slot] > 0:
+                confidence[slot] = round(float(offered[call, slot]), 4)
+    return {
+        "calls": answer.calls,
+        "start": slot_texts(frames[0].tolist(), tokenizer),
+        "changes": changes,
+        "confidence": confidence,
+        **slot_record(answer, tokenizer),
+    }
+
+
+def slot_texts(slots: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """The token of each slot; slack as a dot, masks as a shade."""
+    signs = {tokenizer.ids.slack: SLACK_SIGN, tokenizer.ids.mask: MASK_SIGN}
+    return [signs.get(slot) or tokenizer.token(slot) for slot in slots]
+
+
+def show_line(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer, canvas: bool) -> str:
+    """`prompt -> response`, below it (`canvas`) the slots and the order of their commits."""
+    line = f"{prompt.shown} -> {text}"
+    if not canvas:
+        return line
+    slots = answer.response.tolist()
+    while slots and slots[-1] in (tokenizer.ids.eos, tokenizer.ids.pad):  # says nothing
+        slots.pop()
+    return f"{line}\n{_table(slot_texts(slots, tokenizer), answer.committed_at.tolist())}"
+
+
+def as_json(record: dict[str, Any]) -> str:
+    """One line."""
+    return json.dumps(record, ensure_ascii=False)
+
+
+def _table(tokens: Sequence[str], order: Sequence[int]) -> str:
+    calls = [str(call) if call >= 0 else "" for call in order[: len(tokens)]]
+    widths = [max(len(token), len(call)) for token, call in zip(tokens, calls, strict=True)]
+    top = " ".join(token.ljust(width) for token, width in zip(tokens, widths, strict=True))
+    bottom = " ".join(call.ljust(width) for call, width in zip(calls, widths, strict=True))
+    return f"  slot {top.rstrip()}\n  call {bottom.rstrip()}"

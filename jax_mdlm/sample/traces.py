@@ -1,0 +1,51 @@
+"""The file of `--trace`: a JSON line per generation, from which a viewer replays it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+
+from jax_mdlm.config import ConfigError
+from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.sample.prompts import Prompt
+from jax_mdlm.sample.show import answer_record, as_json, trace_record
+from jax_mdlm.sampling import Answer
+
+TraceWriter = Callable[[Prompt, str, Answer, Tokenizer], None]
+
+
+@contextlib.contextmanager
+def open_traces(path: str | None, keep: int = 0) -> Iterator[TraceWriter]:
+    """A function that writes one generation; does nothing without a path or on other processes.
+
+    Args:
+      path: Of a local file; None = no traces are wanted.
+      keep: Rows that stay in it, of a list that is continued.
+
+    Raises:
+      ConfigError: the file cannot be written, or has fewer rows than are kept.
+    """
+    if path is None or jax.process_index() != 0:
+        yield lambda *_: None
+        return
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True) if keep else []
+        if len(lines) < keep:
+            raise ConfigError(
+                f"--trace {path} must have a row for each of the {keep} that --output has, got "
+                f"{len(lines)}; choose another --output and --trace"
+            )
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(lines[:keep])
+
+            def write(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer) -> None:
+                record = answer_record(prompt, text) | trace_record(answer, tokenizer)
+                file.write(as_json(record) + "\n")
+                file.flush()
+
+            yield write
+    except OSError as error:
+        raise ConfigError(
+            f"--trace {path} must be a file that can be written, but {error}"
+        ) from error

@@ -1,0 +1,59 @@
+"""A tiny run that talks: random parameters, a byte-level tokenizer, LLaDA's template."""
+
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from jax_mdlm.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    SampleConfig,
+    TokenizerConfig,
+)
+from jax_mdlm.data.tokenizer import load_tokenizer
+from jax_mdlm.storage import open_checkpoints
+from jax_mdlm.training.run import Run
+from jax_mdlm.workdir import save_config
+from tests.sampling.standin import random_params
+
+TEXTS = ["what is masked is filled in, a few slots at a time", "<SLACK> gives the rest its room"]
+
+
+def talking_config(**sample: object) -> Config:
+    return Config(
+        name="tiny",
+        model=ModelConfig(
+            vocab_size=300,
+            embed=16,
+            layers=2,
+            heads=2,
+            kv_heads=2,
+            head_dim=8,
+            mlp=24,
+            max_length=320,
+            compute_dtype="float32",
+            remat="none",
+        ),
+        data=DataConfig(
+            length=320, max_labels=64, tokenizer=TokenizerConfig("bpe", vocab_size=300)
+        ),
+        mesh=MeshConfig(fsdp=1),
+        sample=SampleConfig(**{"length": 16, "block_length": 8, "steps": 8, **sample}),
+    )
+
+
+@pytest.fixture(scope="session")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """The run in memory, and the work directory that holds it."""
+    config = talking_config()
+    folder = epath.Path(tmp_path_factory.mktemp("talking"))
+    tokenizer = load_tokenizer(config.data.tokenizer, folder / "tokenizer", lambda: TEXTS)
+    params = random_params(config.model)
+    save_config(folder, config)
+    checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
+    checkpoints.save(7, {"params": params}, {})
+    checkpoints.close()
+    return Run(config, tokenizer, 7, params), Path(folder)

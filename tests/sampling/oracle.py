@@ -1,0 +1,186 @@
+"""The sampler and its oracle on one canvas, with the same stand-in and the same draws."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_mdlm.containers import Region, SampleState
+from jax_mdlm.sampling import (
+    AboveThreshold,
+    AtRandom,
+    ByConfidence,
+    ByEntropy,
+    ByFactor,
+    ByMargin,
+    Canvas,
+    Denoise,
+    Guided,
+    SampleOptions,
+    decode,
+    init_state,
+    make_canvas,
+)
+from tests.reference import sampler as reference
+from tests.sampling.standin import IDS, VOCABULARY, Fixed, InJax, InNumpy, Tables
+
+RULES = {
+    "confidence": ByConfidence(),
+    "entropy": ByEntropy(),
+    "margin": ByMargin(),
+    "random": AtRandom(),
+}
+
+
+def given_of(canvas: Canvas) -> np.ndarray:
+    """bool [B, L]; text of the caller: not masked, not padding, not hidden."""
+    visible = np.arange(canvas.tokens.shape[1]) < canvas.region.start + canvas.region.length
+    return canvas.valid & (canvas.tokens != IDS.mask) & visible
+
+
+def run_jax(
+    table: Tables, canvas: Canvas, options: SampleOptions, seed: int = 0, first_row: int = 0
+) -> SampleState:
+    keys = row_keys(seed, len(canvas.tokens), first_row)
+    return _run(table, canvas.valid, canvas.tokens, given_of(canvas), keys, options, canvas.region)
+
+
+@functools.partial(jax.jit, static_argnames=("options", "region"))
+def _run(
+    table: Tables,
+    valid: jax.Array,
+    tokens: jax.Array,
+    given: jax.Array,
+    keys: jax.Array,
+    options: SampleOptions,
+    region: Region,
+) -> SampleState:
+    empty = jnp.zeros((len(tokens) * (2 if options.guidance else 1), tokens.shape[1]), jnp.int32)
+    cache = None if options.cache == "none" else (empty, empty)
+    state = init_state(tokens, given, keys, options, region, cache)
+    return advance(table, valid, state, options)
+
+
+@functools.partial(jax.jit, static_argnames="options")
+def advance(
+    table: Tables,
+    valid: jax.Array,
+    state: SampleState,
+    options: SampleOptions,
+    until: jax.Array | None = None,
+) -> SampleState:
+    denoise = InJax(table, valid, state.region.start, options)
+    if options.guidance:
+        denoise = Guided(denoise, state.given, options.guidance, IDS.mask)
+    return decode(denoise, state, options, until)
+
+
+def run_with(denoise: Denoise, canvas: Canvas, options: SampleOptions) -> SampleState:
+    """Decodes with a denoiser that is a pytree and whose cache, if any, is a whole number."""
+    keys = row_keys(0, len(canvas.tokens))
+    return _run_with(denoise, canvas.tokens, given_of(canvas), keys, options, canvas.region)
+
+
+@functools.partial(jax.jit, static_argnames=("options", "region"))
+def _run_with(
+    denoise: Denoise,
+    tokens: jax.Array,
+    given: jax.Array,
+    keys: jax.Array,
+    options: SampleOptions,
+    region: Region,
+) -> SampleState:
+    cache = None if options.cache == "none" else jnp.zeros((), jnp.int32)
+    return decode(denoise, init_state(tokens, given, keys, options, region, cache), options)
+
+
+def run_reference(
+    table: Tables, canvas: Canvas, options: SampleOptions, seed: int = 0
+) -> reference.Result:
+    region = canvas.region
+    keys = row_keys(seed, len(canvas.tokens))
+    num_blocks = region.limit // options.block_length
+    draws = functools.cache(lambda: _draws(keys, num_blocks, options.block_length))
+    return reference.run(
+        InNumpy(table, canvas.valid, region.start),
+        canvas.tokens,
+        given_of(canvas),
+        settings(options, region),
+        lambda row, block, call: draws()[0][row, block, call],
+        lambda row, block, call: draws()[1][row, block, call],
+    )
+
+
+def _draws(keys: jax.Array, num_blocks: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every draw that any call could make: gumbel [B, blocks, W, W, V], uniform [B, blocks, W, W].
+
+    The key schedule in the docstring of `sampling.loop`, written out once more.
+    """
+    gumbel, uniform = _draw_all(keys, jnp.arange(num_blocks * width), width)
+    shape = (len(keys), num_blocks, width)
+    return np.reshape(gumbel, (*shape, width, VOCABULARY)), np.reshape(uniform, (*shape, width))
+
+
+@functools.partial(jax.jit, static_argnames="width")
+def _draw_all(keys: jax.Array, calls: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    def draw(key: jax.Array, call: jax.Array) -> tuple[jax.Array, jax.Array]:
+        key = jax.random.fold_in(key, call)
+        gumbel = jax.random.gumbel(jax.random.fold_in(key, 0), (width, VOCABULARY))
+        return gumbel, jax.random.uniform(jax.random.fold_in(key, 1), (width,))
+
+    return jax.vmap(lambda key: jax.vmap(lambda call: draw(key, call))(calls))(keys)
+
+
+def row_keys(seed: int, rows: int, first_row: int = 0) -> jax.Array:
+    numbers = first_row + np.arange(rows)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), numbers)
+
+
+def settings(options: SampleOptions, region: Region) -> reference.Settings:
+    """The options as the oracle's plain words."""
+    strategy, threshold, factor = options.strategy, 0.0, 0.0
+    if isinstance(strategy, AboveThreshold):
+        strategy, threshold = strategy.order, strategy.threshold
+    elif isinstance(strategy, ByFactor):
+        strategy, factor = strategy.order, strategy.factor
+    same = {field.name for field in dataclasses.fields(options)} & {
+        field.name for field in dataclasses.fields(reference.Settings)
+    }
+    return reference.Settings(
+        **{name: getattr(options, name) for name in same - {"length", "limit"}},
+        first=region.start,
+        length=region.length,
+        limit=region.limit,
+        steps_blocks=options.num_blocks,
+        rule=next(name for name, rule in RULES.items() if rule == strategy),
+        threshold=threshold,
+        factor=factor,
+        mask=IDS.mask,
+        slack=IDS.slack,
+        eos=IDS.eos,
+        terminator=IDS.terminator,
+        special=frozenset({6, 7, 8, 9, 10, 11}),
+    )
+
+
+def plain_settings(**changes) -> reference.Settings:
+    """The oracle's words for options that are all off."""
+    options = SampleOptions(length=12, block_length=6, steps=7, ids=IDS, collapse="slack_only")
+    return dataclasses.replace(settings(options, Region(0, 12, 12)), **changes)
+
+
+def run_fixed(
+    text: list[list[int]],  # [B, slots of the region]
+    options: SampleOptions,
+    strength: list[float] | None = None,  # of the slots; None: falling from left to right
+    prompts: list[list[int]] | None = None,  # with masks; None: empty ones
+) -> SampleState:
+    """Decodes rows whose every slot offers its token of `text`, the strongest first."""
+    canvas = make_canvas(prompts or [[]] * len(text), options, max_length=64, bucket=lambda n: n)
+    size = canvas.region.limit
+    logit = 8.0 - 0.1 * np.arange(size) if strength is None else np.asarray(strength)
+    logits = np.zeros((*canvas.tokens.shape, VOCABULARY), np.float32)
+    logits[:, canvas.region.start :] = np.eye(VOCABULARY)[np.asarray(text)] * logit[:, None]
+    return run_with(Fixed(logits, options), canvas, options)
