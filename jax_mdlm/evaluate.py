@@ -68,6 +68,7 @@ def pronunciations(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             "words": len(words),
             "step": run.step,
             "slack_share": scores.slack_share,
+            "calls_per_word": scores.calls_per_word,
             "phoneme_error_rate": scores.rates.phoneme,
             "word_error_rate": scores.rates.word,
         }
@@ -77,6 +78,7 @@ def pronunciations(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(
         f"slack share {100 * scores.slack_share:.1f} % of the decoded slots before the terminator"
     )
+    print(f"{scores.calls_per_word:.1f} model calls a word")
     print(f"phoneme error rate {100 * scores.rates.phoneme:.1f} %")
     print(f"word error rate {100 * scores.rates.word:.1f} %")
 

@@ -71,8 +71,8 @@ class Block(nnx.Module):
             return layers.linear(h, table.matrix(param.get_value(), inputs).astype(x.dtype))
 
         def heads(h: jax.Array, param: nnx.Param) -> jax.Array:
-            # Free, XLA on TPU carries the layout that attention likes back to the weights, and keeps
-            # a transposed copy of all layers' (3.2 GB of LLaDA-8B in bfloat16) in the sampler's loop.
+            # Free, XLA on TPU carries the layout that attention likes back to the weights and keeps
+            # a transposed copy of all layers' (3.2 GB of LLaDA-8B) beside the sampler's loop.
             flat = jax.lax.optimization_barrier(linear(h, param))
             return flat.reshape(*h.shape[:-1], -1, 2 * rotary[0].shape[-1])  # [B, Q, N, H]
 

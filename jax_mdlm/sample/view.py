@@ -6,6 +6,7 @@ canvases where nothing moves.
 
 import contextlib
 import functools
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -166,7 +167,7 @@ class Pace:
             self._calls = 1
             return 1
         span = max(_FRAME_SECONDS, _CALLS_PER_FRAME_TIME * self._frame_seconds)
-        wanted = int(span / max(self._seconds_per_call, 1e-9))
+        wanted = math.ceil(span / max(self._seconds_per_call, 1e-9))
         self._calls = min(max(wanted, 1), 2 * self._calls)
         return self._calls
 

@@ -16,10 +16,11 @@ from jax_mdlm.sampling.commit import (
     ByMargin,
     Strategy,
 )
-from jax_mdlm.sampling.generate import Answer, generate, lower, read_answers, sample, stream
+from jax_mdlm.sampling.generate import Answer, generate, read_answers, sample, stream
 from jax_mdlm.sampling.guidance import Guided
 from jax_mdlm.sampling.loop import Denoise, decode, init_state
 from jax_mdlm.sampling.options import SampleOptions, options_from
+from jax_mdlm.sampling.program import lower
 
 __all__ = [
     "AboveThreshold",

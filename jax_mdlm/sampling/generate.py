@@ -6,22 +6,17 @@ for people who watch: it comes back every few calls.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jax_mdlm import model
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Params, Region, SampleState, Trace
 from jax_mdlm.sampling.canvas import batches, check_prompts, make_canvas, response_tokens
-from jax_mdlm.sampling.denoise import ModelDenoise
-from jax_mdlm.sampling.guidance import Guided
-from jax_mdlm.sampling.loop import Denoise, decode, init_state
 from jax_mdlm.sampling.options import SampleOptions
+from jax_mdlm.sampling.program import continue_batch, decode_batch, first_state
 from jax_mdlm.sharding import Layout
 
 
@@ -86,7 +81,7 @@ def sample(
       ConfigError: no prompts, or one that does not fit (see `make_canvas`).
     """
     inputs, region = _place(config, prompts, options, key, rows, first_row, layout)
-    return _decode(params, *inputs, config, options, region, layout)
+    return decode_batch(params, *inputs, config, options, region, layout)
 
 
 def stream(
@@ -115,12 +110,12 @@ def stream(
       what is needed of it: its buffers are used again.
     """
     inputs, region = _place(config, prompts, options, key, None, 0, layout)
-    state = _start(params, *inputs, config, options, region, layout)
+    state = first_state(params, *inputs, config, options, region, layout)
     calls = 0
     while True:
         calls += every if isinstance(every, int) else every()
         until = _copy(np.int32(calls), layout)
-        state = _continue(params, state, inputs[1], until, config, options, layout)
+        state = continue_batch(params, state, inputs[1], until, config, options, layout)
         finished = int(state.step) < calls or bool(np.all(state.done))
         yield state
         if finished:
@@ -174,44 +169,6 @@ def generate(
             yield from read_answers(state, len(batch), options)
 
     return answers()
-
-
-def lower(
-    config: ModelConfig,
-    options: SampleOptions,
-    layout: Layout,
-    *,
-    weights: Literal["full", "int8"] = "full",
-    prompt_slots: int,
-    rows: int = 1,
-) -> jax.stages.Lowered:
-    """The program of `sample` without parameters or devices: to compile it for a machine elsewhere.
-
-    Args:
-      config: As in `sample`.
-      options: As in `sample`.
-      layout: Mesh, perhaps of devices that are only described.
-      weights: As in `model.prepare`.
-      prompt_slots: Columns before the region.
-      rows: B.
-
-    Returns:
-      The lowered program; `.compile().memory_analysis()` has its memory in bytes per device.
-    """
-    region = options.region(prompt_slots)
-    shape = (rows, region.start + region.limit)
-    whole = layout.replicated
-    return _decode.lower(
-        model.abstract_prepared(config, weights, layout),
-        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.rows),
-        jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=layout.rows),
-        jax.eval_shape(lambda: jax.random.key(0)),
-        jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-        config=config,
-        options=options,
-        region=region,
-        layout=layout,
-    )
 
 
 def read_answers(state: SampleState, count: int, options: SampleOptions) -> list[Answer]:
@@ -272,116 +229,3 @@ def _copy(array: Any, layout: Layout | None, *, rows: bool = False) -> jax.Array
     place = layout.rows if rows else layout.replicated
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
-
-
-def _make_denoise(
-    params: Params,
-    valid: jax.Array,
-    given: jax.Array,
-    config: ModelConfig,
-    options: SampleOptions,
-    region: Region,
-    layout: Layout | None,
-) -> Denoise:
-    # Master weights are float32: cast in the loop, every call would read them at twice the size.
-    params = model.cast(params, config)
-    if options.guidance == 0:
-        return ModelDenoise(params, config, valid, options, region, layout)
-    twice = jnp.concatenate([valid, valid])
-    denoise = ModelDenoise(params, config, twice, options, region, layout)
-    return Guided(denoise, given, options.guidance, options.ids.mask)
-
-
-def _first_state(
-    params: Params,
-    canvas: jax.Array,
-    valid: jax.Array,
-    key: jax.Array,
-    first_row: jax.Array,
-    config: ModelConfig,
-    options: SampleOptions,
-    region: Region,
-    layout: Layout | None,
-) -> SampleState:
-    there = jnp.arange(canvas.shape[1]) < region.start + region.length
-    given = valid & there & (canvas != options.ids.mask)
-    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(
-        first_row + jnp.arange(canvas.shape[0])
-    )
-    cache = None
-    if options.cache != "none":
-        denoise = _make_denoise(params, valid, given, config, options, region, layout)
-        column = jnp.zeros((), jnp.int32)
-        form = jax.eval_shape(lambda: denoise.full(canvas, column, column)[1])
-        cache = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), form)
-    return init_state(canvas, given, keys, options, region, cache)
-
-
-def _readable(state: SampleState, layout: Layout | None) -> SampleState:
-    """What the host reads whole on every device: a process sees only what its own hold.
-
-    The cache stays as the model makes it. Where every leaf is comes from here and not from the
-    compiler: a state in other places would have `_continue` compiled once more.
-    """
-    if layout is None:
-        return state
-    names = ("canvas", "committed_at", "given", "step", "done", "score", "trace")
-    whole = jax.tree.map(
-        lambda x: layout.constrain(x, *[None] * x.ndim), [getattr(state, name) for name in names]
-    )
-    cache = jax.tree.map(
-        lambda x: layout.constrain(x, *[None] * (x.ndim - 4), "batch", None, "kv_heads", None),
-        state.cache,
-    )
-    return dataclasses.replace(state, cache=cache, **dict(zip(names, whole, strict=True)))
-
-
-_STATIC = ("config", "options", "region", "layout")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _decode(
-    params: Params,
-    canvas: jax.Array,
-    valid: jax.Array,
-    key: jax.Array,
-    first_row: jax.Array,
-    config: ModelConfig,
-    options: SampleOptions,
-    region: Region,
-    layout: Layout | None,
-) -> SampleState:
-    state = _first_state(params, canvas, valid, key, first_row, config, options, region, layout)
-    denoise = _make_denoise(params, valid, state.given, config, options, region, layout)
-    state = decode(denoise, state, options)
-    return _readable(dataclasses.replace(state, cache=None), layout)
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _start(
-    params: Params,
-    canvas: jax.Array,
-    valid: jax.Array,
-    key: jax.Array,
-    first_row: jax.Array,
-    config: ModelConfig,
-    options: SampleOptions,
-    region: Region,
-    layout: Layout | None,
-) -> SampleState:
-    state = _first_state(params, canvas, valid, key, first_row, config, options, region, layout)
-    return _readable(state, layout)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "options", "layout"), donate_argnums=1)
-def _continue(
-    params: Params,
-    state: SampleState,
-    valid: jax.Array,
-    until: jax.Array,
-    config: ModelConfig,
-    options: SampleOptions,
-    layout: Layout | None,
-) -> SampleState:
-    denoise = _make_denoise(params, valid, state.given, config, options, state.region, layout)
-    return _readable(decode(denoise, state, options, until), layout)

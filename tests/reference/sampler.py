@@ -32,7 +32,6 @@ class Denoiser(Protocol):
 class Result:
     canvas: np.ndarray  # [B, L]
     committed_at: np.ndarray  # [B, L]
-    score: np.ndarray  # [B, L]; of the commits
     calls: int
     trajectory: list[np.ndarray]  # canvas before each call, then the final one
     confidence: list[np.ndarray]  # [B, L] of each call; 0 where nothing was offered
@@ -109,7 +108,6 @@ def run(
     return Result(
         canvas,
         np.stack([row.committed_at for row in rows]),
-        np.stack([row.score for row in rows]),
         len(trajectory) - 1,
         trajectory,
         confidence,

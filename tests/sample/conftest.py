@@ -1,5 +1,7 @@
 """A tiny run that talks: random parameters, a byte-level tokenizer, LLaDA's template."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -41,7 +43,7 @@ def talking_config(**sample: object) -> Config:
             length=320, max_labels=64, tokenizer=TokenizerConfig("bpe", vocab_size=300)
         ),
         mesh=MeshConfig(fsdp=1),
-        sample=SampleConfig(**{"length": 16, "block_length": 8, "steps": 8, **sample}),
+        sample=SampleConfig(**{"length": 8, "block_length": 4, "steps": 8, **sample}),
     )
 
 
@@ -57,3 +59,39 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     checkpoints.save(7, {"params": params}, {})
     checkpoints.close()
     return Run(config, tokenizer, 7, params), Path(folder)
+
+
+@pytest.fixture(scope="session")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory of a model that knows letters; its mesh takes all devices there are."""
+    config = talking_config(length=8, block_length=8, steps=4, batch_size=4)
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, vocab_size=64, max_length=32),
+        data=DataConfig(
+            template="plain", length=32, max_labels=12, tokenizer=TokenizerConfig("symbols")
+        ),
+        mesh=MeshConfig(),
+    )
+    folder = epath.Path(tmp_path_factory.mktemp("letters"))
+    texts = ["abcde", "A B C D E"]
+    tokenizer = load_tokenizer(config.data.tokenizer, folder / "tokenizer", lambda: texts)
+    size = tokenizer.vocab_size
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+    save_config(folder, config)
+    checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
+    checkpoints.save(1, {"params": random_params(config.model)}, {})
+    checkpoints.close()
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eleven prompts of different kinds and lengths."""
+    rows: list[dict] = [{"prompt": "abcdea"[: 1 + number % 6], "id": number} for number in range(8)]
+    rows.append({"messages": [{"role": "user", "content": "dea"}]})
+    rows.append({"question": "bad", "answer": "D A B"})
+    rows.append({"prompt": "cab", "response": "B [MASK*3] C"})
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

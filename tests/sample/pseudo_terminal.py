@@ -129,18 +129,17 @@ class Session:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
         self.screen = Screen(width, height)
         self.frames: list[str] = []
+        self.echoed_at_the_end = False
         self._terminal = ours
         self.process = subprocess.Popen(
-            command,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
+            # The leader of a new session gets the terminal that it opens as its own: Ctrl-C works.
+            ["sh", "-c", 'exec <"$0" >"$0" 2>&1; exec "$@"', os.ttyname(theirs), *command],
             cwd=folder,
             env=env | {"TERM": "xterm-256color"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
-        os.close(theirs)
+        # Ours has an end as soon as nobody holds theirs: kept until the program does.
+        self._theirs: int | None = theirs
 
     def type(self, keys: str) -> None:
         os.write(self._terminal, keys.encode())
@@ -161,6 +160,7 @@ class Session:
         deadline = time.monotonic() + seconds
         while self._read(deadline - time.monotonic()):
             pass
+        self.echoed_at_the_end = self.echoes()
         os.close(self._terminal)
         return self.process.wait(max(deadline - time.monotonic(), 1))
 
@@ -174,6 +174,9 @@ class Session:
             return False
         if not data:
             return False
+        if self._theirs is not None:
+            os.close(self._theirs)
+            self._theirs = None
         # rich writes a frame at once; the pieces that arrive may still cut one.
         self.screen.feed(data.decode(errors="replace"))
         self.frames.append(str(self.screen))

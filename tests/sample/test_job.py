@@ -13,8 +13,8 @@ import pytest
 
 from jax_mdlm import sample
 from jax_mdlm.config import ConfigError
-from tests.sample.conftest import ROOT
 
+ROOT = Path(__file__).parent.parent.parent
 NOISE = ["--config.sample.temperature=0.8", "--config.sample.batch_size=4"]
 
 

@@ -1,6 +1,7 @@
 """The canvas on the screen: signs, highlights, characters in parts, escapes, lines, windows."""
 
 import io
+import itertools
 import random
 import textwrap
 from collections.abc import Callable, Sequence
@@ -171,9 +172,7 @@ def test_lines(sample: str, width: int) -> None:
 
 @pytest.mark.parametrize("width", [6, 13, 40])
 def test_words_are_wrapped_as_usual(width: int) -> None:
-    words = (
-        "Masked diffusion fills a row of masks in, abcdefghijklmnop in any order, slowly".split()
-    )
+    words = ["Masked", "diffusion", "fills", "masks,", "abcdefghijklmnop", "in", "any", "order"]
     words += ["".join(random.Random(n).choices("abcde", k=n % 7 + 1)) for n in range(60)]
     text = " ".join(word[:width] for word in words)
     lines, _ = wrap(Text(text), width, 0)
@@ -245,7 +244,7 @@ def test_the_pace(
         with pace.frame():
             clock.now += frame_seconds
     assert asked[0] == 1, "the first tokens are seen at once"
-    assert all(after <= 2 * before for before, after in zip(asked, asked[1:]))
+    assert all(after <= 2 * before for before, after in itertools.pairwise(asked))
     span = asked[-1] * call_seconds
     assert span + frame_seconds <= max(0.7, 10.1 * frame_seconds)
     if call_seconds < 0.05:

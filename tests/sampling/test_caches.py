@@ -57,10 +57,10 @@ def marks_of(options: SampleOptions, prompts: list[list[int]]) -> tuple[np.ndarr
     [
         ("prefix", 0, [FULL, CACHED, CACHED, CACHED, CACHED, CACHED]),
         ("dual", 0, [FULL, CACHED, CACHED, CACHED, CACHED, CACHED]),
-        ("dual", 1, [FULL] * 6),
+        pytest.param("dual", 1, [FULL] * 6, marks=pytest.mark.slow),
         ("prefix", 2, [FULL, CACHED] * 3),
         ("dual", 4, [FULL, CACHED, CACHED, CACHED, FULL, CACHED]),
-        ("prefix", 9, [FULL, CACHED, CACHED, CACHED, CACHED, CACHED]),
+        pytest.param("prefix", 9, [FULL] + [CACHED] * 5, marks=pytest.mark.slow),
     ],
 )
 def test_the_first_call_of_a_block_and_every_refreshing_one_are_full(cache, refresh, block):

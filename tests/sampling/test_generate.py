@@ -14,12 +14,14 @@ from jax_mdlm.containers import SpecialIds
 from jax_mdlm.sampling import (
     AboveThreshold,
     SampleOptions,
+    bucket_length,
     generate,
     make_canvas,
     response_tokens,
     sample,
+    stream,
 )
-from jax_mdlm.sampling.generate import _decode
+from jax_mdlm.sampling.program import decode_batch
 from jax_mdlm.sharding import make_layout
 from tests.conftest import GOLDEN
 from tests.sampling.standin import random_params
@@ -155,7 +157,7 @@ def test_left_padding_does_not_change_logits_or_tokens(params, key):
 
 def decode_program(params, key, config, options):
     canvas = make_canvas(PROMPTS, options, max_length=64)
-    return _decode.trace(
+    return decode_batch.trace(
         params,
         canvas.tokens,
         canvas.valid,
@@ -180,6 +182,23 @@ def test_one_executable_that_stays_on_the_device(params, key):
     assert " while(" in text
     for leak in ("outfeed", "infeed", "callback", " send(", " recv("):
         assert leak not in text, leak
+
+
+@pytest.mark.parametrize("changes", [{}, {"cache": "dual", "limit": 24}], ids=["exact", "cached"])
+def test_a_mixed_load_compiles_a_program_a_bucket(params, caplog, changes):
+    """Fifty prompts of random lengths, one at a time: as many compilations as prompt widths."""
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 30, rng.integers(0, 40)).tolist() for _ in range(50)]
+    options = dataclasses.replace(OPTIONS, **changes)
+    widths = {bucket_length(len(prompt)) for prompt in prompts}
+    assert len(widths) == 6
+    key = jax.random.key(4)
+    jax.clear_caches()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        for number, prompt in enumerate(prompts):
+            sample(params, CONFIG, [prompt], options, key, first_row=number)
+        decodings = [text for text in compilations(caplog) if "decode_batch" in text]
+    assert len(decodings) == len(widths)
 
 
 def test_no_compilation_within_a_bucket(params, caplog):
@@ -239,17 +258,101 @@ def test_master_weights_are_cast_once_before_the_loop(params, key):
     assert {x.dtype for x in read} == {jnp.dtype("bfloat16")}
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [{"data": 2, "fsdp": 2, "tensor": 2}, pytest.param({"fsdp": 8}, marks=pytest.mark.slow)],
-)
-def test_a_mesh_gives_the_tokens_of_one_device(params, key, eight_devices, mesh):
-    """Five prompts are filled up to the parts of the batch."""
+MESHES = [
+    ({"data": 2, "fsdp": 2, "tensor": 2}, {}),
+    ({"data": 1, "fsdp": 2, "tensor": 2, "context": 2}, {"cache": "prefix", "refresh": 2}),
+    ({"data": 1, "fsdp": 4, "tensor": 2}, {"cache": "dual", "guidance": 0.5}),
+    ({"data": 1, "fsdp": 1, "tensor": 1, "context": 8}, {"limit": 18, "cache": "dual"}),
+    pytest.param({"fsdp": 8}, {"remask": True, "trace": True}, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("mesh", "changes"), MESHES)
+def test_a_mesh_gives_the_tokens_of_one_device(params, key, eight_devices, mesh, changes):
+    """Five prompts are filled up to the parts of the batch; windows need not divide the mesh."""
+    options = dataclasses.replace(NOISY, **changes)
     layout = make_layout(MeshConfig(**mesh), eight_devices)
     placed = jax.device_put(params, layout.replicated)
-    state = sample(placed, CONFIG, PROMPTS, NOISY, key, layout=layout)
-    assert state.canvas.shape[0] == 8
+    state = sample(placed, CONFIG, PROMPTS, options, key, layout=layout)
+    assert state.canvas.shape[0] == -(-5 // layout.batch_shards) * layout.batch_shards
     assert state.canvas.is_fully_replicated
-    want = sample(params, CONFIG, PROMPTS, NOISY, key)
+    want = sample(params, CONFIG, PROMPTS, options, key)
     np.testing.assert_array_equal(state.canvas[:5], want.canvas)
-    assert response_tokens(np.asarray(state.canvas)[7, -12:], NOISY) == []
+    np.testing.assert_array_equal(state.committed_at[:5], want.committed_at)
+    if options.trace:
+        np.testing.assert_array_equal(state.trace.frames[:, :5], want.trace.frames)
+    for row in np.asarray(state.canvas)[5:]:
+        assert response_tokens(row[state.region.start :], options) == []
+
+
+# --- watching, gaps, growth: the model itself in the loop ---
+
+
+@pytest.mark.parametrize("changes", [{}, {"cache": "dual"}, {"cache": "prefix", "limit": 24}])
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_stream_ends_where_a_sample_does(params, key, changes, every):
+    options = dataclasses.replace(NOISY, trace=True, **changes)
+    want = sample(params, CONFIG, PROMPTS, options, key)
+    seen, calls = None, []
+    for state in stream(params, CONFIG, PROMPTS, options, key, every=every):
+        seen = jax.device_get((state.canvas, state.committed_at, state.trace))
+        calls.append(int(state.step))
+    assert calls == [*range(every, int(want.step), every), int(want.step)]
+    jax.tree.map(np.testing.assert_array_equal, seen, (want.canvas, want.committed_at, want.trace))
+
+
+def test_gaps_of_any_shape_are_filled_alone_as_together(params, key):
+    """Text around the gaps stays; what a row gets does not depend on its neighbours' padding."""
+    mask = IDS.mask
+    rows = [
+        [1, 2, 3, mask, mask, 4, 5, mask, 6],
+        [mask, 7],
+        [8, 9, 10, 11, 12, 13, 14, 15, 16, mask, mask, mask, 17, 18, 19, 20, 21, 22],
+    ]
+    options = dataclasses.replace(OPTIONS, length=6, block_length=6, steps=6)
+    together = list(generate(params, CONFIG, rows, options, key, batch_size=3))
+    for number, (row, answer) in enumerate(zip(rows, together, strict=True)):
+        first = row.index(mask)
+        region = np.asarray(row[first:])
+        given = region != mask
+        got = answer.response[: len(region)]
+        np.testing.assert_array_equal(got[given], region[given])
+        np.testing.assert_array_equal(answer.given[: len(region)], given)
+        assert not (got == mask).any()
+        assert (answer.response[len(region) :] == IDS.pad).all()
+        (alone,) = generate(params, CONFIG, [row], options, key, batch_size=1, first_row=number)
+        np.testing.assert_array_equal(alone.response[: len(region)], got)
+        assert alone.tokens == answer.tokens
+
+
+def test_lists_of_both_kinds_and_all_lengths(params, key):
+    """Prompts with gaps among prompts without; rows that fit the model only apart."""
+    mask = IDS.mask
+    rows = [[1] * 50, [2] * 3, [3, mask], [4] + [mask] * 45, [5] * 40 + [mask], [6], [7, mask, 8]]
+    answers = list(generate(params, CONFIG, rows, OPTIONS, key, batch_size=4))
+    assert len(answers) == len(rows)
+    for number, row in enumerate(rows):
+        (alone,) = generate(params, CONFIG, [row], OPTIONS, key, batch_size=1, first_row=number)
+        assert answers[number].tokens == alone.tokens
+
+
+def test_a_text_grows_until_it_is_closed(golden, key):
+    """The golden model never closes its text: it grows to the limit, as a longer canvas would not.
+
+    Its second block is appended after the first is over: until then nothing of it is attended to,
+    so that the first block is that of a canvas of one block.
+    """
+    params, config, arrays = golden
+    prompts = arrays["gen_block_prompt"].tolist()
+    short = golden_options(steps=4, length=8, block_length=8)
+    grown = dataclasses.replace(short, limit=32)
+    state = sample(params, config, prompts, grown, key)
+    assert state.step == 16
+    want = sample(params, config, prompts, short, key)
+    np.testing.assert_array_equal(state.canvas[:, :16], want.canvas)
+    # The rest is decoded from there: each block like one masked block behind a longer prompt.
+    for block in range(1, 4):
+        longer = np.asarray(state.canvas)[:, 1 : 8 + 8 * block].tolist()
+        want = sample(params, config, longer, short, key)
+        got = state.canvas[:, 8 + 8 * block : 16 + 8 * block]
+        np.testing.assert_array_equal(got, want.canvas[:, -8:])

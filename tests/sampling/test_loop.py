@@ -209,8 +209,8 @@ def test_deferred_eos_comes_last_however_sure_it_is():
 
 def test_suppressed_eos_never_appears_but_as_the_filling_behind_a_terminator():
     options = options_with(length=6, steps=6, suppress_eos=True, early_stop=True)
-    state = run_fixed([[8, 1, 7, 3, 3, 3], [8, 8, 8, 8, 8, 8]], options, [1, 9, 8, 1, 1, 1])
-    # Where EOS was the only offer all others tie: the lowest id.
+    state = run_fixed([[8, 1, 7, 3, 3, 3], [8, 8, 8, 8, 8, 8]], options, [1, 9, 8, 0, 0, 0])
+    # Where EOS was the only offer all others tie, for slot and token: the lowest one.
     np.testing.assert_array_equal(state.canvas, [[0, 1, 7, 8, 8, 8], [0, 0, 0, 0, 0, 0]])
 
 

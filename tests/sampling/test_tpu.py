@@ -6,7 +6,6 @@ No TPU is needed, only libtpu. Figures are the compiler's, per chip, in 10^9 byt
 import importlib.util
 import os
 
-import jax
 import pytest
 
 from jax_mdlm.config import MeshConfig, ModelConfig
