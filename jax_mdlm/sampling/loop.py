@@ -209,14 +209,18 @@ def _advance(state: SampleState, options: SampleOptions) -> SampleState:
     if _lingers(options):
         filled &= state.block_step > 0
     over = spent | filled
-    block = state.block + over
     canvas = state.canvas
     if region.limit > region.length:
-        canvas = jnp.where(over, _append(state, block, options), canvas)
+        canvas = jnp.where(over, _append(state, state.block + 1, options), canvas)
+    # Between gaps there may be blocks without a mask in any row: they need no call.
+    number = jnp.arange(region.limit // width)
+    left = (_in_region(canvas, region) == ids.mask).reshape(-1, len(number), width)
+    ahead = jnp.any(left, axis=(0, 2)) & (number > state.block)
+    following = jnp.min(jnp.where(ahead, number, len(number)))
     return dataclasses.replace(
         state,
         step=state.step + 1,
-        block=block,
+        block=jnp.where(over, following, state.block),
         block_step=jnp.where(over, 0, state.block_step + 1),
         canvas=canvas,
         done=~jnp.any(_in_region(canvas, region) == ids.mask, axis=1)

@@ -73,6 +73,9 @@ def run(
         if not (canvas == settings.mask).any():
             break
         slots = range(start, start + settings.block_length)
+        if not (canvas[:, slots] == settings.mask).any():  # given as a whole, in every row
+            start, block = start + settings.block_length, block + 1
+            continue
         plans = [
             quota_schedule(
                 sum(row.canvas[slot] == settings.mask for slot in slots),
@@ -80,8 +83,7 @@ def run(
             )
             for row in rows
         ]
-        # A block that is given as a whole costs a call all the same. Fast-dLLM looks for masks only
-        # after the second call of a block, the first one on a window.
+        # Fast-dLLM looks for masks only after the second call of a block, the first on a window.
         sure = 1 + (settings.cache != "none" and by_confidence and not settings.early_stop)
         for call in range(settings.block_length):
             masked = any(row.canvas[slot] == settings.mask for row in rows for slot in slots)
