@@ -18,7 +18,12 @@ from jax_mdlm.containers import Region, SampleState
 from jax_mdlm.data.chat import Template, render_prompt
 from jax_mdlm.data.examples import Message
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.sample.terminal import edit_lines, noting_interrupts, silent_keyboard
+from jax_mdlm.sample.terminal import (
+    edit_lines,
+    noting_interrupts,
+    replace_what_cannot_be_shown,
+    silent_keyboard,
+)
 from jax_mdlm.sample.view import CanvasView, Pace, Reader, plain
 from jax_mdlm.sampling import (
     Answer,
@@ -53,6 +58,7 @@ def converse(run: Run, options: SampleOptions, template: Template, layout: Layou
       layout: Where the parameters are.
     """
     edit_lines()
+    replace_what_cannot_be_shown()
     console = Console(highlight=False)
     conversation = Conversation(run, options, template, layout, console)
     conversation.note(f"{run.config.name} at step {run.step:,}; /help lists the commands")

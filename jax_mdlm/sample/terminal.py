@@ -1,6 +1,7 @@
-"""Keyboard and Ctrl-C of a terminal in which answers appear: line editing, silence, interrupts."""
+"""The terminal of a conversation: line editing, encoding, Ctrl-C, a keyboard that stays silent."""
 
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,12 @@ def edit_lines() -> None:
         return
     # Python switches it off: each line of a pasted text would be a message of its own.
     readline.parse_and_bind("set enable-bracketed-paste on")
+
+
+def replace_what_cannot_be_shown() -> None:
+    """A terminal that does not speak UTF-8 gets question marks; without this, an exception."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @contextlib.contextmanager

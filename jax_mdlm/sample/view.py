@@ -21,7 +21,7 @@ from jax_mdlm.sample.show import MASK_SIGN, SLACK_SIGN
 from jax_mdlm.sampling import Answer, response_end
 
 _END_SIGN = "■"
-_NEW, _OLD, _SLACK = "bold green", "", "magenta"
+_NEW, _OLD, _SLACK = "bold green", "", "bold magenta"
 _MASK, _MASK_LATER, _QUIET = "cyan", "dim", "dim"
 _STATUS_LINES = 1
 _FRAME_SECONDS = 1 / 15  # between two frames, at least
@@ -67,7 +67,6 @@ class Reader:
           The text, and the position in it where decoding goes on.
         """
         text, focus = Text(), None
-        closing = (self._ids.terminator, self._ids.eos)
         end = response_end(answer.response, self._ids)
         for slot, piece in self._pieces(answer.response[:end]):
             if self._gap and text:
@@ -83,7 +82,6 @@ class Reader:
             text.append(piece, _NEW if fresh else style)
         # Slots that may still be appended hold EOS, too; nobody has committed them.
         if end < len(answer.response) and answer.committed_at[end] >= 0:
-            assert int(answer.response[end]) in closing
             text.append(f" {_END_SIGN}", _NEW if answer.committed_at[end] >= since else _QUIET)
         return text, len(text) if focus is None else focus
 
@@ -207,7 +205,7 @@ def wrap(text: Text, width: int, focus: int) -> tuple[list[Text], int]:
         if column and column + cell_len(atom[0]) > width:
             breaks.append(start)
             column = 0
-        *full, last = chop_cells(atom[0], width)
+        *full, last = chop_cells(atom[0], width) or [atom[0]]  # of no width at all: an accent
         for part in full:
             start += len(part)
             breaks.append(start)

@@ -159,7 +159,7 @@ def _readable(state: SampleState, layout: Layout | None) -> SampleState:
     """What the host reads whole on every device: a process sees only what its own hold.
 
     The cache stays as the model makes it. Where every leaf is comes from here and not from the
-    compiler: a state in other places would have `_continue` compiled once more.
+    compiler: a state in other places would have `continue_batch` compiled once more.
     """
     if layout is None:
         return state

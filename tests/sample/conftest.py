@@ -35,12 +35,12 @@ def talking_config(**sample: object) -> Config:
             kv_heads=2,
             head_dim=8,
             mlp=24,
-            max_length=320,
+            max_length=640,
             compute_dtype="float32",
             remat="none",
         ),
         data=DataConfig(
-            length=320, max_labels=64, tokenizer=TokenizerConfig("bpe", vocab_size=300)
+            length=640, max_labels=64, tokenizer=TokenizerConfig("bpe", vocab_size=300)
         ),
         mesh=MeshConfig(fsdp=1),
         sample=SampleConfig(**{"length": 8, "block_length": 4, "steps": 8, **sample}),

@@ -29,8 +29,7 @@ class Screen:
         self.styles = [[""] * width for _ in range(height)]
         self.scrolled: list[str] = []
         self.row = self.column = 0
-        self.cursor_shown = True
-        self.largest_column = 0
+        self.modes = {"25"}  # 25: the cursor is shown; 2004: pasted text comes in brackets
         self._style = ""
         self._rest = ""
 
@@ -75,7 +74,6 @@ class Screen:
                 self.lines[self.row][self.column + cell] = character if cell == 0 else ""
                 self.styles[self.row][self.column + cell] = self._style
             self.column += wide
-            self.largest_column = max(self.largest_column, self.column)
 
     def _down(self) -> None:
         if self.row + 1 < self.height:
@@ -90,8 +88,7 @@ class Screen:
         count = int(numbers or 1) if numbers.isdigit() or not numbers else 0
         if private:
             assert kind in "hl", f"mode {numbers}{kind}"
-            if numbers == "25":
-                self.cursor_shown = kind == "h"
+            self.modes = self.modes | {numbers} if kind == "h" else self.modes - {numbers}
         elif kind == "m":
             self._style = "" if numbers in ("", "0") else f"{self._style}\x1b[{numbers}m"
         elif kind == "A":

@@ -1,76 +1,28 @@
-"""`sample --chat`: what is remembered, refused and stopped; the command on a terminal."""
+"""`sample --chat`: what is remembered, refused, stopped and compiled, and how it is drawn."""
 
 import dataclasses
-import io
 import logging
 import os
 import re
 import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
+from rich.text import Text
 
 from jax_mdlm.config import ConfigError, MeshConfig
 from jax_mdlm.containers import SampleState
-from jax_mdlm.data.chat import make_template, render_prompt
+from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.data.examples import Message
 from jax_mdlm.sample import chat
-from jax_mdlm.sample.chat import Conversation, converse, fit, report
-from jax_mdlm.sample.view import plain
-from jax_mdlm.sampling import (
-    Answer,
-    SampleOptions,
-    make_canvas,
-    options_from,
-    read_answers,
-    stream,
-)
+from jax_mdlm.sample.chat import Conversation, fit, report
+from jax_mdlm.sample.view import Reader, plain
+from jax_mdlm.sampling import Answer, SampleOptions, make_canvas, read_answers, stream
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.training.run import Run
-from tests.sample.conftest import talking_config
-from tests.sample.pseudo_terminal import Session
-
-ROOT = Path(__file__).parent.parent.parent
-# Long enough for one bucket with whatever else these tests ask: programs are what takes time here.
-QUESTION = "what stands in a slot that is masked? " * 2
-
-
-@dataclasses.dataclass
-class Talk:
-    """A conversation that is printed to a string."""
-
-    run: Run
-    options: SampleOptions
-    console: Console = dataclasses.field(
-        default_factory=lambda: Console(file=io.StringIO(), width=60, height=16, highlight=False)
-    )
-    conversation: Conversation = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        self.template = make_template("llada", self.run.tokenizer)
-        self.conversation = Conversation(self.run, self.options, self.template, None, self.console)
-
-    def ask(self, message: str) -> str:
-        """What is printed for it."""
-        before = len(self.printed)
-        self.conversation.ask(message)
-        return self.printed[before:]
-
-    @property
-    def printed(self) -> str:
-        return self.console.file.getvalue()  # pyright: ignore
-
-
-def talk(run: Run, **settings: object) -> Talk:
-    """With noise, and every slot to the end, unless told otherwise."""
-    config = talking_config(**{"temperature": 1.0, "early_stop": False, **settings})
-    options = options_from(config.sample, config.objective.collapse, run.tokenizer.ids)
-    return Talk(dataclasses.replace(run, config=config), options)
+from tests.sample.talk import QUESTION, Talk, talk
 
 
 @pytest.fixture
@@ -102,6 +54,39 @@ def test_turns_are_remembered_and_draw_for_themselves(run: Run) -> None:
     again = now.conversation.turns
     assert len(again) == 1
     assert again[0][1].content == expected(now, messages[:1], 2) != messages[1].content
+
+
+def test_what_is_compiled_and_what_is_new(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One note per bucket; a frame highlights what came since the frame before."""
+    now = talk(run)
+    notes, frames = [], []
+    status, canvas = now.console.status, Reader.canvas
+    monkeypatch.setattr(now.console, "status", lambda text: notes.append(text) or status(text))
+
+    def seen(self: Reader, answer: Answer, *, since: int, block: range) -> tuple[Text, int]:
+        frames.append((since, answer.calls, block.start))
+        return canvas(self, answer, since=since, block=block)
+
+    monkeypatch.setattr(Reader, "canvas", seen)
+    now.ask(QUESTION)
+    assert notes == ["compiling..."]
+    assert len(frames) > 1
+    assert [since for since, _, _ in frames] == [0, *[calls for _, calls, _ in frames[:-1]]]
+    assert all(start == calls // 4 * 4 for _, calls, start in frames), "blocks of 4 calls, 4 slots"
+    for text, compiled in ((QUESTION, 1), ("short", 2), (QUESTION, 2), ("other", 2)):
+        now.conversation.forget()
+        now.ask(text)
+        assert notes == ["compiling..."] * compiled
+
+
+def test_stream_asks_how_far_to_go(run: Run) -> None:
+    now = talk(run)
+    ids = render_prompt(run.tokenizer, QUESTION, now.template)
+    parts = iter([1, 3, 2, 9])
+    key = jax.random.key(0)
+    model, options = now.run.config.model, now.options
+    states = stream(run.params, model, [ids], options, key, every=lambda: next(parts))
+    assert [int(state.step) for state in states] == [1, 4, 6, 8]
 
 
 def test_an_answer_is_printed_alone_with_its_cost(run: Run) -> None:
@@ -174,14 +159,14 @@ def test_a_long_conversation_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Conversation, "_generate", generated)
     printed = "".join(now.ask(f"{number} " + "word " * (number % 7)) for number in range(40))
-    assert max(map(len, prompts)) <= 320 - 8
-    assert min(map(len, prompts[20:])) > 200, "as much is kept as fits"
+    assert max(map(len, prompts)) <= 640 - 8
+    assert min(map(len, prompts[20:])) > 500, "as much is kept as fits"
     left_out = re.findall(r"the oldest (turn is|\d turns are) left out: prompt and answer", printed)
     gone = sum(1 if "turn is" in found else int(found[0]) for found in left_out)
     kept = [asked.content.split()[0] for asked, _ in now.conversation.turns]
     assert kept == [str(number) for number in range(gone, 40)]
-    regions = {make_canvas([ids], now.options, max_length=320).region for ids in prompts}
-    assert len(regions) <= 5
+    regions = {make_canvas([ids], now.options, max_length=640).region for ids in prompts}
+    assert len(regions) <= 6
 
 
 def test_one_program_on_a_mesh(
@@ -265,197 +250,3 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_conversation(
     assert signal.getsignal(signal.SIGINT) is handler
     now.ask("go on")
     assert [asked.content for asked, _ in now.conversation.turns] == [QUESTION, "go on"]
-
-
-class Script:
-    """What the user types, and presses."""
-
-    def __init__(self, *lines: str | type[BaseException]) -> None:
-        self.lines = list(lines)
-
-    def __call__(self, prompt: str) -> str:
-        assert prompt == "you> "
-        line = self.lines.pop(0)
-        if isinstance(line, str):
-            return line
-        raise line(*(("utf-8", b"\xff", 0, 1, "") if line is UnicodeDecodeError else ()))
-
-
-def transcript(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    now: Talk,
-    *lines: str | type[BaseException],
-) -> list[str]:
-    script = Script(*lines)
-    monkeypatch.setattr("builtins.input", script)
-    monkeypatch.setenv("COLUMNS", "200")
-    converse(
-        now.run, now.options, now.template, make_layout(now.run.config.mesh, jax.devices()[:1])
-    )
-    assert script.lines == []
-    return capsys.readouterr().out.splitlines()
-
-
-@pytest.mark.parametrize("leave", ["/quit", " /quit ", EOFError, KeyboardInterrupt])
-def test_commands(
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    leave: str | type[BaseException],
-) -> None:
-    """None of these lines reaches the model."""
-    monkeypatch.setattr(Conversation, "_generate", None)
-    lines = ["", "   ", "/help", "/new", "/nwe", "a <|mdm_mask|>", "x" * 999]
-    lines += ["half \udcff", UnicodeDecodeError]
-    now = talk(run)
-    size = len(render_prompt(run.tokenizer, "x" * 999, now.template))
-    printed = transcript(monkeypatch, capsys, now, *lines, leave)
-    ended = [""] if not isinstance(leave, str) else []
-    assert printed == [
-        "tiny at step 7; /help lists the commands",
-        *chat.HELP.splitlines(),
-        "a new conversation",
-        "there is no command /nwe; /help lists them",
-        "a message must not hold <|mdm_mask|>, which the sampler would fill in; leave it out",
-        f"the message takes {size} slots, model.max_length=320 leaves 312 beside sample.length=8; "
-        "shorten it",
-        *["that line is not text in this terminal's encoding; type it again"] * 2,
-        *ended,
-    ]
-
-
-def test_a_slash_may_begin_a_message(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = []
-    monkeypatch.setattr(Conversation, "ask", lambda self, text: asked.append(text))
-    transcript(monkeypatch, capsys, talk(run), "/usr/bin is", " /2 ", "a /new", EOFError)
-    assert asked == ["/usr/bin is", "/2", "a /new"]
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (KeyboardInterrupt(), "stopped; this turn is not remembered"),
-        (
-            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"),
-            "the canvas does not fit into memory; /new begins a shorter one",
-        ),
-        (ConfigError("text 'É' holds 'É'"), "text 'É' holds 'É'"),
-    ],
-)
-def test_what_ends_an_answer_does_not_end_the_conversation(
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: BaseException,
-    said: str,
-) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(Conversation, "ask", fail)
-    assert transcript(monkeypatch, capsys, talk(run), "a", "/new", "/quit")[1:] == [
-        said,
-        "a new conversation",
-    ]
-
-
-def test_other_errors_are_not_hidden(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(*_: object) -> None:
-        raise jax.errors.JaxRuntimeError("INTERNAL: x")
-
-    monkeypatch.setattr(Conversation, "ask", fail)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        transcript(monkeypatch, capsys, talk(run), "a")
-
-
-def test_prompts_of_a_fixed_width_are_answered_alone(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = talk(run)
-    now.template = dataclasses.replace(now.template, slots=100)
-    alone = []
-    monkeypatch.setattr(
-        chat, "render_prompt", lambda *args: alone.append(args[1]) or render_prompt(*args)
-    )
-    printed = transcript(monkeypatch, capsys, now, "a", "b", EOFError)
-    assert printed[1] == "every message is answered alone: this model knows prompts of 100 slots"
-    assert alone == [[Message("user", "a")], [Message("user", "b")]]
-
-
-# --- the command, on a terminal ---
-
-WIDTH, HEIGHT = 46, 12
-
-
-@pytest.fixture(scope="module")
-def session(
-    talking: tuple[Run, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Session]:
-    command = [sys.executable, "-m", "jax_mdlm.sample", "--workdir", str(talking[1]), "--chat"]
-    command += [
-        f"--config.sample.{setting}"
-        for setting in ("length=256", "steps=256", "early_stop=false", "temperature=1")
-    ]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    session = Session(command, environment, ROOT, width=WIDTH, height=HEIGHT)
-    yield session
-    session.process.kill()
-    session.process.wait()
-
-
-def test_a_session(session: Session) -> None:
-    """A tall canvas on a small terminal; what stays is the conversation and nothing else."""
-
-    def asked(text: str) -> bool:
-        return text.endswith("you>")
-
-    session.until(asked)
-
-    # Line editing: the cursor goes back, a letter is put in. The answer is stopped midway.
-    session.type("hllo\x1b[D\x1b[D\x1b[De\r")
-    session.until(lambda text: "masked" in text and "░" in text)
-    assert not session.echoes()
-    assert not session.screen.cursor_shown
-    session.type("\x03")
-    session.until(lambda text: "stopped" in text and asked(text))
-    assert session.screen.cursor_shown
-    session.type("/new\r")
-    session.until(lambda text: "a new conversation" in text and asked(text))
-
-    # A pasted text of two lines is one message, and answered.
-    session.type("\x1b[200~two\nlines\x1b[201~\r")
-    session.until(lambda text: "masked" in text and "░" in text)
-    session.type("too early")  # is not seen before it is asked for
-    session.until(lambda text: "tokens/s" in text and text.endswith("you> too early"))
-    session.type("\x15\x04")  # what is there is taken back; the end
-    assert session.finish() == 0
-    assert session.echoed_at_the_end
-
-    said = [*session.screen.scrolled, *str(session.screen).splitlines()]
-    assert not any("masked" in line or "░" in line for line in said), "a frame stayed"
-    assert said[0] == "tiny at step 7; /help lists the commands"
-    assert said[1:4] == ["you> hello", "stopped; this turn is not remembered", "you> /new"]
-    assert said[4] == "a new conversation"
-    assert said[5] == "you> two"
-    assert said[6].strip() == "lines"
-    cost = [at for at, line in enumerate(said) if re.match(r"256 calls, [\d.]+ s,", line)]
-    assert len(cost) == 1
-    assert len(said[7 : cost[0]]) > 3, "the answer"
-    assert said[-1] == "you>"
-    moving = [frame for frame in session.frames if "masked" in frame]
-    assert len({frame for frame in moving if "░" in frame}) > 5
-    assert any("⋮" in frame for frame in moving), "the canvas is taller than the screen"
-
-
-def test_no_terminal_is_refused(
-    talking: tuple[Run, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    from jax_mdlm.sample import main
-
-    with pytest.raises(ConfigError, match="--chat needs a terminal; give prompts as arguments"):
-        main(["--workdir", str(talking[1]), "--chat"])

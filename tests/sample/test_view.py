@@ -74,7 +74,7 @@ def test_signs_and_highlights(tokenizers: dict[str, Tokenizer]) -> None:
     text, focus = Reader(tokenizer).canvas(now, since=3, block=range(4))
     assert text.plain == "AH · L ░ ░ ■"
     assert [run for run in styled(text) if run[0].strip()] == [
-        ("·", "magenta"),
+        ("·", "bold magenta"),
         ("L", "bold green"),
         ("░", "cyan"),
         ("░", "dim"),  # of a later block
@@ -179,6 +179,16 @@ def test_words_are_wrapped_as_usual(width: int) -> None:
     assert [line.plain for line in lines] == textwrap.wrap(text, width)
 
 
+def test_characters_of_any_width() -> None:
+    """Accents without a letter, joiners, wide and narrow ones, in any order."""
+    draw = random.Random(0)
+    alphabet = "ab ░\n\u0301\u200d\ufe0f🙂👩日é\u1160\ufffd"
+    for _ in range(2000):
+        text = "".join(draw.choices(alphabet, k=draw.randrange(30)))
+        lines, _ = wrap(Text(text), draw.randrange(2, 9), draw.randrange(30))
+        assert "".join("".join(line.plain for line in lines).split()) == "".join(text.split())
+
+
 def test_masks_fill_the_line_behind_a_word() -> None:
     lines, _ = wrap(Text("the " + "░" * 14), 10, 0)
     assert [line.plain for line in lines] == ["the ░░░░░░", "░░░░░░░░"]
@@ -270,9 +280,9 @@ def test_the_pace_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> Non
         return calls
 
     quick: Callable[[], int] = lambda: run(0.001)  # noqa: E731
-    assert quick() == 66
-    assert run(0.01) == 6
-    assert quick() == 66
+    assert quick() == 67
+    assert run(0.01) == 7
+    assert quick() == 67
 
 
 def test_random_canvases_never_break_the_reader(bpe: Tokenizer) -> None:
