@@ -24,6 +24,8 @@ def session(talking: tuple[Run, Path]) -> Iterator[Session]:
         for setting in ("length=512", "steps=512", "early_stop=false", "temperature=1")
     ]
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    for name in ("COLUMNS", "LINES"):  # pytest-xdist sets them; they would overrule the terminal
+        environment.pop(name, None)
     session = Session(command, environment, ROOT, width=WIDTH, height=HEIGHT)
     yield session
     session.process.kill()
