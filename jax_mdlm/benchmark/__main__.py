@@ -2,6 +2,7 @@
 
 loss       memory and time of the training objective, and of its dense form
 convert    import and export of published weights: time beside `cp`, memory
+sampler    decoding: time, calls and tokens, beside another sampler in the same process
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 from collections.abc import Sequence
 
 from jax_mdlm import command
-from jax_mdlm.benchmark import convert, loss
+from jax_mdlm.benchmark import convert, loss, sampler
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     loss.add_command(commands)
     convert.add_command(commands)
+    sampler.add_command(commands)
     arguments = parser.parse_args(argv)
     print(json.dumps(arguments.run(parser, arguments), indent=2))
 

@@ -9,6 +9,7 @@ Prompts come as arguments, from `--file` (text lines, or JSONL rows with `prompt
 
 import argparse
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,12 +20,20 @@ from etils import epath
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import make_template
+from jax_mdlm.data.corpus import open_tokenizer
 from jax_mdlm.progress import Progress
 from jax_mdlm.sample import chat, show
 from jax_mdlm.sample.job import Job
 from jax_mdlm.sample.prompts import Encoded, Prompt, encode_prompt, read_prompts
 from jax_mdlm.sample.traces import TraceWriter, open_traces
-from jax_mdlm.sampling import Answer, SampleOptions, generate, options_from
+from jax_mdlm.sampling import (
+    Answer,
+    SampleOptions,
+    batches,
+    check_prompts,
+    generate,
+    options_from,
+)
 from jax_mdlm.sharding import Layout, barrier, make_layout
 from jax_mdlm.training.run import Run, load_for_sampling
 from jax_mdlm.workdir import load_config
@@ -58,17 +67,21 @@ def main(argv: Sequence[str]) -> None:
         prompts = []
     else:
         prompts = read_prompts(args.prompts, args.file, args.response)
+    # What can be refused is refused before the parameters are read, which may take minutes.
+    tokenizer = open_tokenizer(config.data, workdir)
+    template = make_template(config.data.template, tokenizer, config.data.prompt_slots)
+    options = options_from(
+        config.sample, config.objective.collapse, tokenizer.ids, trace=bool(args.trace)
+    )
+    encoded = [encode_prompt(prompt, tokenizer, template) for prompt in prompts]
+    if encoded:
+        check_prompts([one.ids for one in encoded], options, config.model.max_length)
     command.use_compilation_cache(workdir / "compilation_cache")
     layout = make_layout(config.mesh)
     run = load_for_sampling(workdir, config, layout)
-    template = make_template(config.data.template, run.tokenizer, config.data.prompt_slots)
-    options = options_from(
-        config.sample, config.objective.collapse, run.tokenizer.ids, trace=bool(args.trace)
-    )
     if args.chat:
         chat.converse(run, options, template, layout)
         return
-    encoded = [encode_prompt(prompt, run.tokenizer, template) for prompt in prompts]
     if args.output:
         _work_through(args, run, options, layout, prompts, encoded)
         return
@@ -94,19 +107,28 @@ def _check_chat(args: argparse.Namespace) -> None:
 
 
 def _answers(
-    run: Run, options: SampleOptions, layout: Layout, encoded: Sequence[Encoded], first_row: int = 0
+    run: Run, options: SampleOptions, layout: Layout, encoded: Sequence[Encoded], done: int = 0
 ) -> Iterator[Answer]:
-    sample = run.config.sample
-    return generate(
+    """The answers behind the first `done`.
+
+    Batches are cut as from the beginning: another batch may be padded otherwise and round
+    otherwise, and a list that goes on shall end with the rows of one that was not interrupted.
+    """
+    config, size = run.config, min(run.config.sample.batch_size, len(encoded))
+    ids = [one.ids for one in encoded]
+    parts = batches(ids, options, config.model.max_length, size)
+    first = max(part.start for part in parts if part.start <= done)
+    answers = generate(
         run.params,
-        run.config.model,
-        [one.ids for one in encoded],
+        config.model,
+        ids[first:],
         options,
-        jax.random.key(sample.seed),
-        batch_size=min(sample.batch_size, len(encoded)),
-        first_row=first_row,
+        jax.random.key(config.sample.seed),
+        batch_size=size,
+        first_row=first,
         layout=layout,
     )
+    return itertools.islice(answers, done - first, None)
 
 
 def _work_through(
@@ -127,7 +149,7 @@ def _work_through(
     todo = slice(job.done, None)
 
     def records(write_trace: TraceWriter) -> Iterator[dict[str, Any]]:
-        answers = _answers(run, options, layout, encoded[todo], first_row=job.done)
+        answers = _answers(run, options, layout, encoded, job.done)
         for prompt, known, answer in zip(prompts[todo], encoded[todo], answers, strict=True):
             text = show.answer_text(answer, known, run.tokenizer)
             write_trace(prompt, text, answer, run.tokenizer)

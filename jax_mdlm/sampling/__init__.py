@@ -2,7 +2,9 @@
 
 from jax_mdlm.sampling.canvas import (
     Canvas,
+    batches,
     bucket_length,
+    check_prompts,
     make_canvas,
     response_end,
     response_tokens,
@@ -35,7 +37,9 @@ __all__ = [
     "Guided",
     "SampleOptions",
     "Strategy",
+    "batches",
     "bucket_length",
+    "check_prompts",
     "decode",
     "generate",
     "init_state",
