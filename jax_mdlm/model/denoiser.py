@@ -55,6 +55,7 @@ class Block(nnx.Module):
         eps: float,
         past: Callable[[KeysValues], KeysValues] = lambda own: own,
         window: Callable[[jax.Array], jax.Array] = lambda slots: slots,
+        attend: Callable[..., jax.Array] = layers.attention,
     ) -> tuple[jax.Array, KeysValues]:
         """[B, Q, D] -> [B, W, D], and the keys and values of the Q slots.
 
@@ -65,6 +66,7 @@ class Block(nnx.Module):
           eps: Of the norms.
           past: The keys and values of all S slots, given those of the Q that run.
           window: Picks the W slots (axis 1 of an array) whose output is wanted.
+          attend: `layers.attention`, or its form without a gradient.
         """
 
         def linear(h: jax.Array, param: nnx.Param, inputs: int = 1) -> jax.Array:

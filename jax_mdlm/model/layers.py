@@ -119,6 +119,40 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None)
     return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
+def attention_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None
+) -> jax.Array:
+    """`attention` where no gradient is wanted: on a CPU with the heads moved forward first.
+
+    XLA there multiplies heads in place, in strides, a quarter slower than after a copy.
+
+    Args:
+      q: As in `attention`.
+      k: As in `attention`.
+      v: As in `attention`.
+      valid: As in `attention`.
+
+    Returns:
+      As `attention`.
+    """
+    if valid is None:
+        valid = jnp.ones(k.shape[:2], bool)
+    return jax.lax.platform_dependent(q, k, v, valid, cpu=_heads_first, default=attention)
+
+
+def _heads_first(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
+    groups = q.shape[2] // k.shape[2]
+    k, v = (jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in (k, v))
+    scores = jnp.matmul(
+        jnp.swapaxes(q, 1, 2), jnp.transpose(k, (0, 2, 3, 1)), preferred_element_type=jnp.float32
+    )
+    scores = scores * q.shape[-1] ** -0.5
+    # Finite: a row that sees no key at all must not become NaN.
+    scores = jnp.where(valid[:, None, None, :], scores, -0.7 * jnp.finfo(jnp.float32).max)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return jnp.swapaxes(jnp.matmul(weights, jnp.swapaxes(v, 1, 2)), 1, 2)
+
+
 def lookup(table: jax.Array | Int8, tokens: jax.Array) -> jax.Array:
     """Rows of the embedding.
 

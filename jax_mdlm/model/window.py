@@ -91,7 +91,7 @@ def encode_window(
 
     def layer(x: jax.Array, index: int | jax.Array, cached: KeysValues | None, last: bool):
         block = nnx.merge(block_graph(config), nnx.State(variables(_layer(params, index))))
-        options: dict[str, Callable[..., Any]] = {}
+        options: dict[str, Callable[..., Any]] = {"attend": layers.attention_forward}
         if cached is not None:
             options["past"] = lambda own: merge(cached, own)
         if last:

@@ -82,7 +82,9 @@ def propose(
         logits = jnp.where(closing, -jnp.inf, logits)
         last = (tokens == ids.eos) | (tokens == ids.terminator)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    confidence = jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
+    # Relative to the largest: behind a log-sum-exp of 100, float32 cannot tell 0.99999 from 1.
+    top = jnp.max(logits, axis=-1)
+    confidence = jnp.exp(chosen - top) / jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
     return Offer(tokens, confidence, logits, last, mask_id=ids.mask)
 
 

@@ -159,3 +159,18 @@ def test_offer_and_score_equal_the_loop(rule, changes):
         np.testing.assert_allclose(offer.confidence[0, slot], want.confidence, rtol=2e-5)
         if want.score != reference.LAST:  # given by the loop, see `Offer.last`
             np.testing.assert_allclose(score[slot], want.score, rtol=2e-4, atol=1e-6)
+
+
+def test_confidence_near_one_keeps_its_order():
+    """Large logits: 1 - p against float64 to a part in ten, where float32 can hold it."""
+    rest = np.linspace(6, 14, 33)  # 1 - p from 2e-3 to 1e-6
+    logits = np.zeros((1, 33, VOCABULARY), np.float32)
+    logits[0, :, 0] = 120 + rest
+    logits[0, :, 1] = 120
+    offer = propose(logits, keys(1))
+    wide = logits.astype(np.float64)
+    wide = np.exp(wide - wide.max(-1, keepdims=True))
+    want = 1 - wide[0, :, 0] / wide.sum(-1)[0]
+    got = 1 - np.asarray(offer.confidence, np.float64)[0]
+    np.testing.assert_allclose(got, want, rtol=0.1)
+    assert (np.diff(np.asarray(offer.confidence)[0]) > 0).all()
