@@ -9,6 +9,7 @@ A strategy is a frozen dataclass with three methods:
   calls(quota_calls, width)              model calls a block may take
 """
 
+import abc
 import dataclasses
 from typing import Protocol
 
@@ -101,8 +102,33 @@ class AtRandom(Quota):
         return jax.vmap(lambda k: jax.random.uniform(k, (width,)))(key)
 
 
+class _Confident(abc.ABC):
+    """Commits what is confident enough, and in any case the best slot of `order`."""
+
+    order: Strategy
+
+    @abc.abstractmethod
+    def confident(self, offer: Offer, masked: jax.Array) -> jax.Array:
+        """bool [B, W]; read only where `masked` [B, W]."""
+
+    def score(self, offer: Offer, key: jax.Array) -> jax.Array:
+        """The score of `order`."""
+        return self.order.score(offer, key)
+
+    def select(
+        self, offer: Offer, score: jax.Array, masked: jax.Array, calls_left: jax.Array
+    ) -> jax.Array:
+        """The confident slots and the best one."""
+        first = ranks(jnp.where(masked, score, -jnp.inf)) == 0
+        return masked & (first | self.confident(offer, masked))
+
+    def calls(self, quota_calls: jax.Array, width: int) -> jax.Array:
+        """One call per slot at most."""
+        return jnp.asarray(width, jnp.int32)
+
+
 @dataclasses.dataclass(frozen=True)
-class AboveThreshold:
+class AboveThreshold(_Confident):
     """Every slot whose token is at least this probable, and at least one per row and call.
 
     The parallel decoding of Fast-dLLM (arXiv 2505.22618). `steps` plays no part: a block takes
@@ -116,24 +142,13 @@ class AboveThreshold:
     threshold: float
     order: Strategy = ByConfidence()
 
-    def score(self, offer: Offer, key: jax.Array) -> jax.Array:
-        """The score of `order`."""
-        return self.order.score(offer, key)
-
-    def select(
-        self, offer: Offer, score: jax.Array, masked: jax.Array, calls_left: jax.Array
-    ) -> jax.Array:
-        """The confident slots and the best one."""
-        first = ranks(jnp.where(masked, score, -jnp.inf)) == 0
-        return masked & (first | (offer.confidence >= self.threshold))
-
-    def calls(self, quota_calls: jax.Array, width: int) -> jax.Array:
-        """One call per slot at most."""
-        return jnp.asarray(width, jnp.int32)
+    def confident(self, offer: Offer, masked: jax.Array) -> jax.Array:
+        """The slots at the threshold or above."""
+        return offer.confidence >= self.threshold
 
 
 @dataclasses.dataclass(frozen=True)
-class ByFactor:
+class ByFactor(_Confident):
     """As many slots as are confident together, and at least one per row and call.
 
     Fast-dLLM's second rule (arXiv 2505.22618, theorem 1): the n most confident slots are committed
@@ -148,24 +163,13 @@ class ByFactor:
     factor: float
     order: Strategy = ByConfidence()
 
-    def score(self, offer: Offer, key: jax.Array) -> jax.Array:
-        """The score of `order`."""
-        return self.order.score(offer, key)
-
-    def select(
-        self, offer: Offer, score: jax.Array, masked: jax.Array, calls_left: jax.Array
-    ) -> jax.Array:
-        """The longest run of confident slots from the top, and the best one of `order`."""
-        first = ranks(jnp.where(masked, score, -jnp.inf)) == 0
+    def confident(self, offer: Offer, masked: jax.Array) -> jax.Array:
+        """The longest run of confident slots from the top."""
         place = ranks(jnp.where(masked, offer.confidence, -jnp.inf))  # n - 1
         enough = offer.confidence >= 1 - self.factor / (place + 2)
         width = masked.shape[1]
         run = jnp.min(jnp.where(masked & ~enough, place, width), axis=1, keepdims=True)
-        return masked & (first | (place < run))
-
-    def calls(self, quota_calls: jax.Array, width: int) -> jax.Array:
-        """One call per slot at most."""
-        return jnp.asarray(width, jnp.int32)
+        return place < run
 
 
 def remask(
