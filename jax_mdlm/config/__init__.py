@@ -1,0 +1,41 @@
+"""Every setting of a run.
+
+A file in `configs/` returns one `Config`; `command.py` applies `--config.section.field=value` to it
+and calls `validate()` once. Everything behind that border receives finished values.
+"""
+
+from jax_mdlm.config.checks import validate
+from jax_mdlm.config.record import differences, from_json, to_json
+from jax_mdlm.config.sections import (
+    Collapse,
+    Config,
+    ConfigError,
+    DataConfig,
+    InitConfig,
+    MeshConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    SampleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "Collapse",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "InitConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "SampleConfig",
+    "TokenizerConfig",
+    "TrainConfig",
+    "differences",
+    "from_json",
+    "to_json",
+    "validate",
+]

@@ -1,0 +1,104 @@
+"""What settings must hold together; asked once, after the command line was read."""
+
+from jax_mdlm.config.sections import Config, ConfigError
+
+
+def validate(config: Config) -> Config:
+    """Returns `config` if its settings can work together.
+
+    Raises:
+      ConfigError: one line with the field, what it must be, what it is, and what to change.
+    """
+    model, data, train, objective = config.model, config.data, config.train, config.objective
+
+    def require(holds: bool, message: str) -> None:
+        if not holds:
+            raise ConfigError(message)
+
+    for path, value in (
+        ("model.embed", model.embed),
+        ("model.layers", model.layers),
+        ("model.heads", model.heads),
+        ("model.kv_heads", model.kv_heads),
+        ("model.mlp", model.mlp),
+        ("data.length", data.length),
+        ("data.max_labels", data.max_labels),
+        ("train.batch_size", train.batch_size),
+        ("train.microbatches", train.microbatches),
+        ("train.log_every", train.log_every),
+        ("train.save_every", train.save_every),
+        ("train.keep_checkpoints", train.keep_checkpoints),
+        ("objective.loss_chunk", objective.loss_chunk),
+        ("sample.length", config.sample.length),
+        ("sample.block_length", config.sample.block_length),
+        ("sample.steps", config.sample.steps),
+        ("sample.batch_size", config.sample.batch_size),
+    ):
+        require(value >= 1, f"{path} must be at least 1, got {value}")
+    for path, value in (
+        ("train.steps", train.steps),
+        ("train.epochs", train.epochs),
+        ("model.vocab_size", model.vocab_size),
+        ("objective.ctc_weight", objective.ctc_weight),
+        ("objective.slack_max", objective.slack_max),
+        ("objective.ctc_weight_steps", objective.ctc_weight_steps),
+        ("data.end_padding", data.end_padding),
+        ("data.prompt_slots", data.prompt_slots),
+        ("optimizer.learning_rate", config.optimizer.learning_rate),
+        ("optimizer.clip_norm", config.optimizer.clip_norm),
+        ("sample.temperature", config.sample.temperature),
+        ("train.evaluate_every", train.evaluate_every),
+        ("train.evaluate_rows", train.evaluate_rows),
+    ):
+        require(value >= 0, f"{path} must be 0 or more, got {value}")
+    require(
+        model.heads % model.kv_heads == 0,
+        f"model.kv_heads must divide model.heads={model.heads}, got {model.kv_heads}",
+    )
+    require(model.head_dim % 2 == 0, f"model.head_dim must be even, got {model.head_dim}")
+    require(
+        data.length <= model.max_length,
+        f"data.length must be at most model.max_length={model.max_length}, got {data.length}; "
+        "shorten the canvas or raise model.max_length",
+    )
+    require(
+        data.max_labels <= data.length,
+        f"data.max_labels must be at most data.length={data.length}, got {data.max_labels}",
+    )
+    require(
+        train.batch_size % train.microbatches == 0,
+        f"train.microbatches must divide train.batch_size={train.batch_size}, "
+        f"got {train.microbatches}",
+    )
+    require(
+        train.steps > 0 or train.epochs > 0,
+        "train.steps or train.epochs must be above 0, got 0 for both; set one of them",
+    )
+    require(
+        0 < objective.level_floor < 1,
+        f"objective.level_floor must lie between 0 and 1, got {objective.level_floor}",
+    )
+    require(
+        config.sample.length % config.sample.block_length == 0,
+        f"sample.block_length must divide sample.length={config.sample.length}, "
+        f"got {config.sample.block_length}",
+    )
+    require(
+        config.sample.steps >= config.sample.length // config.sample.block_length,
+        f"sample.steps must give every block a step, got {config.sample.steps} for "
+        f"{config.sample.length // config.sample.block_length} blocks; raise sample.steps",
+    )
+    require(
+        0 <= config.sample.threshold <= 1,
+        f"sample.threshold must lie between 0 and 1, got {config.sample.threshold}",
+    )
+    require(
+        0 <= config.optimizer.decay_share <= 1,
+        f"optimizer.decay_share must lie between 0 and 1, got {config.optimizer.decay_share}",
+    )
+    axes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.context)
+    require(
+        all(axis == -1 or axis >= 1 for axis in axes) and axes.count(-1) <= 1,
+        f"mesh axes must be positive, with at most one -1, got {axes}",
+    )
+    return config
