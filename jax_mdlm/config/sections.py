@@ -38,6 +38,7 @@ class ObjectiveConfig:
     ctc_weight_start: float = -1.0  # lambda at step 0, moved linearly to ctc_weight; < 0 = constant
     ctc_weight_steps: int = 0  # steps over which lambda moves from its start value
     observed: Literal["clamp", "model"] = "clamp"  # CTC at unmasked slots: certain, or predicted
+    ctc_through: Literal["lattice", "optax"] = "lattice"  # whose sums over alignments
     slack_max: float = 0.5  # s_max, the largest slack share, in slack per label; 0 = no slack
     separate_repeats: bool = True  # merge: one slack between equal neighbours before the rest
     level_floor: float = 1e-3  # eps, the smallest mask probability
@@ -79,6 +80,9 @@ class DataConfig:
     pretraining: bool = False  # the whole sequence is the response; no prompt, no template
     random_length_share: float = 0.01  # pre-training: share of rows cut to a random length
     length: int = 4096  # L, slots of the canvas
+    # Canvases that rows of training take instead, the shortest that holds them: ascending, `length`
+    # last. A batch has train.batch_size * length / bucket rows. Empty = all rows on `length` slots.
+    buckets: tuple[int, ...] = ()
     max_labels: int = 2048  # U, response tokens per row, terminator included
     end_padding: int = 64  # EOS slots after the terminator that CE supervises, at most
     draw_end_padding: bool = False  # 0 to end_padding of them, drawn per row and epoch; else all
@@ -129,6 +133,33 @@ class InitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen parameters (arXiv 2106.09685)."""
+
+    rank: int = 0  # r, columns of an adapter; 0 = off, all parameters are trained
+    alpha: float = 32.0  # the change is multiplied by alpha / rank
+    # Paths of the parameter table that get an adapter. All matrices of a block: on fewer, LoRA
+    # falls behind training in full (arXiv 2305.14314, section 4).
+    targets: tuple[str, ...] = (
+        "blocks/q_proj",
+        "blocks/k_proj",
+        "blocks/v_proj",
+        "blocks/attn_out",
+        "blocks/ff_proj",
+        "blocks/up_proj",
+        "blocks/ff_out",
+    )
+    # Also train the slack token's row of the embedding and column of the head: the token is new,
+    # and frozen it would keep what it was given at the start.
+    train_slack_row: bool = True
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's two factors is multiplied by."""
+        return self.alpha / self.rank
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The loop."""
 
@@ -142,6 +173,7 @@ class TrainConfig:
     evaluate_rows: int = 512  # validation rows per evaluation; 0 = all
     save_every: int = 500  # steps between checkpoints; the last step is always saved
     keep_checkpoints: int = 2  # newest checkpoints that are kept
+    keep_every: int = 0  # steps; checkpoints at its multiples stay for good; 0 = none
     tensorboard: bool = True  # write event files into <workdir>/tensorboard
 
 
@@ -178,11 +210,14 @@ class Config:
     """A run."""
 
     name: str = "run"  # appears in logs
+    # Steps whose trace is written into <workdir>/profile: FIRST:LAST or FIRST+COUNT; empty = none.
+    profile: str = ""
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     init: InitConfig = InitConfig()
+    lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()

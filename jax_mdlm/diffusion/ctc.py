@@ -3,23 +3,20 @@
 Enters: log-probabilities of slack and of the row's own labels at each slot, from `objectives`.
 Leaves: a negative log-likelihood per row, and whether any alignment exists at all.
 
-The lattice is `optax.ctc_loss` with `<SLACK>` as the blank, on a compact alphabet: a row needs
-only `1 + U` of the V classes, so nothing of size V (optax builds `one_hot [B, U, K]`) appears.
-Every alignment emits exactly one class per frame, so the normaliser over the compact classes that
-optax's `log_softmax` subtracts is the same for all alignments and is added back:
-`nll = ctc_loss(c) - sum_frames logsumexp(c)`. This is exact, for any scores. (A class "everything
-else" with `log(1 - sum p)` gives the same value, but cancels at near-certain frames.)
+A row needs only `1 + U` of the V classes, so nothing of size V (optax builds `one_hot [B, U, K]`)
+appears. The sum over alignments is `lattice`'s; `optax.ctc_loss` gives the same numbers on the
+same classes and stays selectable.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jax_mdlm.config import Collapse
-
-# log(0) that stays finite under addition and has finite derivatives. The default of optax, -1e5,
-# is reached by real log-probabilities at a few thousand frames.
-IMPOSSIBLE = -1e30
+from jax_mdlm.diffusion import lattice
+from jax_mdlm.diffusion.lattice import IMPOSSIBLE
 
 
 def ctc_loss(
@@ -29,18 +26,13 @@ def ctc_loss(
     label_count: jax.Array,
     *,
     collapse: Collapse,
+    through: Literal["lattice", "optax"] = "lattice",
 ) -> tuple[jax.Array, jax.Array]:
     """Negative log-probability that the frames collapse to the labels.
 
     `-log sum_{a: collapse(a) = y} prod_l p_l(a_l)` over all alignments `a` of the frames to slack
     and labels (Graves et al. 2006; arXiv 2601.22947). With `merge`, equal neighbours are one
-    label, as in speech. With `slack_only`, each label stands at exactly one frame; it is the same
-    lattice with a frame that is certainly slack behind every frame, so that nothing merges.
-
-    In float32 the value is good to 1e-6, but the gradient loses accuracy with the length, because
-    it is a difference of log-sums that grow with it. Relative L2 error against float64, 1.25
-    frames per label: an untrained model (log-probabilities near -log V) 0.03% at 512 frames and
-    1.4% at 2,048; where the model prefers the right class by 8 nats, 0.0006% and 0.03%.
+    label, as in speech. With `slack_only`, each label stands at exactly one frame.
 
     Rows that no alignment fits are read off the lattice (`nll > 1e29`): counting labels and frames
     would pass rows that observed slots make impossible.
@@ -48,14 +40,113 @@ def ctc_loss(
     Args:
       log_probs: float [B, L, 1 + U]; log-probabilities (nats) of slack, then of each label of the
         row, repeated where a label repeats. They need not sum to one; -inf counts as impossible.
-      frames: bool [B, L]; slots that are aligned. They may start anywhere.
+      frames: bool [B, L]; slots that are aligned. They may start anywhere, and are contiguous.
       labels: int [B, U]; only compared with each other.
       label_count: int [B]; labels of each row.
       collapse: The map from frames to labels.
+      through: `lattice`, ours; `optax` sums in float32 without rescaling and keeps several copies
+        of its input: a check, and a fallback.
 
     Returns:
       `nll`, float [B], in nats per row, in the dtype of `log_probs`; exactly 0 with a gradient of
       exactly 0 where no alignment fits. `feasible`, bool [B].
+    """
+    if through == "optax":
+        nll = _through_optax(log_probs, frames, labels, label_count, collapse)
+    else:
+        rows = _rows(frames, labels, label_count)
+        nll = lattice.negative_log_likelihood(log_probs, rows, _RULES[collapse])
+    feasible = nll < -0.1 * IMPOSSIBLE
+    return jnp.where(feasible, nll, 0.0), feasible
+
+
+def ctc_feasible(
+    tokens: jax.Array,
+    observed: jax.Array,
+    frames: jax.Array,
+    labels: jax.Array,
+    label_count: jax.Array,
+    classes: jax.Array,
+    *,
+    collapse: Collapse,
+) -> jax.Array:
+    """Whether any alignment fits, where observed slots are certain of their token; no scores.
+
+    By the rule of the loss: the same lattice, with 0 for what may stand at a slot. Nothing of
+    [B, L, U] is made.
+
+    Args:
+      tokens: int [B, L]; what stands at the slots.
+      observed: bool [B, L]; slots that may hold only their token.
+      frames: As in `ctc_loss`.
+      labels: As in `ctc_loss`.
+      label_count: As in `ctc_loss`.
+      classes: int [B, 1 + U]; slack's id, then the labels.
+      collapse: As in `ctc_loss`.
+
+    Returns:
+      bool [B].
+    """
+
+    def scores_at(slots: jax.Array) -> jax.Array:
+        token = jnp.take_along_axis(tokens, slots[:, None], axis=1)
+        certain = jnp.take_along_axis(observed, slots[:, None], axis=1)
+        return jnp.where(certain & (token != classes), IMPOSSIBLE, 0.0).astype(jnp.float32)
+
+    rows = _rows(frames, labels, label_count)
+    return lattice.fits(scores_at, (*tokens.shape, classes.shape[1]), rows, _RULES[collapse])
+
+
+def clamp_observed(
+    log_probs: jax.Array, tokens: jax.Array, observed: jax.Array, classes: jax.Array
+) -> jax.Array:
+    """Makes observed slots certain of their own token: the absorbing-state view of a clean slot.
+
+    Args:
+      log_probs: float [B, L, 1 + U]; as in `ctc_loss`.
+      tokens: int [B, L]; what stands at the slots.
+      observed: bool [B, L]; slots that are not masked.
+      classes: int [B, 1 + U]; slack's id, then the labels.
+
+    Returns:
+      float [B, L, 1 + U]; 0 for the observed token and `IMPOSSIBLE` for all others at observed
+      slots (no gradient), `log_probs` elsewhere.
+    """
+    certain = jnp.where(tokens[:, :, None] == classes[:, None, :], 0.0, IMPOSSIBLE)
+    return jnp.where(observed[:, :, None], certain.astype(log_probs.dtype), log_probs)
+
+
+_RULES: dict[Collapse, lattice.Rule] = {"merge": lattice.Merge, "slack_only": lattice.SlackOnly}
+
+
+def _rows(frames: jax.Array, labels: jax.Array, label_count: jax.Array) -> lattice.Rows:
+    return lattice.Rows(
+        first=jnp.argmax(frames, axis=1),
+        frames=jnp.sum(frames, axis=1),
+        labels=label_count,
+        repeats=jnp.pad(labels[:, 1:] == labels[:, :-1], ((0, 0), (2, 0))),
+    )
+
+
+def _through_optax(
+    log_probs: jax.Array,
+    frames: jax.Array,
+    labels: jax.Array,
+    label_count: jax.Array,
+    collapse: Collapse,
+) -> jax.Array:
+    """`optax.ctc_loss` on the row's own classes, slack as the blank.
+
+    Every alignment emits exactly one class per frame, so the normaliser over these classes that
+    optax's `log_softmax` subtracts is the same for all alignments and is added back:
+    `nll = ctc_loss(c) - sum_frames logsumexp(c)`. This is exact, for any scores. (A class
+    "everything else" with `log(1 - sum p)` gives the same value, but cancels at near-certain
+    frames.) `slack_only` is the same call with a frame that is certainly slack behind every frame,
+    so that nothing merges.
+
+    In float32 the gradient loses accuracy with the length, because it is a difference of log-sums
+    that grow with it: relative L2 error against float64, 1.25 frames per label, untrained model:
+    0.03% at 512 frames and 1.4% at 2,048.
     """
     exists = jnp.arange(labels.shape[1]) < label_count[:, None]  # [B, U]
     classes = jnp.pad(exists, ((0, 0), (1, 0)), constant_values=True)  # [B, 1 + U]
@@ -76,28 +167,7 @@ def ctc_loss(
             blank_id=0,
             log_epsilon=IMPOSSIBLE,
         )
-    nll = relative.astype(scores.dtype) - normaliser  # optax promotes to float64 under x64
-    feasible = nll < -0.1 * IMPOSSIBLE
-    return jnp.where(feasible, nll, 0.0), feasible
-
-
-def clamp_observed(
-    log_probs: jax.Array, tokens: jax.Array, observed: jax.Array, classes: jax.Array
-) -> jax.Array:
-    """Makes observed slots certain of their own token: the absorbing-state view of a clean slot.
-
-    Args:
-      log_probs: float [B, L, 1 + U]; as in `ctc_loss`.
-      tokens: int [B, L]; what stands at the slots.
-      observed: bool [B, L]; slots that are not masked.
-      classes: int [B, 1 + U]; slack's id, then the labels.
-
-    Returns:
-      float [B, L, 1 + U]; 0 for the observed token and `IMPOSSIBLE` for all others at observed
-      slots (no gradient), `log_probs` elsewhere.
-    """
-    certain = jnp.where(tokens[:, :, None] == classes[:, None, :], 0.0, IMPOSSIBLE)
-    return jnp.where(observed[:, :, None], certain.astype(log_probs.dtype), log_probs)
+    return relative.astype(scores.dtype) - normaliser  # optax promotes to float64 under x64
 
 
 def _class_indices(labels: jax.Array) -> jax.Array:

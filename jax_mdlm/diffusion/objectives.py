@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jax_mdlm.config import ObjectiveConfig
 from jax_mdlm.containers import Corruption, Mean, SpecialIds
-from jax_mdlm.diffusion.ctc import clamp_observed, ctc_loss
+from jax_mdlm.diffusion.ctc import clamp_observed, ctc_feasible, ctc_loss
 
 # Fixes the placement of an array by the logical names of its axes; see `sharding.Layout.constrain`.
 Constrain = Callable[..., jax.Array]
@@ -112,8 +112,7 @@ def objective(
 def count_rows(corruption: Corruption, ids: SpecialIds, config: ObjectiveConfig) -> RowCounts:
     """Counts the rows of each term without the model, for gradient accumulation.
 
-    Whether an alignment fits depends on frames, labels and observed slots only, so a lattice in
-    which every class has log-probability 0 decides it by the same rule as the loss.
+    Whether an alignment fits depends on frames, labels and observed slots only.
 
     Args:
       corruption: The whole batch, [B, L] and [B, U].
@@ -126,9 +125,15 @@ def count_rows(corruption: Corruption, ids: SpecialIds, config: ObjectiveConfig)
     ce = jnp.sum(jnp.any(corruption.response, axis=1), dtype=jnp.float32)
     if not _uses_ctc(config):
         return RowCounts(ce=ce, ctc=jnp.zeros((), jnp.float32))
-    classes = _classes(corruption, ids)
-    log_probs = jnp.zeros((*corruption.targets.shape, classes.shape[1]), jnp.float32)
-    _, feasible = _ctc(log_probs, corruption, classes, config)
+    feasible = ctc_feasible(
+        corruption.targets,
+        ~corruption.masked & (config.observed == "clamp"),
+        corruption.frames,
+        corruption.labels,
+        corruption.label_count,
+        _classes(corruption, ids),
+        collapse=config.collapse,
+    )
     ctc = jnp.sum(feasible & (corruption.label_count > 0), dtype=jnp.float32)
     return RowCounts(ce=ce, ctc=ctc)
 
@@ -267,6 +272,7 @@ def _ctc(
         corruption.labels,
         corruption.label_count,
         collapse=config.collapse,
+        through=config.ctc_through,
     )
     has_labels = corruption.label_count > 0
     return jnp.where(has_labels, nll / jnp.maximum(corruption.label_count, 1), 0.0), feasible

@@ -23,18 +23,11 @@ def _response(num_frames, confidence):
     return (logits - log_normaliser[:, None]).astype(np.float32), labels.astype(np.int32)
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "most_error", "collapse"),
-    [
-        (512, 0.003, "merge"),
-        (512, 0.003, "slack_only"),
-        (2048, 0.03, "merge"),
-        pytest.param(2048, 0.03, "slack_only", marks=pytest.mark.slow),
-    ],
-)
-def test_float32_error_is_as_stated(num_frames, most_error, collapse, capsys):
-    """The figures in the docstring of `ctc_loss`; run with -s to see them."""
-    assert not jax.config.jax_enable_x64  # under x64 optax would compute in float64
+@pytest.mark.parametrize("collapse", ["merge", "slack_only"])
+@pytest.mark.parametrize("num_frames", [512, pytest.param(4096, marks=pytest.mark.slow)])
+def test_float32_gradients_hold(num_frames, collapse, capsys):
+    """Relative L2 error against float64; run with -s to see it."""
+    assert not jax.config.jax_enable_x64  # under x64 these would be computed in float64
 
     @jax.jit
     @jax.value_and_grad
@@ -49,9 +42,8 @@ def test_float32_error_is_as_stated(num_frames, most_error, collapse, capsys):
         nll, slope = loss(log_probs, labels)
         exact_nll, exact_slope = reference.lattice(log_probs, labels, collapse)
         errors[name] = np.linalg.norm(slope - exact_slope) / np.linalg.norm(exact_slope)
-        np.testing.assert_allclose(nll, exact_nll, rtol=1e-5)
+        np.testing.assert_allclose(nll, exact_nll, rtol=1e-6)
     with capsys.disabled():
         shown = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
         print(f"\nfloat32 gradient error, {num_frames} frames, {collapse}: {shown}")
-    assert errors["untrained"] < most_error
-    assert errors["learning"] < most_error / 10
+    assert max(errors.values()) < 1e-4
