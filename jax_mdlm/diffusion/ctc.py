@@ -8,7 +8,7 @@ appears. The sum over alignments is `lattice`'s; `optax.ctc_loss` gives the same
 same classes and stays selectable.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def ctc_loss(
         nll = _through_optax(log_probs, frames, labels, label_count, collapse)
     else:
         rows = _rows(frames, labels, label_count)
-        nll = lattice.negative_log_likelihood(log_probs, rows, _RULES[collapse])
+        nll: Any = lattice.negative_log_likelihood(log_probs, rows, _RULES[collapse])
     feasible = nll < -0.1 * IMPOSSIBLE
     return jnp.where(feasible, nll, 0.0), feasible
 
@@ -94,7 +94,8 @@ def ctc_feasible(
         return jnp.where(certain & (token != classes), IMPOSSIBLE, 0.0).astype(jnp.float32)
 
     rows = _rows(frames, labels, label_count)
-    return lattice.fits(scores_at, (*tokens.shape, classes.shape[1]), rows, _RULES[collapse])
+    num_rows, length = tokens.shape
+    return lattice.fits(scores_at, (num_rows, length, classes.shape[1]), rows, _RULES[collapse])
 
 
 def clamp_observed(

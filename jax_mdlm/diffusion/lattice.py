@@ -257,7 +257,9 @@ def _forward(
         )
         alive = (k >= (t + 1 - room)[:, None]) & (k <= rows.labels[:, None])
         running = (t < rows.frames)[:, None]
-        new = tuple(Sum.where(alive, x, Sum(IMPOSSIBLE, 0.0)) for x in new)
+        new = tuple(
+            Sum(jnp.where(alive, x.value, IMPOSSIBLE), jnp.where(alive, x.rest, 0.0)) for x in new
+        )
         states = jax.tree.map(
             lambda x, fresh, old: _write(x, jnp.where(running, fresh, old), 1 + k[0]),
             states,

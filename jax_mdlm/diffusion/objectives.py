@@ -3,13 +3,9 @@
 Enters: the denoiser's last hidden states, its head, and a `Corruption`. Leaves: the loss that
 `training` differentiates, and its metrics.
 
-Logits exist only as `[B, chunk, V]`, recomputed in the backward pass: cross-entropy needs four
-numbers per slot, CTC the `1 + U` columns of the head that the row's labels name.
+Cross-entropy needs four numbers per slot (`logits`), CTC the `1 + U` columns of the head that the
+row's labels name (`lattice`).
 """
-
-import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -18,9 +14,7 @@ import jax.numpy as jnp
 from jax_mdlm.config import ObjectiveConfig
 from jax_mdlm.containers import Corruption, Mean, SpecialIds
 from jax_mdlm.diffusion.ctc import clamp_observed, ctc_feasible, ctc_loss
-
-# Fixes the placement of an array by the logical names of its axes; see `sharding.Layout.constrain`.
-Constrain = Callable[..., jax.Array]
+from jax_mdlm.diffusion.logits import Constrain, Parts, SlotLogits, slot_logits
 
 
 @flax.struct.dataclass
@@ -36,15 +30,6 @@ class RowCounts:
     ctc: jax.Array
 
 
-class _Slots(NamedTuple):
-    """What cross-entropy and the metrics need of the logits; float [B, L] each."""
-
-    log_normaliser: jax.Array  # logsumexp over the vocabulary
-    largest: jax.Array  # no gradient
-    target: jax.Array
-    slack: jax.Array  # no gradient
-
-
 def objective(
     hidden: jax.Array,
     head: jax.Array,
@@ -55,6 +40,7 @@ def objective(
     ctc_weight: jax.Array | float,
     rows: RowCounts | None = None,
     constrain: Constrain | None = None,
+    shards: tuple[int, int] = (1, 1),
 ) -> tuple[jax.Array, dict[str, Mean]]:
     """`ce + ctc_weight * ctc` (arXiv 2601.22947).
 
@@ -74,6 +60,7 @@ def objective(
         losses and gradients of the microbatches then add up to those of the batch. Default: the
         counts of these rows.
       constrain: `constrain(array, *logical_axes) -> array`; default: no constraints.
+      shards: Parts into which a mesh cuts the slots of all rows, and the vocabulary.
 
     Returns:
       The loss, float [], in nats (per slot for ce, per label for ctc), and metrics to be added over
@@ -83,7 +70,15 @@ def objective(
       `infeasible` only where CTC is computed.
     """
     fix = constrain or _unconstrained
-    slots = _slot_logits(hidden, head, corruption.targets, ids.slack, config.loss_chunk, fix)
+    cut, vocab_cut = shards
+    slots = slot_logits(
+        hidden,
+        head,
+        corruption.targets,
+        ids.slack,
+        parts=Parts.of(head.shape[1], corruption.targets.size // cut, config.loss_tile, vocab_cut),
+        constrain=fix,
+    )
     ce = _cross_entropy(slots, corruption)
     masked_frames = corruption.masked & corruption.frames
     metrics = {
@@ -163,71 +158,14 @@ def _unconstrained(x: jax.Array, *axes: str | None) -> jax.Array:
     return x
 
 
-def _slot_logits(
-    hidden: jax.Array,
-    head: jax.Array,
-    targets: jax.Array,
-    slack_id: int,
-    chunk: int,
-    constrain: Constrain,
-) -> _Slots:
-    """Reduces logits to four numbers per slot, `chunk` slots of each row at a time.
-
-    Target and largest logit come from the same product: computed apart they differ in rounding,
-    and the accuracy would count a right answer as wrong.
-    """
-    num_rows, length, embed = hidden.shape
-    num_chunks = math.ceil(length / chunk)
-    size = math.ceil(length / num_chunks)
-
-    def reduce_chunk(hidden: jax.Array, targets: jax.Array) -> _Slots:
-        hidden = constrain(hidden, "batch", "length", None)
-        # Cast here, not outside the loop: the gradient of the head is then added up over chunks
-        # in the dtype of the master weights.
-        logits = jnp.einsum(
-            "bld,dv->blv",
-            hidden,
-            head.astype(hidden.dtype),
-            preferred_element_type=jnp.promote_types(hidden.dtype, jnp.float32),
-        )
-        logits = constrain(logits, "batch", "length", "vocab")
-        largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-        log_normaliser = largest + jnp.log(jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1))
-        # A comparison that fuses into the sum: no gather from a sharded axis, no scatter back.
-        is_target = targets[..., None] == jnp.arange(logits.shape[-1])
-        target = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-        slack = jax.lax.stop_gradient(logits[..., slack_id])
-        return _Slots(log_normaliser, largest, target, slack)
-
-    # No barriers against sharing with the backward pass: a scan cannot share, and a single chunk
-    # may keep its logits, which are no larger than any chunk's.
-    reduce_chunk = jax.checkpoint(reduce_chunk, prevent_cse=False)
-    if num_chunks == 1:
-        return reduce_chunk(hidden, targets)
-
-    missing = num_chunks * size - length
-    hidden = jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, missing)))
-    # Chunk i takes the slots i, i + num_chunks, ...: with a sharded length every device then has
-    # a part of every chunk.
-    hidden = jnp.moveaxis(hidden.reshape(num_rows, size, num_chunks, embed), 2, 0)
-    targets = jnp.moveaxis(targets.reshape(num_rows, size, num_chunks), 2, 0)
-    _, slots = jax.lax.scan(lambda _, x: (None, reduce_chunk(*x)), None, (hidden, targets))
-
-    def join(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x, 0, 2).reshape(num_rows, -1)[:, :length]
-
-    return _Slots(*map(join, slots))
-
-
-def _cross_entropy(slots: _Slots, corruption: Corruption) -> jax.Array:
+def _cross_entropy(slots: SlotLogits, corruption: Corruption) -> jax.Array:
     """Weighted cross-entropy per supervised slot of each row, [B]; 0 without a response."""
     weighted = (slots.log_normaliser - slots.target) * corruption.weight[:, None]
     total = jnp.sum(jnp.where(corruption.masked, weighted, 0.0), axis=1)
     return total / jnp.maximum(jnp.sum(corruption.response, axis=1), 1)
 
 
-def _bound(slots: _Slots, corruption: Corruption) -> Mean:
+def _bound(slots: SlotLogits, corruption: Corruption) -> Mean:
     """Negative ELBO per label: `sum over masked frames of -log p(target) / p_mask` / label count.
 
     An upper bound on the negative log-likelihood of the text, in expectation over the noise (Eq. 4
@@ -252,7 +190,11 @@ def _class_log_probs(
     constrain: Constrain,
 ) -> jax.Array:
     """Log-probabilities of each row's own classes, [B, L, 1 + U], from those columns only."""
+    # Every device takes its rows of the head (D is cut) at the labels of all rows; then rows of the
+    # batch change places with rows of the head. Gathering the head instead moves V / U as much.
     columns = jnp.take(head, classes, axis=1, mode="clip").astype(hidden.dtype)  # [D, B, 1 + U]
+    columns = constrain(columns, "embed", None, None)
+    columns = constrain(columns, None, "batch", None)
     logits = jnp.einsum(
         "bld,dbu->blu", hidden, columns, preferred_element_type=log_normaliser.dtype
     )

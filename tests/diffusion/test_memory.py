@@ -1,4 +1,5 @@
 import json
+import math
 
 import jax
 import pytest
@@ -6,6 +7,7 @@ import pytest
 from jax_mdlm.benchmark import __main__ as benchmark
 from jax_mdlm.benchmark import loss
 from jax_mdlm.config import ObjectiveConfig
+from jax_mdlm.diffusion.logits import Parts
 
 
 def test_loss_needs_less_than_a_quarter_of_the_dense_form(capsys):
@@ -23,14 +25,18 @@ def test_loss_needs_less_than_a_quarter_of_the_dense_form(capsys):
 @pytest.mark.parametrize("collapse", ["merge", "slack_only"])
 def test_no_array_holds_all_logits_or_one_hot_labels(collapse):
     vocab, length, labels, batch = 1009, 64, 24, 2
-    config = ObjectiveConfig(loss_chunk=16, collapse=collapse)
+    config = ObjectiveConfig(loss_tile=2 * 64 * 64, collapse=collapse)
     functions, shapes = loss.loss_programs(vocab, length, labels, batch, 32, config)
 
     def large(name):
         text = str(jax.make_jaxpr(functions[name])(*shapes))
-        return [f"[{batch},{n},{vocab}]" in text for n in (length, labels, labels + 1, 16)]
+        return [f"[{batch},{n},{vocab}]" in text for n in (length, labels, labels + 1)]
 
-    assert large("compact") == [False, False, False, True]
+    assert large("compact") == [False, False, False]
+    parts = Parts.of(vocab, batch * length, config.loss_tile).number
+    tile = f"[{batch},{length},{math.ceil(vocab / parts)}]"
+    assert tile in str(jax.make_jaxpr(functions["compact"])(*shapes))
+    assert math.prod(json.loads(tile)) <= config.loss_tile
     if collapse == "merge":
         assert large("dense")[:2] == [True, True]
 

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from jax_mdlm.benchmark.loss import dense_loss
 from jax_mdlm.config import ObjectiveConfig
 from jax_mdlm.diffusion import corrupt, count_rows, ctc_weight_at, objective
+from jax_mdlm.diffusion.logits import Parts
 from tests.diffusion.rows import IDS, batch_of
 from tests.reference import objective as reference
 
@@ -23,16 +25,16 @@ ROWS = [
     ([7], [8]),
     ([5, 9, 6], [8, 8, 8, 8, 5, IDS.terminator]),
 ]
-MERGE = ObjectiveConfig(ctc_weight=0.7, loss_chunk=5)
+MERGE = ObjectiveConfig(ctc_weight=0.7, loss_tile=200)
 CONFIGS = {
     "merge, clamp": MERGE,
-    "merge, model": dataclasses.replace(MERGE, observed="model", loss_chunk=100),
+    "merge, model": dataclasses.replace(MERGE, observed="model", loss_tile=10**6),
     "merge, random placement": dataclasses.replace(MERGE, separate_repeats=False),
-    "slack_only, clamp": dataclasses.replace(MERGE, collapse="slack_only", loss_chunk=18),
+    "slack_only, clamp": dataclasses.replace(MERGE, collapse="slack_only", loss_tile=500),
     "slack_only, model": dataclasses.replace(
-        MERGE, collapse="slack_only", observed="model", loss_chunk=1
+        MERGE, collapse="slack_only", observed="model", loss_tile=1
     ),
-    "plain LLaDA": ObjectiveConfig(ctc_weight=0.0, slack_max=0.0, loss_chunk=9),
+    "plain LLaDA": ObjectiveConfig(ctc_weight=0.0, slack_max=0.0, loss_tile=100),
     "ce with slack": dataclasses.replace(MERGE, ctc_weight=0.0),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -186,7 +188,7 @@ def test_shares_of_slack_hits_and_padding():
 def test_a_certain_right_answer_is_counted_in_bfloat16():
     """Target and largest logit come from one product; two would differ in their last bits."""
     rng = np.random.default_rng(5)
-    config = dataclasses.replace(MERGE, loss_chunk=7)
+    config = dataclasses.replace(MERGE, loss_tile=150)
     _, _, corruption = _inputs(config)
     head = rng.normal(size=(64, VOCAB)).astype(np.float32)
     hidden = jnp.asarray(10 * head.T[corruption.targets], jnp.bfloat16)
@@ -205,13 +207,21 @@ def test_constraints_see_logical_axes():
         seen.append((x.shape, axes))
         return x
 
-    hidden, head, corruption = _inputs(MERGE)
+    config = dataclasses.replace(MERGE, loss_tile=900)
+    hidden, head, corruption = _inputs(config)
     jax.eval_shape(
-        lambda: objective(hidden, head, corruption, IDS, MERGE, ctc_weight=0.1, constrain=constrain)
+        lambda: objective(
+            hidden, head, corruption, IDS, config, ctc_weight=0.1, constrain=constrain
+        )
     )
     rows = len(ROWS)
-    assert ((rows, 5, VOCAB), ("batch", "length", "vocab")) in seen
-    assert ((rows, 5, EMBED), ("batch", "length", None)) in seen
+    parts = Parts.of(VOCAB, rows * LENGTH, config.loss_tile).number
+    assert 1 < parts < VOCAB
+    columns = math.ceil(VOCAB / parts)
+    assert ((rows, LENGTH, columns), ("batch", "length", "vocab")) in seen
+    assert ((rows, LENGTH, EMBED), ("batch", "length", None)) in seen
+    assert ((EMBED, columns), (None, "vocab")) in seen  # a part of the head is gathered
+    assert ((EMBED, rows, 1 + MOST), ("embed", None, None)) in seen  # label columns are not
     assert ((rows, LENGTH, 1 + MOST), ("batch", None, None)) in seen
     assert not any(shape == (rows, LENGTH, VOCAB) for shape, _ in seen)
 
