@@ -1,0 +1,92 @@
+"""A plan: one program on one machine, and everything that is known of it."""
+
+import dataclasses
+from typing import Any
+
+from jax_mdlm.config import Config
+from jax_mdlm.model import table
+from jax_mdlm.plan import program
+from jax_mdlm.plan.collectives import Wiring
+from jax_mdlm.plan.cost import Cost, count
+from jax_mdlm.plan.program import Argument, Memory
+from jax_mdlm.plan.roofline import Roofline, roofline
+from jax_mdlm.plan.topologies import Machine
+from jax_mdlm.training.metrics import training_flops
+
+# Left free of what a program may use: the program's own code, the runtime, fragmentation.
+HEADROOM = 0.03
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Figures are per chip and run (a step, or a generation of a batch).
+
+    Attributes:
+      machine: What it runs on.
+      config: The run.
+      mode: `train` or `sample`.
+      mesh: Size of each axis.
+      arguments: Arrays that the program takes.
+      memory: As the compiler gives it.
+      tokens: Slots of a run, over all chips.
+      cost: What it does; None where it did not fit and nothing was compiled.
+      roofline: The time that takes at best; None as `cost`.
+    """
+
+    machine: Machine
+    config: Config
+    mode: str
+    mesh: dict[str, int]
+    arguments: list[Argument]
+    memory: Memory
+    tokens: int
+    cost: Cost | None
+    roofline: Roofline | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak leaves `HEADROOM` of the HBM that a program may use."""
+        return self.memory.peak <= (1 - HEADROOM) * self.machine.chip.hbm_bytes
+
+    def part_bytes(self, part: str) -> int:
+        """Of the arguments of one part."""
+        return sum(argument.bytes for argument in self.arguments if argument.part == part)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """At best, over all chips."""
+        return None if self.roofline is None else self.tokens / self.roofline.best
+
+    @property
+    def mfu(self) -> float | None:
+        """Share of the peak that a step needs at best, as the log of a run counts it."""
+        rate = self.tokens_per_second
+        if rate is None or self.mode != "train":
+            return None
+        needed = sum(training_flops(self.config.model, self.config.data.length))
+        return rate * needed / (self.machine.chip.peak_flops * len(self.machine.devices))
+
+    @property
+    def flops_ratio(self) -> float | None:
+        """FLOPs outside attention in 6 x parameters x tokens: 1.25 under full remat."""
+        if self.cost is None or self.mode != "train":
+            return None
+        done = (self.cost.flops - self.cost.attention_flops) * len(self.machine.devices)
+        return done / (6 * table.num_parameters(self.config.model) * self.tokens)
+
+
+def make_plan(config: Config, machine: Machine, mode: str) -> Plan:
+    """Lowers, compiles and counts.
+
+    Raises:
+      ConfigError: config and machine do not go together.
+    """
+    lower = {"train": program.train_step, "sample": program.sampler}[mode]
+    job = lower(config, machine.devices)
+    memory = program.compile_job(job)
+    cost = bound = None
+    if memory.text:
+        cost = count(memory.text, job.turns)
+        bound = roofline(cost, Wiring(machine, job.layout.mesh))
+    mesh: dict[str, Any] = dict(job.layout.mesh.shape)
+    return Plan(machine, config, mode, mesh, job.arguments, memory, job.tokens, cost, bound)

@@ -1,0 +1,240 @@
+"""The command on a tiny network, CPU devices in the place of a slice."""
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from jax_mdlm import command
+from jax_mdlm.config import ConfigError, to_json
+from jax_mdlm.plan import arguments, program, report, topologies
+from jax_mdlm.plan.plan import Plan, make_plan
+from jax_mdlm.plan.topologies import Machine, describe
+from tests.plan.conftest import cpu_machine, tiny_config
+
+KEYS = {
+    "topology",
+    "peak_hbm_bytes",
+    "fits",
+    "hbm_bytes",
+    "parameters_bytes",
+    "optimizer_bytes",
+    "activations_bytes",
+    "flops",
+    "hbm_traffic_bytes",
+    "collective_bytes",
+    "seconds",
+    "bound",
+    "tokens_per_second",
+    "mfu",
+    "mesh",
+    "microbatches",
+    "remat",
+}
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    file = tmp_path / "tiny.py"
+    file.write_text(
+        "from jax_mdlm.config import from_json\n\n"
+        f"TEXT = {to_json(tiny_config())!r}\n\n"
+        "def get_config(preset=''):\n"
+        "    return from_json(TEXT, 'tiny')\n"
+    )
+    return str(file)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config_file: str):
+    """Runs the command as a shell would: (exit code, stdout, stderr)."""
+
+    def cpus(name: str, slices: int = 1) -> Machine:
+        machine = cpu_machine(int(name.rpartition("x")[2]) * slices)
+        return dataclasses.replace(machine, name=name, slices=slices)
+
+    monkeypatch.setattr(arguments, "describe", cpus)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["plan", "--config", config_file, *words])
+        code = 0
+        try:
+            command.run(arguments.main)
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_json_has_a_line_per_topology(run) -> None:
+    code, out, err = run("--topology", "v5e:1x8", "v5e:1x4", "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert [record["topology"] for record in records] == ["v5e:1x8", "v5e:1x4"]
+    for record, chips in zip(records, (8, 4), strict=True):
+        assert record.keys() >= KEYS
+        assert record["mesh"] == {"data": 1, "fsdp": chips, "tensor": 1, "context": 1}
+        assert record["fits"]
+        assert record["not_counted"] == []
+        # float32 parameters; both moments, the step counts of optax beside them.
+        assert record["parameters_bytes"] == 4 * parameters() // chips
+        moments = record["optimizer_bytes"] - 2 * record["parameters_bytes"]
+        assert 0 <= moments <= 16
+        assert record["batch_bytes"] == 16 * (32 * (4 + 1 + 1) + 8 * 4 + 4) // chips
+        held = sum(record[f"{part}_bytes"] for part in ("parameters", "optimizer", "batch"))
+        assert record["peak_hbm_bytes"] == pytest.approx(held + record["activations_bytes"], abs=64)
+        assert record["seconds"].keys() == {"compute", "hbm", "ici", "dcn"}
+        longest = max(record["seconds"].values())
+        assert record["best_seconds"] == record["seconds"][record["bound"]] == longest
+        assert record["tokens_per_second"] == pytest.approx(16 * 32 / longest)
+        assert sum(record["collective_bytes"].values()) > 0
+
+
+def parameters() -> int:
+    return 2 * 32 * 16 + 16 + 2 * (4 * 16 * 32 + 3 * 16 * 32 + 2 * 16)
+
+
+def test_the_page_and_the_comparison(run) -> None:
+    code, out, _ = run("--topology", "v5e:1x8", "v5e:1x4")
+    assert code == 0
+    assert "tiny on v5e:1x8: 8 chips, mesh fsdp=8, batch 16 x 32 slots" in out
+    assert re.search(r"^    wte +float32 \[32, 16\] -> \[32, 2\] +0\.000$", out, re.M)
+    assert re.search(r"^  peak, of 16\.91 usable, 3% kept free: fits +0\.\d{3}$", out, re.M)
+    assert len(re.findall("<- the bound$", out, re.M)) == 2
+    assert re.search(r"^  bytes taken in by all-gather \(fsdp\) ", out, re.M)
+    lines = out.splitlines()[-3:]
+    assert lines[0].split()[:3] == ["topology", "mesh", "parts"]
+    assert [line.split()[0] for line in lines[1:]] == ["v5e:1x8", "v5e:1x4"]
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_the_sampler_is_planned_by_its_most_calls(run) -> None:
+    code, out, _ = run("--topology", "v5e:1x2", "--sample", "--json", "--config.mesh.fsdp=2")
+    record = json.loads(out)
+    assert (code, record["mode"], record["mfu"]) == (0, "sample", None)
+    assert record["tokens"] == 8 * 16
+    assert record["not_counted"] == []
+    # 16 calls of 4 rows a chip: a layer on 64 slots, the last one for keys and values, all
+    # else of it and the head on the 8 of the block.
+    keys_values, others = 2 * 16 * 32, 2 * 16 * 32 + 3 * 16 * 32
+    call = 64 * (keys_values + others) + 64 * keys_values + 8 * others + 8 * 16 * 32
+    assert record["flops"] - record["attention_flops"] == 16 * 4 * 2 * call
+
+
+def test_what_does_not_fit_exits_with_3(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. "
+        "Used 21.50G of 15.75G hbm. Exceeded hbm capacity by 5.75G."
+    )
+
+    def refuse() -> None:
+        raise error
+
+    def lower(config, devices) -> program.Job:
+        job = real(config, devices)
+        return program.Job(SimpleNamespace(compile=refuse), job.layout, job.arguments, job.tokens)
+
+    real = program.train_step
+    monkeypatch.setattr(program, "train_step", lower)
+    code, out, err = run("--topology", "v5e:1x8", "--json")
+    record = json.loads(out)
+    assert (code, err, record["fits"], record["flops"]) == (3, "", False, None)
+    assert record["peak_hbm_bytes"] == round(21.5 * 2**30)
+    code, out, err = run("--topology", "v5e:1x8")
+    assert (code, err) == (3, "")
+    assert "DOES NOT FIT" in out
+    assert "23.085" in out
+
+    error = jax.errors.JaxRuntimeError("INTERNAL: no such shape\nstack")
+    code, out, err = run("--topology", "v5e:1x8")
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: the TPU compiler refuses this program: INTERNAL: no such shape; "
+        "try another mesh or shape\n"
+    )
+
+
+def test_headroom_decides() -> None:
+    plan = make_plan(tiny_config(), cpu_machine(), "train")
+    peak = plan.memory.peak
+
+    def on(hbm_bytes: float) -> Plan:
+        chip = dataclasses.replace(plan.machine.chip, hbm_bytes=hbm_bytes)
+        return dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, chip=chip))
+
+    assert on(peak / 0.969).fits
+    assert not on(peak / 0.971).fits
+    assert report.record(on(peak))["fits"] is False
+
+
+def test_slices_go_to_the_data_axis(run) -> None:
+    _, out, _ = run("--topology", "v5e:1x4", "--slices", "2", "--json")
+    record = json.loads(out)
+    assert (record["topology"], record["slices"], record["chips"]) == ("v5e:1x4", 2, 8)
+    assert record["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}
+    _, out, _ = run("--topology", "v5e:1x4", "--slices", "2")
+    assert "tiny on v5e:1x4 x 2: 8 chips, mesh data=2 fsdp=4" in out
+    _, out, _ = run("--topology", "v5e:1x4", "--slices", "2", "--json", "--config.mesh.data=4")
+    assert json.loads(out)["mesh"]["data"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.model.vocab_size=0"], "set --config.model.vocab_size"),
+        (["--config.train.microbatches=4"], "must be a multiple of the mesh's 8 batch shards"),
+        (["--config.mesh.fsdp=3"], "must have as many places as there are devices, 8"),
+        (["--config.data.tokenizer.mask_id=99"], "must be above the id of mask, 99, got 32"),
+        (["--sample", "--config.sample.length=64"], "must leave room for a prompt"),
+        (["--sample", "--search"], "--search looks for a training step's choices"),
+        (["--slices", "0"], "--slices must be at least 1, got 0"),
+        (["--search", "--tries", "0"], "--tries must be at least 1, got 0"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(run, words: list[str], message: str) -> None:
+    code, out, err = run("--topology", "v5e:1x8", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_search_prints_flags_that_work(run) -> None:
+    code, out, _ = run("--topology", "v5e:1x4", "--search", "--tries", "2")
+    assert code == 0
+    flags = re.search(r"^flags of the first: (.*)$", out, re.M)
+    assert flags
+    code, best, _ = run("--topology", "v5e:1x4", "--json", *flags[1].split())
+    code, searched, _ = run("--topology", "v5e:1x4", "--search", "--tries", "2", "--json")
+    record = json.loads(searched)
+    assert record["flags"] == flags[1] == record["tried"][0]["flags"]
+    assert len(record["tried"]) == 2
+    for key in ("mesh", "microbatches", "remat", "peak_hbm_bytes", "flops"):
+        assert json.loads(best)[key] == record[key]
+
+
+def test_unknown_topologies_and_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        ConfigError, match=r"one of v4:2x2x1, .* v6e:16x16 or like them, got 'h100'"
+    ):
+        describe("h100")
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"is in libtpu and needs no TPU; pip install 'jax\[tpu\]'"
+    ):
+        describe("v5e:4x4")
+
+
+def test_shipped_ids_and_those_of_a_trained_vocabulary() -> None:
+    published = command.parse_config("llada_ctc", [])
+    assert program.special_ids(published).mask == 126336
+    trained = program.special_ids(tiny_config())
+    assert (trained.eos, trained.pad, trained.mask, trained.slack) == (1, 1, 5, 6)
+    chosen = command.parse_config("llada_ctc", ["--config.data.tokenizer.slack_id=7"])
+    assert program.special_ids(chosen).slack == 7
