@@ -7,10 +7,11 @@ from etils import epath
 
 from jax_mdlm.config import Config, DataConfig
 from jax_mdlm.data import rows as sources
+from jax_mdlm.data.order import Order, make_order
 from jax_mdlm.data.pipeline import TrainBatches, train_batches
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
-from jax_mdlm.sharding import barrier
+from jax_mdlm.sharding import Share, barrier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +28,20 @@ class Corpus:
     train: Table
     validation: Table
 
-    def batches(self, config: Config, start_step: int) -> TrainBatches:
-        """This process's part of the training batches, from a step on."""
+    def batches(self, config: Config, start_step: int, share: Share) -> TrainBatches:
+        """This process's share of the training batches, from a step on."""
         return train_batches(
             self.train,
             config.data,
             batch_size=config.train.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            objective=config.objective,
+            share=share,
             start_step=start_step,
         )
+
+    def order(self, config: Config) -> Order:
+        """Which training rows each step owns."""
+        return make_order(self.train, config.data, config.objective, config.train.batch_size)
 
 
 def load_corpus(config: Config, workdir: epath.Path) -> Corpus:

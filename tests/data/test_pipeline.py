@@ -11,16 +11,12 @@ from scipy.stats import chisquare
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.containers import Batch
 from jax_mdlm.data import draws
-from jax_mdlm.data.pipeline import (
-    assemble,
-    choose_pairs,
-    end_paddings,
-    evaluation_batches,
-    random_lengths,
-    train_batches,
-)
+from jax_mdlm.data.assemble import assemble
+from jax_mdlm.data.choices import choose_pairs, end_paddings, random_lengths
+from jax_mdlm.data.pipeline import evaluation_batches, train_batches
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.sharding import Share
 from tests.data.conftest import dialogue, example, plain_config
 
 ROWS = 30
@@ -72,8 +68,7 @@ def test_batches_do_not_depend_on_the_processes(
                 table,
                 config,
                 batch_size=8,
-                process_index=index,
-                process_count=processes,
+                share=Share((index,), processes),
                 start_step=start,
             ),
             6,
@@ -189,8 +184,7 @@ def test_evaluation_takes_the_rows_in_order(
                 config,
                 batch_size=8,
                 limit=limit,
-                process_index=index,
-                process_count=processes,
+                share=Share((index,), processes),
             )
         )
         for index in range(processes)
@@ -211,12 +205,20 @@ def test_evaluation_takes_the_rows_in_order(
         np.testing.assert_array_equal(whole[name][:count], value)
 
 
-def test_processes_must_share_a_batch_evenly(table: Table, config: DataConfig) -> None:
-    message = r"train\.batch_size must be divisible by the 3 processes, got 8"
+def test_shares_need_not_be_neighbours(table: Table, config: DataConfig) -> None:
+    """Parts 0 and 2 of 4, as on a host whose chips are a square of the mesh."""
+    (whole,) = take(train_batches(table, config, batch_size=8), 1)
+    (own,) = take(train_batches(table, config, batch_size=8, share=Share((0, 2), 4)), 1)
+    for name, value in vars(whole).items():
+        np.testing.assert_array_equal(getattr(own, name), value[[0, 1, 4, 5]])
+
+
+def test_a_batch_must_be_shared_evenly(table: Table, config: DataConfig) -> None:
+    message = r"a batch must be divisible by the mesh's 3 batch shards, got 8 rows; change train\."
     with pytest.raises(ConfigError, match=message):
-        train_batches(table, config, batch_size=8, process_count=3)
+        train_batches(table, config, batch_size=8, share=Share((0,), 3))
     with pytest.raises(ConfigError, match=message):
-        next(evaluation_batches(table, config, batch_size=8, process_count=3))
+        next(evaluation_batches(table, config, batch_size=8, share=Share((0,), 3)))
 
 
 def test_drawn_end_padding_is_uniform_and_depends_on_row_and_epoch_only() -> None:

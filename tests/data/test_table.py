@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.containers import Batch
+from jax_mdlm.data.assemble import assemble
 from jax_mdlm.data.chat import answers, make_template, render_example
 from jax_mdlm.data.examples import Example, Message, pair
-from jax_mdlm.data.pipeline import assemble, evaluation_batches
+from jax_mdlm.data.pipeline import evaluation_batches
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer

@@ -1,0 +1,409 @@
+"""Length buckets: the plan against a plain loop, and rows that a bucket leaves as they are."""
+
+import contextlib
+import dataclasses
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jax_mdlm import command
+from jax_mdlm.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    TrainConfig,
+    validate,
+)
+from jax_mdlm.containers import Batch
+from jax_mdlm.data import buckets, draws
+from jax_mdlm.data.assemble import assemble
+from jax_mdlm.data.choices import Choice, choose
+from jax_mdlm.data.examples import Message, pair
+from jax_mdlm.data.order import BucketOrder, PlainOrder, make_order, pack
+from jax_mdlm.data.pipeline import train_batches
+from jax_mdlm.data.table import Table, make_table
+from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.diffusion.slack import insert_slack
+from jax_mdlm.sharding import Share
+from tests.data.conftest import plain_config
+
+ROWS = 150
+BATCH = 4  # on the full canvas; 8 and 16 on the others
+
+
+@pytest.fixture(scope="module")
+def config() -> DataConfig:
+    return plain_config(
+        length=64,
+        buckets=(16, 32, 64),
+        max_labels=48,
+        end_padding=5,
+        draw_end_padding=True,
+        seed=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def table(symbols: Tokenizer, make_rows, config: DataConfig) -> Table:
+    """Lengths of all buckets, many repeats; every fifth row has a short and a long answer."""
+    rng = np.random.default_rng(0)
+
+    def text(longest: int) -> str:
+        size = min(1 + int(rng.exponential(longest)), 40)
+        return "".join(rng.choice(list("ab"), size, p=[0.8, 0.2]))
+
+    rows = []
+    for i in range(ROWS):
+        if i % 5:
+            rows.append(pair(text(4), text(6)))
+        else:
+            turns = [text(2), text(2), text(2), text(20)]
+            roles = ["user", "assistant"] * 2
+            rows.append(tuple(map(Message, roles, turns)))
+    return make_table(make_rows(rows), config, symbols)
+
+
+def loop(bucket: list[int], sizes: list[int]) -> tuple[list[tuple[int, list[int]]], list[int]]:
+    """`pack`, row by row."""
+    queues: list[list[int]] = [[] for _ in sizes]
+    batches = []
+    for row, kind in enumerate(bucket):
+        queues[kind].append(row)
+        if len(queues[kind]) == sizes[kind]:
+            batches.append((kind, queues[kind]))
+            queues[kind] = []
+    for kind, size in enumerate(sizes):
+        queue = sorted(queues[kind] + (queues[kind - 1] if kind else []))
+        while len(queue) >= size:
+            batches.append((kind, queue[:size]))
+            queue = queue[size:]
+        queues[kind] = queue
+    return batches, queues[-1]
+
+
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=4).flatmap(
+        lambda sizes: st.tuples(
+            st.just(sizes), st.lists(st.integers(0, len(sizes) - 1), max_size=60)
+        )
+    )
+)
+def test_an_epoch_is_packed_as_a_loop_would(case: tuple[list[int], list[int]]) -> None:
+    sizes, bucket = case
+    packed = pack(np.array(bucket, int), sizes)
+    batches = [packed.batch(i) for i in range(len(packed.kind))]
+    expected, left = loop(bucket, sizes)
+    assert [(kind, rows.tolist()) for kind, rows in batches] == expected
+    assert packed.left.tolist() == left
+
+
+def walk(table: Table, config: DataConfig, objective: ObjectiveConfig, epochs: int):
+    """Steps of some epochs: the whole plan as one loop over rows, lengths read off full batches."""
+    sizes = [BATCH * config.length // length for length in config.buckets]
+    left: list[tuple[int, int]] = []
+    steps = []
+    for epoch in range(epochs):
+        order = draws.permutation(config.seed, epoch, len(table))
+        stream = left + [(epoch, int(row)) for row in order]
+        kinds = []
+        for number, row in stream:
+            choice = choose(table, config, np.array([number]), np.array([row]))
+            needed = slots_of(table, config, objective, choice)
+            kinds.append(next((k for k, n in enumerate(config.buckets) if n >= needed), -1))
+        kinds = [kind % len(sizes) for kind in kinds]
+        batches, rest = loop(kinds, sizes)
+        steps += [(kind, [stream[at] for at in rows]) for kind, rows in batches]
+        left = [stream[at] for at in rest]
+    return steps
+
+
+def slots_of(table: Table, config: DataConfig, objective: ObjectiveConfig, choice: Choice) -> int:
+    """Slots of one row with the most slack, counted on a canvas that cuts nothing."""
+    wide = dataclasses.replace(config, length=4 * config.length)
+    batch = assemble(table, choice.pairs, wide, choice.lengths, choice.end_padding)
+    count = int(batch.label_count[0])
+    labels = batch.labels[0][:count].tolist()
+    slack = 0
+    if objective.slack_max > 0:
+        slack = int(objective.slack_max * count) + 1
+        if objective.separate_repeats and objective.collapse == "merge":
+            slack = max(slack, sum(a == b for a, b in itertools.pairwise(labels)))
+    return int(batch.valid[0].sum()) + slack
+
+
+OBJECTIVES = [
+    ObjectiveConfig(slack_max=0.5),
+    ObjectiveConfig(slack_max=0.3, separate_repeats=False),
+    ObjectiveConfig(slack_max=0.5, collapse="slack_only"),
+    ObjectiveConfig(slack_max=0.0),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["merge", "random", "slack_only", "ce"])
+def test_the_order_is_that_of_a_loop_over_rows(
+    table: Table, config: DataConfig, objective: ObjectiveConfig
+) -> None:
+    order = make_order(table, config, objective, BATCH)
+    steps = walk(table, config, objective, 4)
+    assert {kind for kind, _ in steps} == {0, 1, 2}
+    for step, (kind, rows) in enumerate(steps):
+        owned = order.at(step)
+        assert owned.canvas == order.canvases[kind]
+        assert list(zip(owned.epochs.tolist(), owned.rows.tolist(), strict=True)) == rows
+
+
+def test_every_row_once_per_epoch(table: Table, config: DataConfig) -> None:
+    order = make_order(table, config, OBJECTIVES[0], BATCH)
+    seen: Counter[tuple[int, int]] = Counter()
+    for step in range(order.num_steps(5)):
+        owned = order.at(step)
+        seen.update(zip(owned.epochs.tolist(), owned.rows.tolist(), strict=True))
+    assert set(seen.values()) == {1}
+    per_epoch = Counter(epoch for epoch, _ in seen)
+    assert [per_epoch[epoch] for epoch in range(4)] == [ROWS] * 4, "late by one epoch at most"
+
+
+def test_a_rare_length_waits_for_the_end_of_its_epoch_only(
+    symbols: Tokenizer, make_rows, config: DataConfig
+) -> None:
+    rows = [pair("a", "b")] * 47 + [pair("a" * 40, "b")]
+    table = make_table(make_rows(rows), config, symbols)
+    order = make_order(table, config, OBJECTIVES[0], BATCH)
+    lengths = []
+    for step in range(order.num_steps(3)):
+        canvas, _, numbers = order.at(step)
+        lengths += [canvas.length for row in numbers if row == 47]
+    assert lengths == [64, 64, 64]
+
+
+def test_without_buckets_steps_are_slices_of_the_permutations(
+    table: Table, config: DataConfig
+) -> None:
+    plain = make_order(table, dataclasses.replace(config, buckets=()), OBJECTIVES[0], 8)
+    single = make_order(table, dataclasses.replace(config, buckets=(64,)), OBJECTIVES[0], 8)
+    assert isinstance(plain, PlainOrder)
+    assert isinstance(single, BucketOrder)
+    stream = [
+        (epoch, int(row))
+        for epoch in range(4)
+        for row in draws.permutation(config.seed, epoch, ROWS)
+    ]
+    for order in (plain, single):
+        assert order.mean_rows == 8
+        for step in (0, 1, 18, 19, 60, 2):
+            canvas, epochs, rows = order.at(step)
+            assert (canvas.rows, canvas.length, canvas.labels) == (8, 64, 48)
+            found = list(zip(epochs.tolist(), rows.tolist(), strict=True))
+            assert found == stream[8 * step : 8 * step + 8]
+        for epochs in (0.3, 1, 2.5, 40):
+            assert order.num_steps(epochs) == -(-int(epochs * ROWS) // 8)
+
+
+def test_epochs_are_steps_whose_rows_add_up(table: Table, config: DataConfig) -> None:
+    order = make_order(table, config, OBJECTIVES[0], BATCH)
+    rows = np.cumsum([order.at(step).canvas.rows for step in range(80)])
+    for epochs in (0.01, 0.5, 1, 2, 3.7):
+        steps = order.num_steps(epochs)
+        assert rows[steps - 1] >= epochs * ROWS
+        assert steps == 1 or rows[steps - 2] < epochs * ROWS
+    few = make_order(table, config, OBJECTIVES[0], 512)  # more rows than an epoch has
+    assert few.num_steps(1) == 1
+    assert few.at(0).canvas.rows == 512
+
+
+def test_the_mean_step_weighs_one(table: Table, config: DataConfig) -> None:
+    """The mean over the steps of an epoch of (rows / mean rows)."""
+    order = make_order(table, config, OBJECTIVES[0], BATCH)
+    first = [kind for kind, _ in walk(table, config, OBJECTIVES[0], 1)]
+    weights = [order.canvases[kind].rows / order.mean_rows for kind in first]
+    assert np.mean(weights) == pytest.approx(1.0)
+    assert len(set(weights)) == 3
+
+
+def take(table: Table, config: DataConfig, count: int, **settings) -> list[Batch]:
+    settings = {"objective": OBJECTIVES[0], "batch_size": BATCH, **settings}
+    with contextlib.closing(train_batches(table, config, **settings)) as batches:
+        return list(itertools.islice(batches, count))
+
+
+@pytest.mark.parametrize("start", [0, 7, 23])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_resumed_and_shared_batches_are_those_of_one_run(
+    table: Table, config: DataConfig, start: int, processes: int
+) -> None:
+    whole = take(table, config, start + 20)[start:]
+    parts = [
+        take(table, config, 20, share=Share((index,), processes), start_step=start)
+        for index in range(processes)
+    ]
+    for step, expected in enumerate(whole):
+        for name, value in vars(expected).items():
+            found = np.concatenate([getattr(part[step], name) for part in parts])
+            np.testing.assert_array_equal(found, value)
+    assert len({batch.tokens.shape for batch in whole}) == 3
+
+
+def test_a_step_may_be_asked_for_twice(table: Table, config: DataConfig) -> None:
+    order = make_order(table, config, OBJECTIVES[0], BATCH)
+    first = [order.at(step) for step in range(60)]
+    for step in (59, 3, 40, 0, 20):
+        np.testing.assert_array_equal(order.at(step).rows, first[step].rows)
+
+
+def test_batches_have_the_same_number_of_slots(table: Table, config: DataConfig) -> None:
+    shapes = {batch.tokens.shape: batch.labels.shape for batch in take(table, config, 30)}
+    # 16 / 1.5 and 32 / 1.5 labels have room for their slack; the full canvas keeps max_labels
+    assert shapes == {(16, 16): (16, 10), (8, 32): (8, 21), (4, 64): (4, 48)}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["merge", "random", "slack_only", "ce"])
+def test_a_bucket_changes_nothing_about_a_row(
+    table: Table, config: DataConfig, symbols: Tokenizer, objective: ObjectiveConfig
+) -> None:
+    """The same draw of slack on both canvases: frames, padding and separators are the same."""
+    separates = objective.separate_repeats and objective.collapse == "merge"
+    draw = jax.jit(
+        lambda key, batch: insert_slack(
+            key,
+            batch,
+            symbols.ids,
+            slack_max=objective.slack_max,
+            separate_repeats=separates,
+        )
+    )
+    order = make_order(table, config, objective, BATCH)
+    short = [owned for owned in map(order.at, range(30)) if owned.canvas.length < config.length]
+    most = 0
+    for number, (canvas, epochs, rows) in enumerate(short):
+        pairs, lengths, padding = choose(table, config, epochs, rows)
+        small = dataclasses.replace(config, length=canvas.length, max_labels=canvas.labels)
+        batch = assemble(table, pairs, small, lengths, padding)
+        full = assemble(table, pairs, config, lengths, padding)
+        np.testing.assert_array_equal(batch.tokens, full.tokens[:, : canvas.length])
+        np.testing.assert_array_equal(batch.labels, full.labels[:, : canvas.labels])
+        np.testing.assert_array_equal(batch.label_count, full.label_count)
+        np.testing.assert_array_equal(batch.valid.sum(1), full.valid.sum(1))
+        for draws_of_slack in range(8):
+            key = jax.random.fold_in(jax.random.key(number), draws_of_slack)
+            here, there = draw(key, batch), draw(key, full)
+            for name in ("frames", "response", "valid"):
+                np.testing.assert_array_equal(
+                    getattr(here, name).sum(1), getattr(there, name).sum(1)
+                )
+            if separates and objective.slack_max > 0:
+                assert not touching(here, symbols.ids.slack).any()
+            most = max(most, int(here.valid.sum(1).max() - canvas.length))
+    assert most == 0, "some row fills its canvas"
+
+
+def touching(augmented, slack_id: int) -> np.ndarray:
+    """Rows in which two equal labels stand side by side; bool [B]."""
+    tokens, frames = np.asarray(augmented.tokens), np.asarray(augmented.frames)
+    pairs = frames[:, 1:] & frames[:, :-1] & (tokens[:, 1:] == tokens[:, :-1])
+    return (pairs & (tokens[:, 1:] != slack_id)).any(axis=1)
+
+
+def test_terminators_that_repeat_the_last_label_are_counted(
+    table: Table, config: DataConfig
+) -> None:
+    """A text may end with the token that closes it."""
+    closing = table.tokens[table.response[0, 1] - 1]
+    tokens = table.tokens.copy()
+    tokens[2] = closing  # the terminator
+    changed = dataclasses.replace(table, tokens=tokens)
+    before = buckets.count_separators(table, OBJECTIVES[0])
+    after = buckets.count_separators(changed, OBJECTIVES[0])
+    last = table.tokens[table.response[:, 1] - 1]
+    np.testing.assert_array_equal(after - before, (last == closing) & table.terminated)
+
+
+def test_short_rows_of_pretraining_take_short_canvases(symbols: Tokenizer, make_rows) -> None:
+    config = plain_config(
+        pretraining=True,
+        length=48,
+        buckets=(12, 24, 48),
+        max_labels=48,
+        random_length_share=0.5,
+        seed=1,
+    )
+    text = (Message("text", "ab" * 3200),)
+    table = make_table(make_rows([text]), config, symbols, slack_max=0.5)
+    batches = take(table, config, 40)
+    assert {batch.tokens.shape[1] for batch in batches} == {12, 24, 48}
+    order = make_order(table, config, OBJECTIVES[0], BATCH)
+    steps = walk(table, config, OBJECTIVES[0], 2)
+    for step, (kind, rows) in enumerate(steps):
+        owned = order.at(step)
+        assert (owned.canvas, owned.rows.tolist()) == (
+            order.canvases[kind],
+            [row for _, row in rows],
+        )
+
+
+def bucket_config(**data) -> Config:
+    values = {"length": 4096, "buckets": (512, 1024, 4096), **data}
+    return Config(
+        model=ModelConfig(), data=DataConfig(**values), train=TrainConfig(microbatches=16)
+    )
+
+
+def test_buckets_that_work() -> None:
+    for found in ((512, 1024, 4096), (4096,), ()):
+        assert validate(bucket_config(buckets=found)).data.buckets == found
+    # 256 rows of 4,096 slots are 1,024 of 1,024 slots, 341.33 of 3,072
+    assert validate(bucket_config(buckets=(2048, 4096), length=4096))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"buckets": (512, 1024)}, r"must ascend to data.length=4096, got 512,1024; e\.g\. 1024,"),
+        ({"buckets": (1024, 512, 4096)}, "must ascend to data.length=4096, got 1024,512,4096"),
+        ({"buckets": (512, 512, 4096)}, "must ascend to data.length=4096, got 512,512,4096"),
+        (
+            {"buckets": (64, 4096)},
+            r"must be longer than data.prompt_slots \+ data.end_padding=64, which a bucket holds "
+            "whole, got 64; leave out short buckets",
+        ),
+        ({"buckets": (-5, 4096), "end_padding": 0}, "must be longer than .*=0, .* got -5"),
+        (
+            {"buckets": (3072, 4096)},
+            r"a batch of data.buckets=3072 must have train.batch_size \* data.length / 3072 rows, "
+            "a multiple of train.microbatches=16, got 341.333; take buckets that divide 4096",
+        ),
+    ],
+)
+def test_buckets_that_do_not(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(bucket_config(**changes))
+
+
+def test_the_flags_that_llada_ctc_names() -> None:
+    """At most LLaDA's 256 rows an update; every part divides over 16 chips."""
+    flags = [
+        "--config.data.buckets=512,1024,2048,4096",
+        "--config.train.batch_size=32",
+        "--config.train.microbatches=2",
+    ]
+    text = (Path(__file__).parents[2] / "configs" / "llada_ctc.py").read_text()
+    assert all(flag in text for flag in flags)
+    config = command.parse_config("llada_ctc", flags)
+    shapes = buckets.canvases(config.data, config.objective, config.train.batch_size)
+    assert [dataclasses.astuple(canvas) for canvas in shapes] == [
+        (256, 512, 341),
+        (128, 1024, 682),
+        (64, 2048, 1365),
+        (32, 4096, 2048),
+    ]
+    assert all(canvas.rows // config.train.microbatches % 16 == 0 for canvas in shapes)
+    assert command.parse_config("llada_ctc", ["--config.data.buckets="]).data.buckets == ()
+    with pytest.raises(ConfigError, match=r"--config.data.buckets must be of type .*, got '8,x'"):
+        command.parse_config("llada_ctc", ["--config.data.buckets=8,x"])
