@@ -1,5 +1,6 @@
 """Checkpoints to and from PyTorch."""
 
+from jax_mdlm.conversion.adapters import export_adapter
 from jax_mdlm.conversion.exporting import export_weights
 from jax_mdlm.conversion.importing import import_weights
 from jax_mdlm.conversion.inspecting import inspect
@@ -11,6 +12,7 @@ from jax_mdlm.conversion.source import is_published, open_source
 __all__ = [
     "Meter",
     "Origin",
+    "export_adapter",
     "export_weights",
     "import_weights",
     "inspect",

@@ -16,6 +16,7 @@ from etils import epath
 from jax_mdlm.config import Config
 from jax_mdlm.conversion import boxes, published, shards
 from jax_mdlm.conversion.boxes import Box
+from jax_mdlm.conversion.merging import stored_params
 from jax_mdlm.conversion.reading import Meter
 from jax_mdlm.conversion.shards import Shard
 from jax_mdlm.conversion.source import CONFIG, INDEX, copy_files, kept_files, to_json
@@ -27,7 +28,7 @@ from jax_mdlm.storage import CheckpointError, StoredArray, reaching, run_pieces
 from jax_mdlm.workdir import choose_step, load_config, open_existing, source_folder
 
 SHARD_BYTES = 5_000_000_000  # Hugging Face's default
-_KINDS = {"bfloat16": "BF16", "float32": "F32"}
+KINDS = {"bfloat16": "BF16", "float32": "F32"}
 _Write = Callable[[int, np.ndarray], None]
 
 
@@ -57,7 +58,8 @@ def export_weights(
 ) -> Exported:
     """Writes a Hugging Face folder that PyTorch users load as they load the published one.
 
-    With several processes each writes its shards; all must see the target.
+    The adapters of a LoRA run are merged. With several processes each writes its shards; all must
+    see the target.
 
     Args:
       workdir: Of a training run or an import.
@@ -75,7 +77,7 @@ def export_weights(
         checkpoints = open_existing(workdir)
     try:
         step = choose_step(checkpoints, step)
-        arrays = _arrays(checkpoints.arrays(step), config)
+        arrays = _arrays(stored_params(workdir, checkpoints, step), config)
         plan = _plan(config, dtype, shard_bytes)
         with new_folder(target, workdir, sum(shard.size for shard in plan)) as folder:
             _write_shards(plan, arrays, config, dtype, folder, meter)
@@ -86,7 +88,7 @@ def export_weights(
         checkpoints.close()
     scalars = table.num_parameters(config.model)
     return Exported(
-        step, tuple(shard.file for shard in plan), scalars * shards.DTYPES[_KINDS[dtype]].itemsize
+        step, tuple(shard.file for shard in plan), scalars * shards.DTYPES[KINDS[dtype]].itemsize
     )
 
 
@@ -116,7 +118,7 @@ def _plan(config: Config, dtype: str, shard_bytes: int) -> list[Shard]:
     for layer in range(config.model.layers):
         order += [(names[row][layer], shapes[row]) for row in stacked]
     order += [(names[row][0], shapes[row]) for row in top[1:]]
-    return shards.plan_shards(order, _KINDS[dtype], shard_bytes)
+    return shards.plan_shards(order, KINDS[dtype], shard_bytes)
 
 
 def _write_shards(
@@ -220,7 +222,7 @@ def _write_files(
     write_tokenizer(config, workdir, ids, folder)
     if len(plan) > 1:
         scalars = table.num_parameters(config.model)
-        itemsize = shards.DTYPES[_KINDS[dtype]].itemsize
+        itemsize = shards.DTYPES[KINDS[dtype]].itemsize
         (folder / INDEX).write_text(shards.index_of(plan, itemsize, scalars))
     settings = published.settings_of(config.model, ids, dtype, source)
     (folder / CONFIG).write_text(to_json(settings))

@@ -12,7 +12,7 @@ from jax_mdlm.conversion import published, shards
 from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.conversion.tokens import token_ids_of
 from jax_mdlm.storage import is_tree, place, reaching, tree_shapes
-from jax_mdlm.workdir import check_finished, load_config, open_existing
+from jax_mdlm.workdir import check_finished, load_config, open_base, open_existing
 
 
 def inspect(path: epath.PathLike) -> dict[str, Any]:
@@ -70,18 +70,33 @@ def _work_directory(folder: epath.Path) -> dict[str, Any]:
     try:
         steps = checkpoints.steps()
         stored = checkpoints.shapes(steps[-1])
+        adapters = {name: value for name, value in stored.items() if name.startswith("adapters/")}
+        frozen = _frozen(folder) if adapters else {}
         imported = bool(checkpoints.record(steps[-1]).get("imported"))
     finally:
         checkpoints.close()
-    params = {name: value for name, value in stored.items() if name.startswith("params/")}
+    params = {
+        name: value for name, value in (stored | frozen).items() if name.startswith("params/")
+    }
+    others = len(stored) - len(adapters or params)
+    kind = "LoRA" if adapters else "training"
     return {
-        "format": "work directory" + (", imported" if imported else ", of a training run"),
+        "format": "work directory" + (", imported" if imported else f", of a {kind} run"),
         "steps": steps,
         **_arrays(params),
-        "optimizer_arrays": len(stored) - len(params),
+        **({"adapters": _arrays(adapters)} if adapters else {}),
+        "optimizer_arrays": others,
         "model": _sizes(config.model),
         "ids": _ids(token_ids_of(config, folder)),
     }
+
+
+def _frozen(folder: epath.Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    base, _ = open_base(folder)
+    try:
+        return base.shapes(0)
+    finally:
+        base.close()
 
 
 def _arrays(stored: dict[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:

@@ -1,0 +1,231 @@
+"""LoRA: frozen parameters with a small trained change beside them (arXiv 2106.09685).
+
+Enters: frozen parameters and a tree of adapters. Leaves: one tree that the network runs, in which
+`Adapted` and `WithSlack` stand for the matrices and the tables that are changed; or, merged, plain
+parameters again. Adapters are what is trained: their tree has only the paths that change,
+
+    blocks/q_proj/{down [layers, I, r], up [layers, r, O]}    wte/slack [D]    head/slack [D]
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jax_mdlm.config import ConfigError, LoraConfig, ModelConfig
+from jax_mdlm.containers import ParamRow, Params
+from jax_mdlm.model import table
+
+_MATRICES = {
+    "/".join(row.path): row for row in table.ROWS if row.num_inputs and row.axes[0] == "layers"
+}
+_TABLES = (("wte",), ("head",))  # where the slack token has a row or column of its own
+
+
+@flax.struct.dataclass
+class Adapted:
+    """A frozen matrix with a trained change of low rank: `weight + scale * down up`.
+
+    Attributes:
+      weight: [layers, I..., O...] as it is stored, or [I, O] inside a layer.
+      down: [layers, I, r]; the input axes flattened.
+      up: [layers, r, O]; the output axes flattened.
+      scale: alpha / r; static.
+    """
+
+    weight: jax.Array
+    down: jax.Array
+    up: jax.Array
+    scale: float = flax.struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight."""
+        return self.weight.shape
+
+    def astype(self, dtype: jax.typing.DTypeLike) -> "Adapted":
+        """Weight and adapter in another dtype."""
+        cast = self.weight.astype(dtype), self.down.astype(dtype), self.up.astype(dtype)
+        return Adapted(*cast, self.scale)
+
+    def reshape(self, *shape: int) -> "Adapted":
+        """The weight in another shape: [..., I, O]; the adapter has that form already."""
+        return dataclasses.replace(self, weight=self.weight.reshape(shape))
+
+    def merged(self, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """The sum, made in float32 and rounded once: the shape of the weight in `dtype`.
+
+        Layer by layer, so that no second copy of all layers stands beside the weight.
+        """
+        weight = self.weight.astype(jnp.promote_types(self.weight.dtype, dtype))
+
+        def layer(index: jax.Array, weight: jax.Array) -> jax.Array:
+            # A TPU multiplies float32 in bfloat16 unless it is told not to.
+            change = jnp.matmul(self.down[index], self.up[index], precision="highest")
+            whole = weight[index].astype(jnp.float32) + self.scale * change.reshape(
+                weight.shape[1:]
+            )
+            return weight.at[index].set(whole.astype(weight.dtype))
+
+        return jax.lax.fori_loop(0, weight.shape[0], layer, weight).astype(dtype)
+
+
+@flax.struct.dataclass
+class WithSlack:
+    """The frozen embedding or head, whose row (or column) of the slack token is changed.
+
+    Attributes:
+      weight: [V, D] or [D, V].
+      change: float [D]; added to the slack token's row.
+      slack_id: That row; static.
+      axis: 0 for the embedding, 1 for the head; static.
+    """
+
+    weight: jax.Array
+    change: jax.Array
+    slack_id: int = flax.struct.field(pytree_node=False)
+    axis: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the weight."""
+        return self.weight.shape
+
+    def rows(self, tokens: jax.Array) -> jax.Array:
+        """Rows of the embedding, [B, L] -> [B, L, D] in the dtype of the weight.
+
+        Like `merged` and a look-up, but the change's gradient is a sum over slots, not a scatter
+        over the vocabulary.
+        """
+        found = jnp.take(self.weight, tokens, axis=0)
+        changed = (found.astype(self.change.dtype) + self.change).astype(found.dtype)
+        return jnp.where((tokens == self.slack_id)[..., None], changed, found)
+
+    def merged(self, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """The whole table in `dtype`; where nothing changed, the weight itself."""
+        is_slack = jnp.arange(self.shape[self.axis]) == self.slack_id
+        change = jnp.expand_dims(self.change, self.axis)
+        return jnp.where(
+            jnp.expand_dims(is_slack, 1 - self.axis),
+            (self.weight.astype(change.dtype) + change).astype(dtype),
+            self.weight.astype(dtype),
+        )
+
+
+def is_changed(leaf: Any) -> bool:
+    """Whether a leaf of parameters stands for a frozen array and its change."""
+    return isinstance(leaf, Adapted | WithSlack)
+
+
+def target_rows(config: LoraConfig) -> list[ParamRow]:
+    """The rows of the parameter table that `lora.targets` names.
+
+    Raises:
+      ConfigError: a path that is none of a block's matrices, or no path at all.
+    """
+    unknown = [path for path in config.targets if path not in _MATRICES]
+    if unknown or not config.targets:
+        raise ConfigError(
+            f"lora.targets must be paths of {', '.join(_MATRICES)}, got "
+            f"{', '.join(unknown) or 'none'}; embedding and head are changed in the slack token's "
+            "row only (lora.train_slack_row)"
+        )
+    return [_MATRICES[path] for path in dict.fromkeys(config.targets)]
+
+
+def adapter_axes(config: LoraConfig) -> Params:
+    """The logical axes of every adapter, nested like the adapters; the rank is never cut."""
+    axes: dict[tuple[str, ...], Any] = {
+        row.path: {
+            "down": ("layers", row.axes[1], None),
+            "up": ("layers", None, row.axes[1 + row.num_inputs]),
+        }
+        for row in target_rows(config)
+    }
+    if config.train_slack_row:
+        axes |= {path: {"slack": ("embed",)} for path in _TABLES}
+    return table.tree(axes)
+
+
+def draw_adapters(key: jax.Array, model: ModelConfig, config: LoraConfig) -> Params:
+    """Adapters that change nothing yet.
+
+    `down` is normal with variance 1 / (3 I), that of the uniform draw in the authors' code (its
+    Kaiming initialisation with a = sqrt(5)), so that published learning rates carry over; `up` and
+    the slack rows are 0.
+
+    Args:
+      key: Typed PRNG key.
+      model: Sizes; `param_dtype` is that of the adapters.
+      config: Rank and targets.
+
+    Returns:
+      Nested dict; see the head of this file.
+    """
+    dtype = jnp.dtype(model.param_dtype)
+    leaves: dict[tuple[str, ...], Any] = {}
+    for row in target_rows(config):
+        shape = jax.eval_shape(
+            lambda row=row: table.matrix(jnp.zeros(table.shape(row, model)), row.num_inputs, 1)
+        ).shape
+        layers, inputs, outputs = shape
+        drawn = jax.random.normal(
+            jax.random.fold_in(key, table.ROWS.index(row)), (layers, inputs, config.rank)
+        )
+        leaves[row.path] = {
+            "down": ((3 * inputs) ** -0.5 * drawn).astype(dtype),
+            "up": jnp.zeros((layers, config.rank, outputs), dtype),
+        }
+    if config.train_slack_row:
+        leaves |= {path: {"slack": jnp.zeros((model.embed,), dtype)} for path in _TABLES}
+    return table.tree(leaves)
+
+
+def join(frozen: Params, adapters: Params, *, scale: float, slack_id: int) -> Params:
+    """One tree for the network: frozen arrays, wrapped where an adapter changes them.
+
+    Nothing is computed or copied.
+
+    Args:
+      frozen: As from `model.init`.
+      adapters: As from `draw_adapters`.
+      scale: alpha / r.
+      slack_id: Id of the slack token.
+    """
+    leaves: dict[tuple[str, ...], Any] = {}
+    for row in table.ROWS:
+        weight, place = table.at(frozen, row.path), adapters
+        for name in row.path:
+            place = place.get(name, {})
+        if "down" in place:
+            weight = Adapted(weight, place["down"], place["up"], scale)
+        elif "slack" in place:
+            weight = WithSlack(weight, place["slack"], slack_id, row.axes.index("vocab"))
+        leaves[row.path] = weight
+    return table.tree(leaves)
+
+
+def merge(params: Params, like: Params) -> Params:
+    """Plain parameters of a joined tree, array by array; what was joined is used up.
+
+    Args:
+      params: As from `join`; changed arrays are donated.
+      like: `jax.ShapeDtypeStruct` with shardings: dtypes and places of the result.
+
+    Returns:
+      Nested dict as from `model.init`.
+    """
+
+    def one(leaf: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+        if not is_changed(leaf):
+            return leaf.astype(like.dtype)
+        merged = jax.jit(
+            lambda weight, leaf: dataclasses.replace(leaf, weight=weight).merged(like.dtype),
+            out_shardings=like.sharding,
+            donate_argnums=(0,) if leaf.weight.dtype == like.dtype else (),
+        )
+        return merged(leaf.weight, dataclasses.replace(leaf, weight=None))
+
+    return jax.tree.map(one, params, like, is_leaf=is_changed)

@@ -1,0 +1,314 @@
+"""What leaves a LoRA run: merged weights, a PEFT folder, parameters for another run."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jax_mdlm import conversion, model, train
+from jax_mdlm.config import ConfigError, LoraConfig, to_json
+from jax_mdlm.containers import Params
+from jax_mdlm.convert import main as convert
+from jax_mdlm.model import lora
+from jax_mdlm.storage import open_checkpoints
+from tests.conversion import folders
+from tests.training.conftest import tiny_config, write_rows
+
+SIZES = {"layers": 2, "embed": 16, "heads": 4, "kv_heads": 2, "mlp": 24, "vocab": 64}
+SLACK = 6  # of the tiny run's own tokenizer
+WTE, HEAD = "model.transformer.wte.weight", "model.transformer.ff_out.weight"
+PEFT = "base_model.model."
+ROWS = ".token_adapter.trainable_tokens_delta"
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rank 3, all matrices, float32; every run here makes three steps."""
+    folder = tmp_path_factory.mktemp("config")
+    write_rows(folder / "rows.jsonl")
+    tiny = tiny_config(str(folder / "rows.jsonl"), steps=3, save_every=3, evaluate_rows=2)
+    config = dataclasses.replace(
+        tiny,
+        model=dataclasses.replace(tiny.model, heads=4, kv_heads=2, head_dim=4),
+        lora=LoraConfig(rank=3, alpha=6.0),
+    )
+    file = folder / "tiny.py"
+    file.write_text(
+        "from jax_mdlm.config import from_json\n"
+        f"def get_config(preset=''):\n    return from_json({to_json(config)!r}, 'tiny')\n"
+    )
+    return file
+
+
+def start(config_file: Path, workdir: Path, *flags: str) -> Path:
+    train.main(["--config", str(config_file), "--workdir", str(workdir), *flags])
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published") / "in"
+    folders.write_folder(folder, **SIZES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(config_file: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    return start(config_file, workdir, f"--config.init.from={source}", "--config.mesh.fsdp=8")
+
+
+@pytest.fixture(scope="module")
+def merged(run: Path) -> Path:
+    convert(["export", str(run), str(run.parent / "merged"), "--dtype", "float32"])
+    return run.parent / "merged"
+
+
+@pytest.fixture(scope="module")
+def adapter(run: Path) -> Path:
+    convert(["export", str(run), str(run.parent / "peft"), "--adapter"])
+    return run.parent / "peft"
+
+
+def unmerged(run: Path) -> Params:
+    """Base and adapters as they lie on disk, joined for the network."""
+
+    def read(folder: Path, step: int, item: str) -> Params:
+        checkpoints = open_checkpoints(folder)
+        names = [name for name in checkpoints.shapes(step) if name.startswith(item)]
+        tree: Params = {}
+        for name, array in checkpoints.arrays(step).items():
+            if name in names:
+                values = np.empty(array.shape, array.dtype)
+                array.read(tuple(slice(0, size) for size in array.shape), values)
+                place, *rest = tree, *name.split("/")[1:]
+                for key in rest[:-1]:
+                    place = place.setdefault(key, {})
+                place[rest[-1]] = jnp.asarray(values)
+        checkpoints.close()
+        return tree
+
+    frozen = read(run / "base", 0, "params/")
+    return lora.join(frozen, read(run / "checkpoints", 3, "adapters/"), scale=2.0, slack_id=SLACK)
+
+
+def tokens() -> np.ndarray:
+    drawn = np.random.default_rng(0).integers(0, 64, (3, 20))
+    drawn[:, 4] = SLACK
+    return drawn
+
+
+def by_hand(source: Path, adapter: Path) -> dict[str, np.ndarray]:
+    """PEFT's definition: W + alpha / r B A; a trained token's row is replaced."""
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = {name: x.astype(np.float32) for name, x in folders.read_weights(source).items()}
+    given = load_file(adapter / "adapter_model.safetensors")
+    for name in [name for name in given if name.endswith(".lora_A.weight")]:
+        module = name.removesuffix(".lora_A.weight")
+        scale = settings["lora_alpha"] / settings["r"]
+        change = scale * given[f"{module}.lora_B.weight"] @ given[name]
+        tensors[module.removeprefix(PEFT) + ".weight"] += change
+    for name in [name for name in given if name.endswith(ROWS)]:
+        module = name.removeprefix(PEFT).removesuffix(ROWS)
+        listed = settings["trainable_token_indices"]
+        (indices,) = [ids for key, ids in listed.items() if module.endswith(key)]
+        tensors[module + ".weight"][indices] = given[name]
+    return tensors
+
+
+# --- merged ---
+
+
+def test_merged_weights_compute_what_the_run_did(run: Path, merged: Path) -> None:
+    params, config = conversion.load(merged)
+    want = model.apply(unmerged(run), jnp.asarray(tokens()), config)
+    got = model.apply(params, jnp.asarray(tokens()), config)
+    np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+    read, _ = conversion.load(run)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), read, params)
+
+
+def test_every_matrix_and_the_slack_rows_moved_and_no_other(source: Path, merged: Path) -> None:
+    before, after = folders.read_weights(source), folders.read_weights(merged)
+    for name, tensor in before.items():
+        if name in (WTE, HEAD):
+            moved = np.flatnonzero((tensor != after[name]).any(axis=1))
+            assert moved.tolist() == [SLACK]
+        else:
+            assert np.array_equal(tensor, after[name]) == ("norm" in name or "ln_f" in name), name
+    mean = np.delete(before[WTE], SLACK, 0).mean(0)
+    assert np.abs(after[WTE][SLACK] - mean).max() > 1e-3, "trained from the mean embedding on"
+
+
+def test_boxes_cut_anywhere_merge_alike(run: Path, merged: Path, monkeypatch) -> None:
+    """The export reads a large matrix in boxes of its outputs."""
+    monkeypatch.setattr("jax_mdlm.conversion.boxes._MOST_BYTES", 256)
+    monkeypatch.setattr("jax_mdlm.conversion.boxes._LEAST_CHUNK", 128)
+    convert(["export", str(run), str(run.parent / "cut"), "--dtype", "float32"])
+    whole, cut = folders.read_weights(merged), folders.read_weights(run.parent / "cut")
+    for name, tensor in whole.items():
+        np.testing.assert_allclose(cut[name], tensor, atol=1e-6, err_msg=name)
+
+
+def test_another_run_begins_from_the_merged_parameters(
+    config_file: Path, run: Path, merged: Path, tmp_path: Path
+) -> None:
+    still = ("--config.optimizer.learning_rate=0", "--config.optimizer.final_learning_rate=0")
+    flags = (f"--config.init.from={run}", "--config.lora.rank=0", "--config.train.steps=1", *still)
+    params, _ = conversion.load(start(config_file, tmp_path / "next", *flags))
+    want, _ = conversion.load(merged)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), params, want)
+
+
+def test_inspect_tells_the_frozen_from_the_trained(run: Path) -> None:
+    found = conversion.inspect(run)
+    assert found["format"] == "work directory, of a LoRA run"
+    assert found["parameters"] == sum(x.size for x in jax.tree.leaves(conversion.load(run)[0]))
+    assert found["adapters"]["tensors"] == 2 * 7 + 2
+    assert found["adapters"]["dtypes"] == {"float32": 16}
+
+
+# --- as a PEFT folder ---
+
+
+def test_a_peft_folder_has_the_names_and_shapes_that_peft_reads(adapter: Path) -> None:
+    given = load_file(adapter / "adapter_model.safetensors")
+    shapes = {
+        "q_proj": (16, 16),
+        "k_proj": (16, 8),
+        "v_proj": (16, 8),
+        "attn_out": (16, 16),
+        "ff_proj": (16, 24),
+        "up_proj": (16, 24),
+        "ff_out": (24, 16),
+    }
+    want = {
+        f"{PEFT}model.transformer.wte{ROWS}": (1, 16),
+        f"{PEFT}model.transformer.ff_out{ROWS}": (1, 16),
+    }
+    for layer in range(2):
+        for name, (inputs, outputs) in shapes.items():
+            module = f"{PEFT}model.transformer.blocks.{layer}.{name}"
+            want[f"{module}.lora_A.weight"] = (3, inputs)
+            want[f"{module}.lora_B.weight"] = (outputs, 3)
+    assert {name: x.shape for name, x in given.items()} == want
+    assert {x.dtype for x in given.values()} == {np.dtype("float32")}
+    assert (adapter / "tokenizer.json").exists()
+
+
+def test_its_settings_say_how_to_put_it_on(adapter: Path, source: Path) -> None:
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    assert settings["peft_type"] == "LORA"
+    assert (settings["r"], settings["lora_alpha"]) == (3, 6)
+    assert settings["base_model_name_or_path"] == str(source)
+    assert settings["fan_in_fan_out"] is False
+    # PEFT adapts every module whose name ends so: `ff_out` alone would be the head too.
+    ends = [f".{name}" for name in settings["target_modules"]]
+    adapted = {
+        name.removesuffix(".weight")
+        for name in folders.read_weights(source)
+        if name.removesuffix(".weight").endswith(tuple(ends))
+    }
+    assert len(adapted) == 2 * 7
+    assert all("blocks" in name for name in adapted)
+    assert settings["trainable_token_indices"] == {
+        "transformer.wte": [SLACK],
+        "transformer.ff_out": [SLACK],
+    }
+
+
+def test_put_on_by_hand_it_is_the_merged_export(source: Path, adapter: Path, merged: Path) -> None:
+    tensors, want = by_hand(source, adapter), folders.read_weights(merged)
+    assert tensors.keys() == want.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(tensor, want[name], atol=1e-6, err_msg=name)
+
+
+def test_a_hub_name_and_its_revision(run: Path, tmp_path: Path) -> None:
+    flags = ["--adapter", "--base", "hf://GSAI-ML/LLaDA-8B-Base@v1", "--dtype", "bfloat16"]
+    convert(["export", str(run), str(tmp_path / "peft"), *flags])
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "GSAI-ML/LLaDA-8B-Base"
+    assert settings["revision"] == "v1"
+    given = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert {str(x.dtype) for x in given.values()} == {"bfloat16"}
+
+
+def test_a_frozen_slack_row_that_was_kept_needs_no_row_in_the_folder(
+    config_file: Path, source: Path, tmp_path: Path
+) -> None:
+    flags = (
+        f"--config.init.from={source}",
+        "--config.init.slack_row=keep",
+        "--config.lora.train_slack_row=false",
+        "--config.lora.targets=blocks/q_proj,blocks/v_proj",
+        "--config.model.compute_dtype=bfloat16",
+    )
+    start(config_file, tmp_path / "run", *flags)
+    convert(["export", str(tmp_path / "run"), str(tmp_path / "peft"), "--adapter"])
+    settings = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert settings["target_modules"] == ["q_proj", "v_proj"]
+    assert settings["trainable_token_indices"] is None
+    assert len(load_file(tmp_path / "peft" / "adapter_model.safetensors")) == 2 * 2 * 2
+    # The base is bfloat16 here; the default export rounds the sum in float32 once.
+    convert(["export", str(tmp_path / "run"), str(tmp_path / "hf")])
+    params, _ = conversion.load(tmp_path / "run", dtype="float32")
+    exported, _ = conversion.load(tmp_path / "hf", dtype="float32")
+    once = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(jnp.float32), params)
+    jax.tree.map(np.testing.assert_array_equal, exported, once)
+
+
+# --- refusals ---
+
+
+def test_an_adapter_that_cannot_be_written_is_refused(
+    config_file: Path, run: Path, tmp_path: Path
+) -> None:
+    folders.write_folder(tmp_path / "in", **SIZES)
+    convert(["import", str(tmp_path / "in"), str(tmp_path / "full")])
+    target = str(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"must hold adapters for --adapter, it was trained in"):
+        convert(["export", str(tmp_path / "full"), target, "--adapter"])
+    with pytest.raises(ConfigError, match=r"--base names what an adapter belongs on; give it with"):
+        convert(["export", str(run), target, "--base", "hf://GSAI-ML/LLaDA-8B-Base"])
+    start(config_file, tmp_path / "drawn", "--config.train.steps=1")
+    with pytest.raises(ConfigError, match=r"needs published weights to stand on, .*drawn did not"):
+        convert(["export", str(tmp_path / "drawn"), target, "--adapter"])
+    assert not Path(target).exists()
+
+
+def test_an_export_without_the_base_is_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "base")
+    with pytest.raises(ConfigError, match=r"must hold their frozen parameters in base/0, but they"):
+        convert(["export", str(tmp_path / "run"), str(tmp_path / "out")])
+
+
+# --- PyTorch ---
+
+
+@pytest.mark.torch
+def test_pytorch_computes_what_the_run_did(
+    run: Path, source: Path, merged: Path, adapter: Path
+) -> None:
+    """Unmerged here, merged there; and the published model with the PEFT folder put on by hand."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    from tests.reference.llada_torch import load_folder
+
+    _, config = conversion.load(merged)
+    want = np.asarray(model.apply(unmerged(run), jnp.asarray(tokens()), config))
+    ids = torch.tensor(tokens())
+    with torch.no_grad():
+        np.testing.assert_allclose(load_folder(merged)(ids).numpy(), want, atol=1e-5, rtol=1e-5)
+        published = load_folder(source)
+        assert np.abs(published(ids).numpy() - want).max() > 0.1
+        published.load_state_dict(
+            {name: torch.tensor(x) for name, x in by_hand(source, adapter).items()}
+        )
+        np.testing.assert_allclose(published(ids).numpy(), want, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,307 @@
+"""LoRA runs: only adapters move, meshes change nothing, a restart repeats them bit by bit."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from etils import epath
+from jax.sharding import PartitionSpec
+
+from jax_mdlm import conversion, train
+from jax_mdlm.config import Config, ConfigError, LoraConfig, MeshConfig, to_json
+from jax_mdlm.containers import Params, TrainState
+from jax_mdlm.data.corpus import Corpus, load_corpus
+from jax_mdlm.sharding import Layout, make_layout
+from jax_mdlm.storage import CheckpointError
+from jax_mdlm.training.optimizer import make_optimizer
+from jax_mdlm.training.state import create_state, network_params
+from jax_mdlm.training.step import make_evaluation_step, make_train_step
+from jax_mdlm.workdir import load_config
+from tests.training.conftest import tiny_config
+
+
+@pytest.fixture
+def corpus(tiny: Config, tmp_path: Path) -> Corpus:
+    return load_corpus(tiny, epath.Path(tmp_path))
+
+
+@pytest.fixture
+def adapted(tiny: Config, corpus: Corpus) -> Config:
+    """Grouped heads; sizes that divide over two shards of anything."""
+    rows = -(-corpus.tokenizer.vocab_size // 8) * 8
+    model = dataclasses.replace(tiny.model, vocab_size=rows, heads=4, kv_heads=2, head_dim=4)
+    return dataclasses.replace(tiny, model=model, lora=LoraConfig(rank=3, alpha=6.0))
+
+
+def one_device() -> Layout:
+    return make_layout(MeshConfig(fsdp=1), jax.devices()[:1])
+
+
+def begin(config: Config, corpus: Corpus, layout: Layout) -> TrainState:
+    optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
+    return create_state(config, optimizer, layout)
+
+
+def run(config: Config, corpus: Corpus, layout: Layout, state: TrainState, steps: int):
+    """Losses of some steps, and the state after them."""
+    optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
+    step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout)
+    batches = corpus.batches(config, 0, layout.share())
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, layout.place_rows(next(batches)))
+        losses.append(float(metrics["loss"].value))
+    batches.close()
+    return losses, state
+
+
+def copies(params: Params) -> Params:
+    return jax.tree.map(np.array, params)
+
+
+def test_only_adapters_move_and_nothing_is_copied(adapted: Config, corpus: Corpus) -> None:
+    layout = make_layout(MeshConfig(fsdp=8))
+    state = begin(adapted, corpus, layout)
+    assert state.frozen is not None
+    before, start = copies(state.frozen), copies(state.params)
+    memory = state.frozen["head"].addressable_shards[0].data.unsafe_buffer_pointer()
+    given = state.frozen["head"]
+    losses, state = run(adapted, corpus, layout, state, 5)
+    assert state.frozen is not None
+    jax.tree.map(np.testing.assert_array_equal, before, state.frozen)
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(state.params)
+    ):
+        assert not np.array_equal(old, new), path
+    assert given.is_deleted(), "the state is donated, what is frozen too"
+    now = state.frozen["head"].addressable_shards[0].data.unsafe_buffer_pointer()
+    assert now == memory, "the frozen parameters stay where they are"
+    assert all(np.isfinite(losses))
+
+
+def test_the_optimizer_holds_two_moments_per_adapter_value(adapted: Config, corpus: Corpus) -> None:
+    state = begin(adapted, corpus, one_device())
+    trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    # embed 16, 4 heads of 4 over 2 key heads, mlp 24, 2 layers, rank 3; the slack row and column
+    pairs = [(16, 16), (16, 8), (16, 8), (16, 16), (16, 24), (16, 24), (24, 16)]
+    assert trained == 2 * 3 * sum(map(sum, pairs)) + 2 * 16
+    moments = [leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sum(moments) == 2 * trained
+    narrow = dataclasses.replace(adapted.model, compute_dtype="bfloat16")
+    state = begin(dataclasses.replace(adapted, model=narrow), corpus, one_device())
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+
+
+def test_eight_devices_are_one(adapted: Config, corpus: Corpus) -> None:
+    layout = make_layout(MeshConfig(data=2, fsdp=2, tensor=2))
+    single, alone = run(adapted, corpus, one_device(), begin(adapted, corpus, one_device()), 4)
+    several, spread = run(adapted, corpus, layout, begin(adapted, corpus, layout), 4)
+    np.testing.assert_allclose(single, several, rtol=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), alone.params, spread.params
+    )
+    block = spread.params["blocks"]
+    assert block["q_proj"]["down"].sharding.spec == PartitionSpec(None, "fsdp", None)
+    assert block["q_proj"]["up"].sharding.spec == PartitionSpec(None, None, "tensor")
+    assert block["ff_out"]["down"].sharding.spec == PartitionSpec(None, "tensor", None)
+    assert block["ff_out"]["up"].sharding.spec == PartitionSpec(None, None, "fsdp")
+    moments, down = jax.tree.leaves(spread.opt_state), block["ff_proj"]["down"]
+    assert any(m.shape == down.shape and m.sharding == down.sharding for m in moments)
+
+
+def test_accumulation_equals_the_large_batch(adapted: Config, corpus: Corpus) -> None:
+    parts = dataclasses.replace(adapted, train=dataclasses.replace(adapted.train, microbatches=4))
+    layout = one_device()
+    (a,), left = run(adapted, corpus, layout, begin(adapted, corpus, layout), 1)
+    (b,), right = run(parts, corpus, layout, begin(parts, corpus, layout), 1)
+    assert a == pytest.approx(b, rel=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), left.params, right.params
+    )
+
+
+def test_the_gradient_is_that_of_the_whole_model(adapted: Config, corpus: Corpus) -> None:
+    """At the start, where `up` is 0, an SGD step moves it by `scale * down^T dW`."""
+    layout = one_device()
+    ids = corpus.tokenizer.ids
+    whole = dataclasses.replace(adapted, lora=LoraConfig())
+    batch = layout.place_rows(next(corpus.batches(adapted, 0, layout.share())))
+    plain = optax.sgd(1.0)
+    before = copies(create_state(whole, plain, layout).params)
+    full, _ = make_train_step(whole, plain, ids, layout)(create_state(whole, plain, layout), batch)
+    state = create_state(adapted, plain, layout)
+    down = copies(state.params)["blocks"]
+    after, _ = make_train_step(adapted, plain, ids, layout)(state, batch)
+    for name, factors in after.params["blocks"].items():
+        moved = np.asarray(full.params["blocks"][name]) - before["blocks"][name]
+        inputs = down[name]["down"].shape[1]
+        want = 2.0 * np.swapaxes(down[name]["down"], 1, 2) @ moved.reshape(2, inputs, -1)
+        got = np.asarray(factors["up"])
+        assert np.abs(want).max() > 1e-4, name
+        np.testing.assert_allclose(got, want, atol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(factors["down"], down[name]["down"])
+    for name, of in (("wte", lambda x: x[ids.slack]), ("head", lambda x: x[:, ids.slack])):
+        moved = of(np.asarray(full.params[name])) - of(before[name])
+        assert np.abs(moved).max() > 1e-4, name
+        np.testing.assert_allclose(after.params[name]["slack"], moved, atol=1e-5, err_msg=name)
+
+
+def test_frozen_matrices_have_no_gradient_in_the_program(adapted: Config, corpus: Corpus) -> None:
+    """Two thirds of a full step's products are left: forward, and back through the stream."""
+
+    def flops(config: Config) -> float:
+        config = dataclasses.replace(
+            config, objective=dataclasses.replace(config.objective, ctc_weight=0.0)
+        )
+        layout = one_device()
+        ids = corpus.tokenizer.ids
+        optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+        step = make_train_step(config, optimizer, ids, layout)
+        batch = layout.place_rows(next(corpus.batches(config, 0, layout.share())))
+        analysis = step.lower(create_state(config, optimizer, layout), batch).compile()
+        return analysis.cost_analysis()["flops"]
+
+    wide = dataclasses.replace(adapted.model, embed=64, head_dim=16, mlp=256)
+    asked = LoraConfig(rank=1, train_slack_row=False)
+    adapted = dataclasses.replace(adapted, model=wide, lora=asked)
+    share = flops(adapted) / flops(dataclasses.replace(adapted, lora=LoraConfig()))
+    assert 0.6 < share < 0.8
+
+
+def test_matrices_decay_and_slack_rows_do_not(adapted: Config, corpus: Corpus) -> None:
+    settings = dataclasses.replace(
+        adapted.optimizer, learning_rate=0.1, warmup_steps=0, decay_share=0.0, weight_decay=0.5
+    )
+    optimizer = make_optimizer(settings, 10, corpus.tokenizer.ids)
+    params = jax.tree.map(jnp.ones_like, begin(adapted, corpus, one_device()).params)
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    for factors in updates["blocks"].values():
+        for update in factors.values():
+            np.testing.assert_allclose(update, -0.05, rtol=1e-6)
+    for name in ("wte", "head"):
+        np.testing.assert_array_equal(updates[name]["slack"], 0)
+
+
+def test_evaluation_sees_the_adapters(adapted: Config, corpus: Corpus) -> None:
+    layout, ids = one_device(), corpus.tokenizer.ids
+    state = begin(adapted, corpus, layout)
+    evaluate = make_evaluation_step(adapted, ids, layout)
+    batch = layout.place_rows(next(corpus.batches(adapted, 0, layout.share())))
+
+    def loss(state: TrainState) -> float:
+        params = network_params(state.params, state.frozen, adapted, ids)
+        return float(evaluate(params, batch, jax.random.key(0))["loss"].value)
+
+    before = loss(state)
+    _, state = run(adapted, corpus, layout, state, 5)
+    assert abs(loss(state) - before) > 0.01
+
+
+# --- work directories ---
+
+
+@pytest.fixture(scope="module")
+def config_file(rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = dataclasses.replace(
+        tiny_config(str(rows_file), steps=6, save_every=2, keep_checkpoints=9),
+        lora=LoraConfig(rank=2, alpha=4.0),
+    )
+    file = tmp_path_factory.mktemp("config") / "tiny.py"
+    file.write_text(
+        "from jax_mdlm.config import from_json\n"
+        f"def get_config(preset=''):\n    return from_json({to_json(config)!r}, 'tiny')\n"
+    )
+    return file
+
+
+def start(config_file: Path, workdir: Path, *more: str) -> None:
+    flags = ["--config", str(config_file), "--workdir", str(workdir), "--config.mesh.fsdp=8"]
+    train.main([*flags, *more])
+
+
+def stored(folder: Path) -> dict[str, np.ndarray]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(ocp.PyTreeCheckpointer().restore(folder))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def whole_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    start(config_file, workdir)
+    return workdir
+
+
+def test_the_base_is_on_disk_once_and_checkpoints_hold_adapters(whole_run: Path) -> None:
+    assert {path.name for path in (whole_run / "base").iterdir()} == {"0"}
+    base = stored(whole_run / "base" / "0" / "tree")
+    assert sum(x.size for x in base.values()) > 5000
+    names = stored(whole_run / "checkpoints" / "6" / "tree")
+    assert any(name.startswith("['adapters']['blocks']['q_proj']['down']") for name in names)
+    assert not any(name.startswith("['params']") for name in names)
+    assert sum(x.size for x in names.values()) < 4000
+
+
+@pytest.mark.parametrize(
+    "lost", [("6",), ("2", "4", "6")], ids=["resumed", "killed before its first checkpoint"]
+)
+def test_a_restart_is_bitwise_the_whole_run(
+    config_file: Path, whole_run: Path, tmp_path: Path, lost: tuple[str, ...]
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(whole_run, workdir)
+    for step in lost:
+        shutil.rmtree(workdir / "checkpoints" / step)
+    start(config_file, workdir)
+    for folder in ("checkpoints/6/tree", "base/0/tree"):
+        left, right = stored(whole_run / folder), stored(workdir / folder)
+        assert left.keys() == right.keys()
+        for name, values in left.items():
+            np.testing.assert_array_equal(values, right[name], err_msg=name)
+
+
+def test_other_adapters_are_another_run(config_file: Path, whole_run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"lora\.rank=2 there, 3 here"):
+        start(config_file, whole_run, "--config.lora.rank=3")
+    with pytest.raises(ConfigError, match=r"lora\.rank=2 there, 0 here"):
+        start(config_file, whole_run, "--config.lora.rank=0")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("lora.targets=blocks/q", r"lora\.targets must be paths of blocks/q_proj, .* got blocks/q"),
+        ("lora.rank=-1", r"lora\.rank must be 0 \(off\) or more, got -1"),
+        ("lora.alpha=0", r"lora\.alpha must be above 0, got 0"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_before_anything_is_made(
+    config_file: Path, tmp_path: Path, flag: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        start(config_file, tmp_path / "run", f"--config.{flag}")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_adapters_without_their_base_are_refused(whole_run: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "copy"
+    shutil.copytree(whole_run, workdir)
+    shutil.rmtree(workdir / "base")
+    with pytest.raises(CheckpointError, match=r"must hold their frozen parameters in base/0, but"):
+        conversion.load(workdir)
+
+
+def test_without_lora_there_is_no_base(config_file: Path, tmp_path: Path) -> None:
+    start(config_file, tmp_path / "run", "--config.lora.rank=0", "--config.train.steps=1")
+    assert not (tmp_path / "run" / "base").exists()
+    assert load_config(epath.Path(tmp_path / "run")).lora.rank == 0
+    names = stored(tmp_path / "run" / "checkpoints" / "1" / "tree")
+    assert "['params']['wte']" in names
+    assert not any("adapters" in name for name in names)
