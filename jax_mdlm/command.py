@@ -10,6 +10,7 @@ import difflib
 import importlib.util
 import os
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,14 @@ import jax
 import pydantic
 from etils import epath
 
+from jax_mdlm.cloud import on_pod
 from jax_mdlm.config import Config, ConfigError, validate
+
+AGAIN = 75  # exit code (EX_TEMPFAIL): nothing is wrong with the run, start it again
+
+# Without a heartbeat for so long JAX's coordination service takes a process for dead. Its own
+# default, 100, keeps a pod waiting that could have been restarted.
+HEARTBEAT_SECONDS = 60
 
 _PREFIX = "--config."
 # `from` is a keyword: no field can have that name, but a flag can.
@@ -29,8 +37,9 @@ _SPELLINGS = {"init.from": "init.source"}
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command's `main`, with errors as one line and an exit code.
 
-    Exit codes: 0 done; 1 the run failed (loss not finite); 2 something that the user can mend; 130
-    Ctrl-C.
+    Exit codes: 0 done; 1 the run failed (loss not finite, a bug); 2 something that the user can
+    mend; 75 (`AGAIN`) another process was lost, 134 where JAX noticed it first: the same command
+    goes on from there; 130 Ctrl-C, 143 SIGTERM.
     """
     try:
         main(sys.argv[1:])
@@ -42,6 +51,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         _fail("interrupted; nothing that is not whole will be used", 130)
     except BrokenPipeError:  # `... | head`: the reader left, nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        _leave(1)
 
 
 def parse_config(path: str, overrides: Sequence[str]) -> Config:
@@ -117,8 +131,10 @@ def warn(text: str) -> None:
 def start_processes(*, detect: bool = True) -> None:
     """Joins the other processes of a pod, before the first use of a device.
 
-    Cloud TPU pods are recognised by JAX; elsewhere set JAX_COORDINATOR_ADDRESS (host:port),
-    JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+    On Cloud TPU, where a slice has several hosts or there are several slices, JAX finds the others
+    by itself (variables on GKE, the metadata server on TPU VMs); one host alone starts nothing: it
+    has nobody to wait for. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES
+    and JAX_PROCESS_ID for each process.
 
     Args:
       detect: False: only where the variables are set, so that a command may run on one worker of
@@ -133,10 +149,13 @@ def start_processes(*, detect: bool = True) -> None:
                     f"{os.environ.get(name)!r}; set it for each process"
                 )
         jax.distributed.initialize(
-            address, int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+            address,
+            int(os.environ["JAX_NUM_PROCESSES"]),
+            int(os.environ["JAX_PROCESS_ID"]),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    elif detect and "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
-        jax.distributed.initialize()
+    elif detect and on_pod():
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def use_compilation_cache(folder: epath.Path) -> None:
@@ -150,8 +169,13 @@ def _fail(message: str, code: int) -> typing.NoReturn:
     text = "; ".join(line.strip() for line in message.splitlines()).replace(":; ", ": ")
     print("error: " + " ".join(text.split()), file=sys.stderr)
     sys.stderr.flush()
+    _leave(code)
+
+
+def _leave(code: int) -> typing.NoReturn:
     if jax.distributed.is_initialized():
         # A normal exit waits at a barrier for peers that may still be in a collective with us.
+        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 

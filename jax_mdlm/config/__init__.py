@@ -4,6 +4,7 @@ A file in `configs/` returns one `Config`; `command.py` applies `--config.sectio
 and calls `validate()` once. Everything behind that border receives finished values.
 """
 
+from jax_mdlm.config.captures import profile_steps
 from jax_mdlm.config.checks import validate
 from jax_mdlm.config.record import differences, from_json, to_json
 from jax_mdlm.config.sections import (
@@ -12,6 +13,7 @@ from jax_mdlm.config.sections import (
     ConfigError,
     DataConfig,
     InitConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -27,6 +29,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "InitConfig",
+    "LoraConfig",
     "MeshConfig",
     "ModelConfig",
     "ObjectiveConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "TrainConfig",
     "differences",
     "from_json",
+    "profile_steps",
     "to_json",
     "validate",
 ]

@@ -1,6 +1,7 @@
 """What settings must hold together; asked once, after the command line was read."""
 
-from jax_mdlm.config.sections import Config, ConfigError
+from jax_mdlm.config.captures import profile_steps
+from jax_mdlm.config.sections import Config, ConfigError, DataConfig, LoraConfig, TrainConfig
 
 
 def validate(config: Config) -> Config:
@@ -28,7 +29,7 @@ def validate(config: Config) -> Config:
         ("train.log_every", train.log_every),
         ("train.save_every", train.save_every),
         ("train.keep_checkpoints", train.keep_checkpoints),
-        ("objective.loss_chunk", objective.loss_chunk),
+        ("objective.loss_tile", objective.loss_tile),
         ("sample.length", config.sample.length),
         ("sample.block_length", config.sample.block_length),
         ("sample.steps", config.sample.steps),
@@ -49,6 +50,7 @@ def validate(config: Config) -> Config:
         ("sample.temperature", config.sample.temperature),
         ("train.evaluate_every", train.evaluate_every),
         ("train.evaluate_rows", train.evaluate_rows),
+        ("train.keep_every", train.keep_every),
     ):
         require(value >= 0, f"{path} must be 0 or more, got {value}")
     require(
@@ -101,4 +103,45 @@ def validate(config: Config) -> Config:
         all(axis == -1 or axis >= 1 for axis in axes) and axes.count(-1) <= 1,
         f"mesh axes must be positive, with at most one -1, got {axes}",
     )
+    profile_steps(config.profile)
+    _check_lora(config.lora)
+    _check_buckets(config.data, config.train)
     return config
+
+
+def _check_lora(lora: LoraConfig) -> None:
+    # The paths of lora.targets are the parameter table's to know (`model/lora.target_rows`).
+    if lora.rank < 0:
+        raise ConfigError(f"lora.rank must be 0 (off) or more, got {lora.rank}")
+    if lora.alpha <= 0:
+        raise ConfigError(f"lora.alpha must be above 0, got {lora.alpha}; set lora.rank=0 for off")
+
+
+def _check_buckets(data: DataConfig, train: TrainConfig) -> None:
+    buckets = data.buckets
+    if not buckets:
+        return
+    if buckets[-1] != data.length or list(buckets) != sorted(set(buckets)):
+        raise ConfigError(
+            f"data.buckets must ascend to data.length={data.length}, got {_listed(buckets)}; e.g. "
+            f"{_listed((data.length // 4, data.length // 2, data.length))}"
+        )
+    room = data.prompt_slots + data.end_padding
+    if buckets[0] <= room:
+        raise ConfigError(
+            f"data.buckets must be longer than data.prompt_slots + data.end_padding={room}, which "
+            f"a bucket holds whole, got {buckets[0]}; leave out short buckets or lower those"
+        )
+    for bucket in buckets:
+        rows, rest = divmod(train.batch_size * data.length, bucket)
+        if rest or rows % train.microbatches:
+            raise ConfigError(
+                f"a batch of data.buckets={bucket} must have train.batch_size * data.length / "
+                f"{bucket} rows, a multiple of train.microbatches={train.microbatches}, got "
+                f"{train.batch_size * data.length / bucket:g}; take buckets that divide "
+                f"{data.length} or another train.batch_size"
+            )
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))

@@ -26,7 +26,9 @@ class ModelConfig:
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # residual stream and matrices
     param_dtype: Literal["bfloat16", "float32"] = "float32"  # master weights
-    remat: Literal["none", "dots", "full"] = "full"  # what a block keeps for its backward pass
+    attention: Literal["auto", "splash", "xla"] = "auto"  # auto: splash on TPU where it fits
+    # What a block keeps for its backward pass: all, its products, its attention, or nothing.
+    remat: Literal["none", "dots", "attention", "full"] = "full"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class ObjectiveConfig:
     slack_max: float = 0.5  # s_max, the largest slack share, in slack per label; 0 = no slack
     separate_repeats: bool = True  # merge: one slack between equal neighbours before the rest
     level_floor: float = 1e-3  # eps, the smallest mask probability
-    loss_chunk: int = 128  # slots per chunk of the log-sum-exp over the vocabulary
+    loss_tile: int = 2**24  # logits that a device holds at a time (4 bytes each)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +97,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, a constant rate, and a linear end (LLaDA's fine-tuning recipe)."""
+    """Warm-up, a constant rate, and a linear end (LLaDA's fine-tuning recipe)."""
 
+    # adafactor: no first moment, second ones as vectors; muon: for the matrices of the blocks, with
+    # beta2 as its momentum. The rate means the same for all.
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
     learning_rate: float = 2.5e-5  # after warm-up
     final_learning_rate: float = 2.5e-6  # at the last step
     warmup_steps: int = 50  # steps from 0 to learning_rate
@@ -210,8 +215,6 @@ class Config:
     """A run."""
 
     name: str = "run"  # appears in logs
-    # Steps whose trace is written into <workdir>/profile: FIRST:LAST or FIRST+COUNT; empty = none.
-    profile: str = ""
     model: ModelConfig = ModelConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     data: DataConfig = DataConfig()
@@ -221,3 +224,5 @@ class Config:
     lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
+    # Steps whose trace is written into <workdir>/profile: FIRST:LAST or FIRST+COUNT; empty = none.
+    profile: str = ""

@@ -5,11 +5,12 @@ from jax_mdlm.storage.checkpoints import Checkpoints, open_checkpoints
 from jax_mdlm.storage.chunks import StoredArray
 from jax_mdlm.storage.locks import alone_in
 from jax_mdlm.storage.pieces import Piece, Streamed, run_pieces
-from jax_mdlm.storage.trees import CheckpointError, is_tree, restore_tree, tree_shapes
+from jax_mdlm.storage.trees import CheckpointError, DamagedError, is_tree, restore_tree, tree_shapes
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "DamagedError",
     "Piece",
     "StoredArray",
     "Streamed",

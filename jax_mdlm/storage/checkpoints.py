@@ -3,9 +3,13 @@
 Plain trees of arrays enter with a small JSON record beside them; sharded arrays leave.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import logging
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +18,7 @@ from etils import epath
 
 from jax_mdlm.storage.chunks import StoredArray, check_files, open_arrays
 from jax_mdlm.storage.pieces import Streamed, StreamedHandler
-from jax_mdlm.storage.trees import CheckpointError, check_fits, named_leaves, restore_args
+from jax_mdlm.storage.trees import DamagedError, check_fits, named_leaves, restore_args
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Checkpoints:
     manager: ocp.CheckpointManager
 
     def latest(self) -> int | None:
-        """The newest step, or None."""
+        """The newest step, one that is being written included, or None."""
         return self.manager.latest_step()
 
     def steps(self) -> list[int]:
@@ -66,11 +70,10 @@ class Checkpoints:
         """`{"params/wte": ((V, D), "float32"), ...}` as stored; reads no array."""
         try:
             self._check_files(step, values=False)
-            metadata = self.manager.item_metadata(step)["tree"]
+            with _first_error_only():
+                metadata = ocp.PyTreeCheckpointHandler().metadata(self._tree(step))
         except Exception as error:
             raise self._damaged(step, error) from error
-        if metadata is None:
-            raise self._damaged(step, "its description is missing")
         return {
             name: (tuple(leaf.shape), str(leaf.dtype))
             for name, leaf in named_leaves(metadata.tree if hasattr(metadata, "tree") else metadata)
@@ -80,11 +83,11 @@ class Checkpoints:
         """The arrays of a step, for reading in pieces; named as in `shapes`.
 
         Raises:
-          CheckpointError: files are missing or damaged.
+          DamagedError: files are missing or damaged.
         """
         names = self.shapes(step)
         try:
-            return open_arrays(self.folder / str(step) / "tree", names)
+            return open_arrays(self._tree(step), names)
         except ValueError as error:  # TensorStore's, for whatever it cannot open
             raise self._damaged(step, error) from error
 
@@ -97,48 +100,77 @@ class Checkpoints:
             stored (e.g. only "params").
           cast: Values of another dtype are cast while they are read, instead of refused.
 
+        No process waits for another in here, so that one that finds its slices damaged can say so
+        to the others (Orbax's manager has a barrier behind its reads).
+
         Raises:
-          CheckpointError: another structure or shape than stored (all differences named), or
-            files that are missing or damaged.
+          CheckpointError: another structure or shape than stored (all differences named).
+          DamagedError: a description, an array or a chunk of it is missing, short or unreadable.
         """
         check_fits(self.shapes(step), abstract, f"checkpoint {self.folder / str(step)}", cast)
         try:
             self._check_files(step, values=True)
-            restored = self.manager.restore(
-                step,
-                args=ocp.args.Composite(tree=restore_args(abstract)),
-            )
-        except Exception as error:
+            with _first_error_only():
+                return ocp.PyTreeCheckpointHandler().restore(
+                    self._tree(step), args=restore_args(abstract)
+                )
+        except jax.errors.JaxRuntimeError:  # a device that is full says nothing of the files
+            raise
+        except Exception as error:  # Orbax and TensorStore raise nothing narrower
             raise self._damaged(step, error) from error
-        return restored["tree"]
 
     def record(self, step: int) -> dict[str, Any]:
-        """The JSON record that was saved with the step."""
+        """The JSON record that was saved with the step.
+
+        Raises:
+          DamagedError: it is missing or no JSON.
+        """
         try:
-            restored = self.manager.restore(
-                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
-            )
+            return dict(ocp.JsonCheckpointHandler().restore(self.folder / str(step) / "record"))
         except Exception as error:
             raise self._damaged(step, error) from error
-        return restored["record"]
+
+    def set_aside(self, step: int) -> epath.Path:
+        """Renames a step's folder, so that the step can be saved again; the new place.
+
+        For one process to call; all call `reload` behind it.
+        """
+        aside = self.folder.parent / f"{self.folder.name}.damaged"
+        aside.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in aside.iterdir()}
+        numbers = (f"{step}.{number}" if number else str(step) for number in itertools.count())
+        place = aside / next(name for name in numbers if name not in names)
+        (self.folder / str(step)).rename(place)
+        return place
+
+    def reload(self) -> None:
+        """Looks at the folder again."""
+        self.manager.reload()
+
+    def _tree(self, step: int) -> epath.Path:
+        return self.folder / str(step) / "tree"
 
     def _check_files(self, step: int, *, values: bool) -> None:
-        folder = self.folder / str(step) / "tree"
-        if folder.exists():
-            check_files(folder, values=values)
+        if not self._tree(step).exists():
+            raise FileNotFoundError(f"{self._tree(step)} is missing")
+        check_files(self._tree(step), values=values)
 
-    def _damaged(self, step: int, reason: object) -> CheckpointError:
+    def _damaged(self, step: int, reason: object) -> DamagedError:
         others = [other for other in self.manager.all_steps() if other != step]
         rest = f"step {max(others)} is used then" if others else "no other checkpoint is there"
         text = " ".join(str(reason).split())
-        return CheckpointError(
+        return DamagedError(
             f"checkpoint {self.folder / str(step)} must be whole, but is damaged ({text[:300]}); "
             f"remove that folder, {rest}"
         )
 
 
 def open_checkpoints(
-    folder: epath.Path, *, keep: int | None = None, streamed: bool = False
+    folder: epath.Path,
+    *,
+    keep: int | None = None,
+    keep_every: int = 0,
+    streamed: bool = False,
 ) -> Checkpoints:
     """Opens a folder of checkpoints.
 
@@ -147,6 +179,7 @@ def open_checkpoints(
     Args:
       folder: Local or `gs://`.
       keep: Newest ones that stay; None: all, and nothing is created.
+      keep_every: Steps that are multiples of it stay for good, beside the newest; 0: none.
       streamed: The leaves that will be saved are `Streamed`, not arrays.
     """
     folder = epath.Path(folder)
@@ -166,11 +199,39 @@ def open_checkpoints(
     registry.add("record", ocp.args.JsonSave, record)
     registry.add("record", ocp.args.JsonRestore, record)
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=keep is not None, cleanup_tmp_directories=keep is not None
+        max_to_keep=keep,
+        keep_period=keep_every or None,
+        create=keep is not None,
+        cleanup_tmp_directories=keep is not None,
     )
     return Checkpoints(
         folder, ocp.CheckpointManager(folder, options=options, handler_registry=registry)
     )
+
+
+@contextlib.contextmanager
+def _first_error_only() -> Iterator[None]:
+    """Keeps what fails beside the error that is raised from printing tracebacks.
+
+    Orbax reads arrays side by side and leaves after the first that fails. The others end later, in
+    threads of TensorStore's and when their tasks are collected: so nothing is put back then.
+    """
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def other(found: Any) -> None:
+        if "Event loop is closed" not in str(found.exc_value):
+            hook(found)
+
+    sys.unraisablehook = other
+    log.addFilter(_is_no_second)
+    yield
+    sys.unraisablehook = hook
+    log.removeFilter(_is_no_second)
+
+
+def _is_no_second(record: logging.LogRecord) -> bool:
+    """Drops what asyncio says of tasks that failed unnoticed."""
+    return "was never retrieved" not in record.getMessage()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -21,6 +21,10 @@ class CheckpointError(ConfigError):
     """A checkpoint that cannot be read as asked; its text names the folder and the remedy."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint whose files are missing, short or unreadable, whatever is asked of it."""
+
+
 def is_tree(folder: epath.Path) -> bool:
     """Whether arrays that Orbax wrote are in `folder`, or in an item of it."""
     return _find(folder) is not None
@@ -112,6 +116,6 @@ def _need(folder: epath.Path) -> epath.Path:
     return found
 
 
-def _damaged(folder: epath.Path, reason: object) -> CheckpointError:
+def _damaged(folder: epath.Path, reason: object) -> DamagedError:
     text = " ".join(str(reason).split())
-    return CheckpointError(f"{folder} must hold whole arrays, but is damaged ({text[:300]})")
+    return DamagedError(f"{folder} must hold whole arrays, but is damaged ({text[:300]})")

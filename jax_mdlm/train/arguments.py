@@ -1,22 +1,29 @@
 """Trains: `python -m jax_mdlm.train --config configs/pronounce.py --workdir runs/pronounce`.
 
-The same command again resumes where the work directory stands; SIGTERM or Ctrl-C saves and exits 0.
+The same command again resumes where the work directory stands; SIGTERM or Ctrl-C saves and exits 0,
+a second one ends at once. Where another process of a pod is lost it exits with 75: start it again.
 """
 
 import argparse
+import time
 from collections.abc import Sequence
 
 from etils import epath
 
 from jax_mdlm import command
 from jax_mdlm.config import Config, ConfigError
+from jax_mdlm.data.buckets import canvases
+from jax_mdlm.model.lora import target_rows
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.train.claim import claim
+from jax_mdlm.train.goodput import Goodput
 from jax_mdlm.train.loop import train
+from jax_mdlm.train.peers import Peers
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command; raises ConfigError for what the user can mend."""
+    watch = Goodput(time.perf_counter)
     parser = argparse.ArgumentParser(prog="python -m jax_mdlm.train", description=__doc__)
     parser.add_argument("--config", required=True, help="FILE[:preset] or a shipped name")
     parser.add_argument("--workdir", help="folder or gs:// path; default: runs/<config's name>")
@@ -26,16 +33,25 @@ def main(argv: Sequence[str]) -> None:
 
     command.start_processes()
     command.use_compilation_cache(workdir / "compilation_cache")
+    with Peers():
+        _run(config, workdir, watch)
+
+
+def _run(config: Config, workdir: epath.Path, watch: Goodput) -> None:
     layout = make_layout(config.mesh)
     _check_batch(config, layout)
+    if config.lora.rank:
+        target_rows(config.lora)  # paths that are none are refused before a directory is claimed
     config, corpus = claim(config, workdir)
-    train(config, corpus, layout, workdir)
+    train(config, corpus, layout, workdir, watch)
 
 
 def _check_batch(config: Config, layout: Layout) -> None:
-    rows = config.train.batch_size // config.train.microbatches
-    if rows % layout.batch_shards:
-        raise ConfigError(
-            "train.batch_size / train.microbatches must be a multiple of the mesh's "
-            f"{layout.batch_shards} batch shards, got {rows}; change the batch size or the mesh"
-        )
+    for canvas in canvases(config.data, config.objective, config.train.batch_size):
+        rows = canvas.rows // config.train.microbatches
+        if rows % layout.batch_shards:
+            raise ConfigError(
+                f"train.batch_size / train.microbatches must be a multiple of the mesh's "
+                f"{layout.batch_shards} batch shards, got {rows} (rows of {canvas.length} slots); "
+                "change the batch size or the mesh"
+            )

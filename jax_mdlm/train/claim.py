@@ -1,7 +1,6 @@
 """A work directory made this run's: the config resolved, data and tokenizer opened."""
 
 import dataclasses
-import math
 import os
 
 import jax
@@ -20,6 +19,7 @@ MAY_CHANGE = (
     "train.evaluate",
     "train.save_every",
     "train.keep_checkpoints",
+    "train.keep_every",
     "train.tensorboard",
     "mesh.",
     "sample.",
@@ -27,6 +27,7 @@ MAY_CHANGE = (
     "data.data_dir",
     "model.remat",
     "name",
+    "profile",
 )
 
 
@@ -60,7 +61,7 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
             config = _with_vocabulary(config, origin.vocab_size)  # 0: it has no config either
     corpus = load_corpus(config, workdir)
     if config.train.steps == 0:
-        steps = math.ceil(config.train.epochs * len(corpus.train) / config.train.batch_size)
+        steps = corpus.order(config).num_steps(config.train.epochs)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
     if config.model.vocab_size == 0:
         config = _with_vocabulary(config, corpus.tokenizer.vocab_size)

@@ -4,54 +4,73 @@ import contextlib
 from collections.abc import Mapping
 
 import jax
-import optax
 from etils import epath
 
-from jax_mdlm import command
-from jax_mdlm.config import Config, to_json
-from jax_mdlm.containers import SpecialIds, TrainState
-from jax_mdlm.conversion import open_origin
+from jax_mdlm.config import Config, profile_steps, to_json
+from jax_mdlm.containers import TrainState
 from jax_mdlm.data.corpus import Corpus
 from jax_mdlm.evaluation.periodic import make_evaluation
 from jax_mdlm.model import table
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import Layout
-from jax_mdlm.storage import Checkpoints, open_checkpoints
+from jax_mdlm.storage import open_checkpoints
+from jax_mdlm.train import goodput
+from jax_mdlm.train.begin import begin
+from jax_mdlm.train.capture import Capture
+from jax_mdlm.train.goodput import Goodput
 from jax_mdlm.train.stop import Stop
 from jax_mdlm.training import checkpoint
 from jax_mdlm.training.metrics import Log, Throughput, Window
 from jax_mdlm.training.optimizer import make_optimizer
-from jax_mdlm.training.state import abstract_state, create_state, with_slack_row
+from jax_mdlm.training.state import network_params
 from jax_mdlm.training.step import make_train_step
 from jax_mdlm.workdir import checkpoint_folder
 
 
-def train(config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path) -> TrainState:
+def train(
+    config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path, watch: Goodput
+) -> TrainState:
     """Trains, or goes on training, in `workdir`; returns the last state."""
     ids = corpus.tokenizer.ids
     optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
-    checkpoints = open_checkpoints(checkpoint_folder(workdir), keep=config.train.keep_checkpoints)
-    state = _begin(config, optimizer, ids, layout, checkpoints, workdir)
+    checkpoints = open_checkpoints(
+        checkpoint_folder(workdir),
+        keep=config.train.keep_checkpoints,
+        keep_every=config.train.keep_every,
+    )
+    state = begin(config, optimizer, ids, layout, checkpoints, workdir)
     step = first_step = int(state.step)
 
-    train_step = make_train_step(config, optimizer, ids, layout)
+    order = corpus.order(config)
+    train_step = make_train_step(config, optimizer, ids, layout, mean_rows=order.mean_rows)
     evaluation = make_evaluation(config, corpus, layout, workdir)
-    batches = corpus.batches(config, step)
+    batches = corpus.batches(config, step, layout.share())
     log = Log(workdir, resumed_at=step, tensorboard=config.train.tensorboard)
     window, throughput = Window(), Throughput(config.model, config.data.length)
     progress = Progress(config.train.steps, start=step, active=jax.process_index() == 0)
+    capture = Capture(profile_steps(config.profile), workdir)
     stop = Stop()
+    compiled: set[tuple[int, ...]] = set()
     resolved = to_json(config)
 
     def save() -> None:
         window.check()  # never save what is not finite
-        checkpoint.save_state(checkpoints, state, resolved)
+        with watch.doing("save"):
+            checkpoint.save_state(checkpoints, state, resolved)
+        account()
 
     def evaluate() -> None:
-        values = evaluation(state.params)
+        window.check()  # its steps end before, so that the evaluation's time is its own
+        with watch.doing("evaluate"):
+            values = evaluation(network_params(state.params, state.frozen, config, ids))
         log.write(step, "validation", values)
         progress.line(step, "validation", values)
         throughput.restart()
+
+    def account() -> None:
+        values = watch.report() | {"lost_steps": log.lost_steps}
+        log.write(step, "goodput", values)
+        progress.note(f"step {step}  {goodput.line(values)}")
 
     def report() -> None:
         values = window.report()
@@ -62,17 +81,40 @@ def train(config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path) -
             progress.line(step, "train", values)
 
     progress.note(f"training rows: {corpus.train.counts}")
+    if config.data.buckets:
+        shapes = ", ".join(f"{canvas.rows:,} x {canvas.length:,}" for canvas in order.canvases)
+        progress.note(f"batches (rows x slots): {shapes}; mean rows {order.mean_rows:,.1f}")
     progress.note(f"{table.num_parameters(config.model):,} parameters, {describe(layout)}")
+    if state.frozen is not None:
+        trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        progress.note(
+            f"frozen; {trained:,} beside them are trained (LoRA, rank {config.lora.rank})"
+        )
     # Closed in reverse: a save that is under way is finished, whatever ends the loop.
     closing = contextlib.closing
-    with closing(checkpoints), closing(log), closing(batches), progress, stop:
+    with (
+        closing(checkpoints),
+        closing(log),
+        closing(batches),
+        closing(capture),
+        progress,
+        stop,
+    ):
+        watch.enter("steps")
         while step < config.train.steps and not stop.requested(step):
-            with jax.transfer_guard("disallow"):  # a silent copy in here would cost every step
-                batch = layout.place_rows(next(batches))
-                state, metrics = train_step(state, batch)
+            # A silent copy in here would cost every step.
+            with jax.transfer_guard("disallow"), capture.step(step + 1):
+                with watch.doing("data"):
+                    batch = layout.place_rows(next(batches))
+                shape = batch.tokens.shape
+                with watch.doing("steps" if shape in compiled else "compile"):
+                    state, metrics = train_step(state, batch)
+            compiled.add(shape)
             window.add(step, metrics)
+            window.keep_up()
             step += 1
-            throughput.step()
+            capture.done(step, metrics)
+            throughput.step(shape[1])
             progress.advance(step)
             last = step == config.train.steps
             if step % config.train.log_every == 0:
@@ -86,7 +128,8 @@ def train(config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path) -
         elif step < config.train.steps:
             if checkpoints.latest() != step:
                 save()
-            checkpoints.wait()
+            with watch.doing("save"):
+                checkpoints.wait()
             progress.note(f"stopped by a signal and saved at step {step}; run again to go on")
     return state
 
@@ -108,29 +151,3 @@ def describe(layout: Layout) -> str:
     axes = [f"{name}={size}" for name, size in layout.mesh.shape.items() if size > 1]
     kind = layout.mesh.devices.flat[0].device_kind
     return f"{layout.mesh.size} {kind} device(s) {' '.join(axes)}".rstrip()
-
-
-def _begin(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    ids: SpecialIds,
-    layout: Layout,
-    checkpoints: Checkpoints,
-    workdir: epath.Path,
-) -> TrainState:
-    """The newest checkpoint; else fresh parameters, or those that `init.from` names."""
-    abstract = abstract_state(config, optimizer, layout)
-    latest = checkpoints.latest()
-    if latest is not None:
-        return checkpoint.restore_state(checkpoints, latest, abstract)
-    if not config.init.source:
-        return create_state(config, optimizer, layout)
-    origin = open_origin(config.init.source)
-    params = origin.params(config.model, abstract.params, layout, command.warn)
-    how = config.init.slack_row
-    if how == "auto":
-        how = "keep" if origin.knows_slack else "mean"
-    params = with_slack_row(params, how, ids, layout, config.train.seed)
-    if jax.process_index() == 0:
-        origin.keep_files(workdir)
-    return create_state(config, optimizer, layout, params)

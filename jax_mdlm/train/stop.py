@@ -1,6 +1,10 @@
 """How a run is asked to stop."""
 
+import os
 import signal
+import socket
+import sys
+import threading
 
 import jax
 from jax.experimental import multihost_utils
@@ -9,33 +13,57 @@ from jax.experimental import multihost_utils
 class Stop:
     """Turns SIGTERM and SIGINT into a request that the loop answers between two steps.
 
-    With several processes the preemption service of `jax.distributed` makes all of them stop at
-    the same step; a second Ctrl-C ends the process at once.
+    A second signal ends the process at once, whatever it is doing: signals are read by a thread,
+    since a handler of Python's waits until the main thread comes back from C++ (a compilation, a
+    collective). What was saved before stays.
+
+    With several processes SIGTERM belongs to the preemption service of `jax.distributed`, which
+    makes all of them stop at the same step; a second one ends a process once it has begun to stop.
     """
 
     def __init__(self) -> None:
         self._requested = False
+        self._several = jax.process_count() > 1
 
     def __enter__(self) -> "Stop":
         """Installs the handlers."""
-        wanted = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
-        self._old = {number: signal.signal(number, self._note) for number in wanted}
+        self._signals, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
+        self._old_wake = signal.set_wakeup_fd(self._wake.fileno())
+        wanted = [signal.SIGINT] if self._several else [signal.SIGINT, signal.SIGTERM]
+        self._old = {number: signal.signal(number, _nothing) for number in wanted}
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Puts the old handlers back."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wake)
+        self._wake.close()
 
     def requested(self, step: int) -> bool:
         """Whether to stop before `step`; the same answer in every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
+        if not self._several:
+            return self._requested
+        if multihost_utils.reached_preemption_sync_point(step):
+            self._requested = True
+            self._old[signal.SIGTERM] = signal.SIG_DFL
+            signal.signal(signal.SIGTERM, _nothing)
         return self._requested
 
-    def _note(self, number: int, _: object) -> None:
-        if jax.process_count() > 1:
-            signal.raise_signal(signal.SIGTERM)
-        elif self._requested:
-            raise KeyboardInterrupt
-        self._requested = True
+    def _listen(self) -> None:
+        with self._signals:
+            while number := self._signals.recv(1):
+                if number[0] not in (signal.SIGINT, signal.SIGTERM):
+                    continue
+                if self._requested:
+                    print("ended by a second signal", file=sys.stderr, flush=True)
+                    os._exit(128 + number[0])
+                self._requested = True
+                if self._several:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _nothing(*_: object) -> None:
+    """A handler must be there for the signal to reach the thread."""

@@ -11,7 +11,7 @@ from etils import epath
 
 from jax_mdlm.config import MeshConfig
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.storage import CheckpointError, Checkpoints, open_checkpoints
+from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError, open_checkpoints
 
 TREE = {"a": {"b": jnp.arange(16.0).reshape(8, 2)}, "n": jnp.int32(3)}
 
@@ -37,6 +37,21 @@ def test_round_trip_and_keeping(saved: Checkpoints) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x + 2, y), TREE, back)
     assert saved.record(3) == {"step": 3}
     assert saved.shapes(3) == {"a/b": ((8, 2), "float32"), "n": ((), "int32")}
+
+
+def test_multiples_stay_for_good(tmp_path: Path) -> None:
+    """On disk, and over restarts: the newest two, and every fourth."""
+    folder = epath.Path(tmp_path / "c")
+    for first, kept in ((1, [4, 8, 9]), (10, [4, 8, 12, 16, 17])):
+        checkpoints = open_checkpoints(folder, keep=2, keep_every=4)
+        for step in range(first, first + 9 if first == 1 else 18):
+            checkpoints.save(step, TREE, {})
+        checkpoints.close()
+        assert sorted(int(path.name) for path in folder.iterdir()) == kept
+    checkpoints = open_checkpoints(folder, keep=1)  # switched off again
+    checkpoints.save(18, TREE, {})
+    checkpoints.close()
+    assert open_checkpoints(folder).steps() == [18]
 
 
 def test_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +94,7 @@ def test_damage_is_named(saved: Checkpoints, what: str) -> None:
         for file in (f for f in Path(folder).glob("**/d/*") if f.is_file()):
             file.write_bytes(file.read_bytes()[:10])
     with pytest.raises(
-        CheckpointError,
+        DamagedError,
         match=r"c/3 must be whole, but is damaged \(.*\); remove that folder, step 2",
     ):
         saved.restore(3, abstract())

@@ -1,0 +1,175 @@
+"""Processes of the train command, cheap to start and real to kill.
+
+Importing JAX and the package costs seconds of processor time, much more than the runs of these
+tests. So one process (this module's `main`) imports them, starts no backend and no thread, and
+forks for every run that it is asked for: the child is a process of its own that runs the command
+from the first line of `main` on, with its own backend, and dies of a signal like any other.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Child:
+    """A run of the command.
+
+    Attributes:
+      pid: Its process id.
+      log: The file that holds what it printed.
+    """
+
+    def __init__(self, forks: "Forks", pid: int, log: Path):
+        self._forks, self.pid, self.log = forks, pid, log
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        self._forks.read(0)
+        return self._forks.codes.get(self.pid)
+
+    def wait(self, timeout: float = 300) -> int:
+        """Waits for the end; the exit code."""
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                self.send(signal.SIGABRT)
+                raise AssertionError(f"still running after {timeout} s: {self.text()[-3000:]}")
+            self._forks.read(0.05)
+        return code
+
+    def finish(self, timeout: float = 300) -> str:
+        """Waits for an end that must be good; what was printed."""
+        code = self.wait(timeout)
+        assert code == 0, f"exit code {code}: {self.text()[-3000:]}"
+        return self.text()
+
+    def send(self, number: int) -> None:
+        """Sends a signal, to a process that runs or has just ended."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def text(self) -> str:
+        """What was printed until now."""
+        return self.log.read_text(errors="replace")
+
+
+class Forks:
+    """The forking process, seen from the tests."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.train.forks"],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        self.codes: dict[int, int] = {}
+        self._begun: list[int] = []
+        self._rest = b""
+
+    def start(self, log: Path, *argv: str, **env: str) -> Child:
+        """Runs `python -m jax_mdlm.train ARGV` in a new process."""
+        assert self._server.stdin is not None
+        log.touch()  # it is looked at before the child has opened it
+        request = {"argv": argv, "log": str(log), "env": env}
+        self._server.stdin.write(json.dumps(request).encode() + b"\n")
+        count = len(self._begun)
+        while len(self._begun) == count:
+            self.read(1)
+        return Child(self, self._begun[-1], log)
+
+    def read(self, timeout: float) -> None:
+        """Takes in what the server says."""
+        output = self._server.stdout
+        assert output is not None
+        if not select.select([output], [], [], timeout)[0]:
+            return
+        found = os.read(output.fileno(), 65536)
+        assert found, "the forking process has ended"
+        *lines, self._rest = (self._rest + found).split(b"\n")
+        for line in lines:
+            pid, code = json.loads(line)
+            if code is None:
+                self._begun.append(pid)
+            else:
+                self.codes[pid] = code
+
+    def close(self) -> None:
+        """Ends what still runs."""
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(60)
+
+
+@contextlib.contextmanager
+def forking() -> Iterator[Forks]:
+    """A server for a while."""
+    forks = Forks()
+    try:
+        yield forks
+    finally:
+        forks.close()
+
+
+def main() -> None:
+    """Forks for every line of stdin: `{"argv", "log", "env"}`; prints `[pid, code or null]`."""
+    import jax_mdlm.train
+    from jax_mdlm import command
+
+    assert len(os.listdir("/proc/self/task")) <= 2, "a fork would lose threads"
+    running: set[int] = set()
+    rest = b""
+    while True:
+        if select.select([0], [], [], 0.02)[0]:
+            found = os.read(0, 65536)
+            if not found:
+                break
+            *lines, rest = (rest + found).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    _become(request)
+                    command.run(jax_mdlm.train.main)
+                    return
+                running.add(pid)
+                _say(pid, None)
+        while running:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            running.discard(pid)
+            _say(pid, os.waitstatus_to_exitcode(status))
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _become(request: dict) -> None:
+    """What a new process would have: its arguments, variables and streams."""
+    os.environ.update(request["env"])
+    sys.argv = ["train", *request["argv"]]
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+
+
+def _say(pid: int, code: int | None) -> None:
+    os.write(1, json.dumps([pid, code]).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
