@@ -116,15 +116,17 @@ class TrainState:
 
     Attributes:
       step: int32 []; updates made.
-      params: master weights.
+      params: what is trained: master weights, or with LoRA the adapters.
       opt_state: optax state.
       key: typed PRNG key []; step s draws from `fold_in(key, s)`.
+      frozen: with LoRA the parameters beside the adapters, which no step changes; else None.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
     key: jax.Array
+    frozen: Params | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Converts checkpoints: `python -m jax_mdlm.convert import|export|inspect ...`.
 
 import SOURCE WORKDIR    published weights (folder, gs://, s3://, hf://ORG/NAME) -> work directory
-export WORKDIR TARGET    work directory -> folder that PyTorch users load
+export WORKDIR TARGET    work directory -> folder that PyTorch users load; a LoRA run's adapters are
+                         merged, or with --adapter written alone, as PEFT loads them
 inspect PATH             what is in there
 
 Tensors are streamed: memory does not grow with the model. One process does it all, unless
@@ -18,7 +19,14 @@ import jax
 
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
-from jax_mdlm.conversion import Meter, export_weights, import_weights, inspect, open_source
+from jax_mdlm.conversion import (
+    Meter,
+    export_adapter,
+    export_weights,
+    import_weights,
+    inspect,
+    open_source,
+)
 from jax_mdlm.conversion.exporting import SHARD_BYTES
 from jax_mdlm.model import table
 from jax_mdlm.progress import ByteProgress
@@ -40,12 +48,19 @@ def main(argv: Sequence[str]) -> None:
     out.add_argument(
         "--dtype",
         choices=["bfloat16", "float32"],
-        default="bfloat16",
-        help="of the exported tensors (bfloat16)",
+        help="of the exported tensors (bfloat16; float32 with --adapter)",
     )
     out.add_argument("--step", type=int, help="which checkpoint (the newest)")
     out.add_argument(
         "--shard-bytes", type=int, default=SHARD_BYTES, help=f"of a file ({SHARD_BYTES})"
+    )
+    out.add_argument(
+        "--adapter", action="store_true", help="only the adapters of a LoRA run, as a PEFT folder"
+    )
+    out.add_argument(
+        "--base",
+        default="",
+        help="with --adapter: published weights that it belongs on (those of init.from)",
     )
     out.set_defaults(run=_export)
     look = commands.add_parser("inspect", help="format, parameters, dtypes, ids, steps")
@@ -76,24 +91,26 @@ def _import(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     if args.shard_bytes < 1:
         raise ConfigError(f"--shard-bytes must be at least 1, got {args.shard_bytes}")
+    if args.base and not args.adapter:
+        raise ConfigError("--base names what an adapter belongs on; give it with --adapter")
+    dtype = args.dtype or ("float32" if args.adapter else "bfloat16")
     jax.config.update("jax_platforms", "cpu")
     command.start_processes(detect=False)
     start = time.perf_counter()
     with ByteProgress(None, active=_first()) as progress:
         meter = Meter(progress.add)
-        done = export_weights(
-            place(args.workdir),
-            place(args.target),
-            meter,
-            dtype=args.dtype,
-            step=args.step,
-            shard_bytes=args.shard_bytes,
-        )
+        places = place(args.workdir), place(args.target)
+        if args.adapter:
+            done = export_adapter(*places, meter, dtype=dtype, step=args.step, base=args.base)
+        else:
+            done = export_weights(
+                *places, meter, dtype=dtype, step=args.step, shard_bytes=args.shard_bytes
+            )
     seconds = time.perf_counter() - start
     for line in meter.warnings():
         command.warn(line)
     print(
-        f"exported step {done.step} to {args.target}: {len(done.files)} file(s) in {args.dtype} "
+        f"exported step {done.step} to {args.target}: {len(done.files)} file(s) in {dtype} "
         f"({_rate(meter.num_bytes, seconds)})"
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_mdlm.config import ConfigError, MeshConfig
@@ -31,6 +31,37 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("layers", ()),
     ("head_dim", ()),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which rows of every batch a process assembles: those that its devices hold.
+
+    A batch is cut into `of` equal parts. On a pod the parts of a process need not be neighbours
+    (its chips are a square of the mesh), and where the tensor or context axis spans processes,
+    several of them hold the same part.
+
+    Attributes:
+      parts: Numbers of the parts, ascending.
+      of: How many parts a batch has.
+    """
+
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """The numbers of the rows in a batch of this size, int64 [n], ascending.
+
+        Raises:
+          ConfigError: the batch cannot be cut into equal parts.
+        """
+        if batch_size % self.of:
+            raise ConfigError(
+                f"a batch must be divisible by the mesh's {self.of} batch shards, got "
+                f"{batch_size} rows; change train.batch_size or the mesh"
+            )
+        size = batch_size // self.of
+        return (np.asarray(self.parts)[:, None] * size + np.arange(size)).reshape(-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,21 +104,45 @@ class Layout:
         """Leading axis over the batch axes, the rest whole: fields of a `Batch`."""
         return self.sharding(("batch",))
 
+    def share(self, devices: Sequence[Any] | None = None) -> Share:
+        """The part of every batch that these devices (default: this process's) hold."""
+        wanted = set(self.mesh.local_devices if devices is None else devices)
+        shards = self.rows.devices_indices_map((self.batch_shards,))
+        parts = {index[0].start or 0 for device, index in shards.items() if device in wanted}
+        return Share(tuple(sorted(parts)), self.batch_shards)
+
     def place_rows(self, rows: Any) -> Any:
         """Puts this process's rows (a tree of NumPy arrays) onto its devices.
 
-        The rows of all processes together are the whole batch.
+        Args:
+          rows: The rows of `share()`, in that order; with those of the other processes they are
+            the whole batch.
         """
+        share = self.share()
+
+        def place(values: np.ndarray) -> jax.Array:
+            size = len(values) // len(share.parts)
+
+            def part(index: Any) -> np.ndarray:
+                begin = share.parts.index((index[0].start or 0) // size) * size
+                return values[begin : begin + size]
+
+            shape = (size * share.of, *values.shape[1:])
+            return jax.make_array_from_callback(shape, self.rows, part)
+
         # The copy is meant; over several processes JAX counts it as an implicit one.
         with jax.transfer_guard_host_to_device("allow"):
-            return jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(self.rows, x), rows
-            )
+            return jax.tree.map(place, rows)
+
+    def parts(self, *axes: str) -> int:
+        """Parts into which the mesh cuts an array with these logical axes."""
+        table = dict(self.rules)
+        return math.prod(self.mesh.shape[name] for axis in axes for name in table[axis])
 
     @property
     def batch_shards(self) -> int:
         """Parts into which the batch axis is cut."""
-        return math.prod(self.mesh.shape[name] for name in dict(self.rules)["batch"])
+        return self.parts("batch")
 
     def check_divides(self, what: str, axes: tuple[str, ...], shape: tuple[int, ...]) -> None:
         """Raises ConfigError if an axis of `shape` does not divide into its mesh axes."""
@@ -110,7 +165,8 @@ def make_layout(config: MeshConfig, devices: Sequence[Any] | None = None) -> Lay
     """The mesh of `config` over `devices` (default: all), -1 filled in, rules overridden.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices, or a rule is not known.
+      ConfigError: the axes do not multiply to the number of devices, `data` does not divide into
+        slices, or a rule is not known.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {name: getattr(config, name) for name in MESH_AXES}
@@ -122,13 +178,30 @@ def make_layout(config: MeshConfig, devices: Sequence[Any] | None = None) -> Lay
             f"mesh ({shown}) must have as many places as there are devices, {len(devices)}; "
             "set one axis to -1 or change mesh.*"
         )
-    mesh = jax.make_mesh(
-        tuple(sizes.values()),
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    mesh = Mesh(
+        _over_slices(sizes, slices, devices) if slices > 1 else _within_slice(sizes, devices),
         MESH_AXES,
         axis_types=(AxisType.Auto,) * len(MESH_AXES),
-        devices=devices,
     )
     return Layout(mesh, _override(config.rules))
+
+
+def _within_slice(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices in the order of the axes, neighbours on the links of the chips."""
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, devices=devices).devices
+
+
+def _over_slices(sizes: dict[str, int], slices: int, devices: Sequence[Any]) -> np.ndarray:
+    """Only `data` crosses slices: their network is some fifty times slower than a chip's links."""
+    if sizes["data"] % slices:
+        raise ConfigError(
+            f"mesh.data must be a multiple of the {slices} slices, got {sizes['data']}; set "
+            f"mesh.data={slices}, the other axes stay within a slice"
+        )
+    within = sizes | {"data": sizes["data"] // slices}
+    across = [slices if name == "data" else 1 for name in MESH_AXES]
+    return mesh_utils.create_hybrid_device_mesh(tuple(within.values()), across, devices)
 
 
 def barrier(name: str) -> None:
@@ -142,6 +215,13 @@ def from_first_process(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def anywhere(here: bool) -> bool:
+    """Whether it is so in any process."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.int32(here)).any())
 
 
 def _names(entry: Any) -> tuple[str, ...]:

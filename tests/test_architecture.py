@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "containers": set(),
     "sharding": BASE,
     "storage": BASE,
-    "workdir": BASE | {"storage"},
+    "workdir": BASE | {"storage", "model"},
     "diffusion": BASE,
     "model": BASE | {"sharding"},
     "data": BASE | {"sharding"},
@@ -27,7 +27,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["evaluation"] = MAY_IMPORT["training"] | {"training", "sampling"}
 # what commands share at their edge; nothing else imports these
-EDGE = {"command": BASE, "progress": set()}
+EDGE = {"command": BASE | {"cloud"}, "cloud": set(), "progress": set()}
 COMMANDS = {"train", "sample", "convert", "evaluate", "plan", "benchmark"}
 
 # package -> the only places that may import it

@@ -1,8 +1,10 @@
 """Measures a part of the package and prints JSON: `python -m jax_mdlm.benchmark PART ...`.
 
 loss       memory and time of the training objective, and of its dense form
+lattice    time and memory of CTC through our lattice, and through optax
 convert    import and export of published weights: time beside `cp`, memory
 sampler    decoding: time, calls and tokens, beside another sampler in the same process
+buckets    training with and without length buckets: tokens per second that are no padding
 """
 
 import argparse
@@ -10,7 +12,7 @@ import json
 from collections.abc import Sequence
 
 from jax_mdlm import command
-from jax_mdlm.benchmark import convert, loss, sampler
+from jax_mdlm.benchmark import buckets, convert, lattice, loss, sampler
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -19,8 +21,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(dest="command", required=True)
     loss.add_command(commands)
+    lattice.add_command(commands)
     convert.add_command(commands)
     sampler.add_command(commands)
+    buckets.add_command(commands)
     arguments = parser.parse_args(argv)
     print(json.dumps(arguments.run(parser, arguments), indent=2))
 

@@ -49,8 +49,7 @@ def _objective(config: Config, corpus: Corpus, layout: Layout) -> Evaluation:
             config.data,
             batch_size=config.train.batch_size,
             limit=config.train.evaluate_rows,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            share=layout.share(),
         )
         parts = []
         for number, batch in enumerate(batches):

@@ -1,27 +1,31 @@
-"""The pieces of a block as pure functions: product, norm, rotary positions, attention, lookup.
+"""The pieces of a block as pure functions: product, norm, rotary positions, lookup.
 
 Each follows the published LLaDA code to the order of its casts, so that imported weights give the
-published logits (DESIGN: RMSNorm and RoPE in float32, scores and softmax in float32).
+published logits (RMSNorm and RoPE in float32).
 """
 
 import jax
 import jax.numpy as jnp
 
 from jax_mdlm.model.int8 import Int8
+from jax_mdlm.model.lora import Adapted, WithSlack
 
 
-def linear(x: jax.Array, weight: jax.Array | Int8) -> jax.Array:
+def linear(x: jax.Array, weight: jax.Array | Int8 | Adapted) -> jax.Array:
     """`x weight` over the last axis of `x` and the first of `weight`.
 
     Args:
       x: [B, L, I].
-      weight: [I, O], or a quantised matrix.
+      weight: [I, O], or a quantised matrix, or one with an adapter beside it.
 
     Returns:
       [B, L, O] in the dtype of `x`.
     """
     if isinstance(weight, Int8):
         return weight.multiply(x).astype(x.dtype)
+    if isinstance(weight, Adapted):
+        narrow = weight.scale * _linear(x, weight.down)  # [B, L, r]
+        return _linear(x, weight.weight) + _linear(narrow, weight.up)
     return _linear(x, weight)
 
 
@@ -103,66 +107,16 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return turned.astype(x.dtype)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """Bidirectional attention, `softmax(q k^T / sqrt(H)) v`; only keys are masked.
-
-    Args:
-      q: [B, L, N, H].
-      k: [B, S, K, H]; each of the K heads serves N / K query heads.
-      v: [B, S, K, H].
-      valid: bool [B, S], keys that exist; None = all.
-
-    Returns:
-      [B, L, N, H] in the dtype of `q`; scores and softmax are float32.
-    """
-    mask = None if valid is None else valid[:, None, None, :]
-    return jax.nn.dot_product_attention(q, k, v, mask=mask)
-
-
-def attention_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None
-) -> jax.Array:
-    """`attention` where no gradient is wanted: on a CPU with the heads moved forward first.
-
-    XLA there multiplies heads in place, in strides, a quarter slower than after a copy.
-
-    Args:
-      q: As in `attention`.
-      k: As in `attention`.
-      v: As in `attention`.
-      valid: As in `attention`.
-
-    Returns:
-      As `attention`.
-    """
-    if valid is None:
-        valid = jnp.ones(k.shape[:2], bool)
-    return jax.lax.platform_dependent(q, k, v, valid, cpu=_heads_first, default=attention)
-
-
-def _heads_first(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array) -> jax.Array:
-    groups = q.shape[2] // k.shape[2]
-    k, v = (jnp.repeat(x, groups, axis=2) if groups > 1 else x for x in (k, v))
-    scores = jnp.matmul(
-        jnp.swapaxes(q, 1, 2), jnp.transpose(k, (0, 2, 3, 1)), preferred_element_type=jnp.float32
-    )
-    scores = scores * q.shape[-1] ** -0.5
-    # Finite: a row that sees no key at all must not become NaN.
-    scores = jnp.where(valid[:, None, None, :], scores, -0.7 * jnp.finfo(jnp.float32).max)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    return jnp.swapaxes(jnp.matmul(weights, jnp.swapaxes(v, 1, 2)), 1, 2)
-
-
-def lookup(table: jax.Array | Int8, tokens: jax.Array) -> jax.Array:
+def lookup(table: jax.Array | Int8 | WithSlack, tokens: jax.Array) -> jax.Array:
     """Rows of the embedding.
 
     Args:
-      table: [V, D], or quantised.
+      table: [V, D], or quantised, or with a slack row of its own.
       tokens: int32 [B, L].
 
     Returns:
       [B, L, D]; the dtype of the table, float32 where it is quantised.
     """
-    if isinstance(table, Int8):
+    if isinstance(table, Int8 | WithSlack):
         return table.rows(tokens)
     return jnp.take(table, tokens, axis=0)

@@ -17,6 +17,7 @@ from flax import nnx
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Params
 from jax_mdlm.model import layers
+from jax_mdlm.model.attention import attention_forward
 from jax_mdlm.model.denoiser import KeysValues, block_graph, variables
 from jax_mdlm.sharding import Layout, constrain
 
@@ -91,7 +92,7 @@ def encode_window(
 
     def layer(x: jax.Array, index: int | jax.Array, cached: KeysValues | None, last: bool):
         block = nnx.merge(block_graph(config), nnx.State(variables(_layer(params, index))))
-        options: dict[str, Callable[..., Any]] = {"attend": layers.attention_forward}
+        options: dict[str, Callable[..., Any]] = {"attend": attention_forward}
         if cached is not None:
             options["past"] = lambda own: merge(cached, own)
         if last:

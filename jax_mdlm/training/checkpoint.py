@@ -4,12 +4,15 @@ A checkpoint holds the state, the position in the data and the config. The posit
 itself: step s owns fixed rows of a seeded order (`data/pipeline`).
 """
 
+import dataclasses
 from typing import Any
 
 import jax
+from etils import epath
 
-from jax_mdlm.containers import TrainState
-from jax_mdlm.storage import Checkpoints
+from jax_mdlm.containers import Params, TrainState
+from jax_mdlm.storage import Checkpoints, DamagedError, open_checkpoints
+from jax_mdlm.workdir import Base, base_folder, damaged_base, open_base
 
 
 def save_state(checkpoints: Checkpoints, state: TrainState, config_json: str) -> None:
@@ -20,7 +23,7 @@ def save_state(checkpoints: Checkpoints, state: TrainState, config_json: str) ->
 
 
 def restore_state(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainState:
-    """Reads a state into its places.
+    """Reads a state into its places; what a LoRA run never changes from beside the checkpoints.
 
     Raises:
       CheckpointError: damaged, or of another shape.
@@ -28,16 +31,47 @@ def restore_state(checkpoints: Checkpoints, step: int, abstract: TrainState) -> 
     tree = checkpoints.restore(step, _abstract_tree(abstract))
     return TrainState(
         step=tree["step"],
-        params=tree["params"],
+        params=tree[_trained(abstract)],
         opt_state=tree["opt_state"],
         key=jax.random.wrap_key_data(tree["key_data"]),
+        frozen=abstract.frozen and restore_base(checkpoints.folder.parent, abstract.frozen),
     )
+
+
+def save_base(workdir: epath.Path, frozen: Params, about: Base) -> None:
+    """Writes what a LoRA run never changes; returns when it is on disk."""
+    base = open_checkpoints(base_folder(workdir), keep=1)
+    try:
+        base.save(0, {"params": frozen}, {"step": 0, "base": dataclasses.asdict(about)})
+        base.wait()
+    finally:
+        base.close()
+
+
+def restore_base(workdir: epath.Path, abstract: Params) -> Params:
+    """Reads what `save_base` wrote into its places, bit by bit.
+
+    Raises:
+      CheckpointError: missing, damaged, or of another shape.
+    """
+    base, _ = open_base(workdir)
+    try:
+        return base.restore(0, {"params": abstract})["params"]
+    except DamagedError as error:
+        raise damaged_base(workdir, error) from error
+    finally:
+        base.close()
+
+
+def _trained(state: TrainState) -> str:
+    """The name of what is trained: adapters are no parameters that could be read alone."""
+    return "params" if state.frozen is None else "adapters"
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
     return {
         "step": state.step,
-        "params": state.params,
+        _trained(state): state.params,
         "opt_state": state.opt_state,
         "key_data": jax.random.key_data(state.key),
     }
@@ -48,7 +82,7 @@ def _abstract_tree(abstract: TrainState) -> dict[str, Any]:
     place = abstract.key.sharding
     return {
         "step": abstract.step,
-        "params": abstract.params,
+        _trained(abstract): abstract.params,
         "opt_state": abstract.opt_state,
         "key_data": jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=place),
     }

@@ -16,17 +16,7 @@ from tensorboardX import SummaryWriter
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Mean
 from jax_mdlm.model import table
-
-# bfloat16 FLOP/s of one chip, from the vendor's documentation; MFU is left out for others.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
+from jax_mdlm.training.chips import find_chip
 
 
 class Window:
@@ -38,6 +28,15 @@ class Window:
     def add(self, step: int, metrics: Mapping[str, Mean]) -> None:
         """Keeps a step's metrics on the device; `step` counts the updates made before it."""
         self._steps.append((step, metrics))
+
+    def keep_up(self, ahead: int = 2) -> None:
+        """Waits until at most `ahead` steps are under way.
+
+        Enough that the device never waits for the host; a host that runs further ahead holds a
+        batch on the device for each step, and its clock says nothing of the steps.
+        """
+        if len(self._steps) > ahead:
+            jax.block_until_ready(self._steps[-1 - ahead][1])
 
     def check(self, steps: int | None = None) -> None:
         """Fetches the oldest `steps` (default: all, waiting for the running one) and looks at them.
@@ -81,37 +80,54 @@ def mean_value(parts: list[Mean]) -> float:
     return total / count if count else 0.0
 
 
-class Throughput:
-    """Tokens per second and, where the device's peak is known, the share of it that is used.
+def training_flops(config: ModelConfig, length: int) -> tuple[int, int]:
+    """FLOPs per token that a training step needs, what is computed twice counted once.
 
-    FLOPs per token: 6 per parameter that is multiplied (all but the embedding) and
-    12 * layers * L * N * H for attention (arXiv 2204.02311, appendix B).
+    6 per parameter that is multiplied (all but the embedding) and 12 * layers * L * N * H for
+    attention (arXiv 2204.02311, appendix B).
+
+    Args:
+      config: The network.
+      length: Slots of the canvas.
+
+    Returns:
+      Those of the matrices, and those of attention.
     """
+    multiplied = table.num_parameters(config) - config.vocab_size * config.embed
+    return 6 * multiplied, 12 * config.layers * length * config.heads * config.head_dim
+
+
+class Throughput:
+    """Tokens per second and, where the device's peak is known, the share of it that is used."""
 
     def __init__(self, config: ModelConfig, length: int) -> None:
-        multiplied = table.num_parameters(config) - config.vocab_size * config.embed
-        attention = 12 * config.layers * length * config.heads * config.head_dim
-        self._flops_per_token = 6 * multiplied + attention
-        self._peak = PEAK_FLOPS.get(jax.devices()[0].device_kind, 0.0) * jax.device_count()
+        self._config, self._length = config, length
+        chip = find_chip(jax.devices()[0].device_kind)
+        self._peak = chip.peak_flops * jax.device_count() if chip else 0.0
         self.restart()
 
     def restart(self) -> None:
         """Starts the clock anew, e.g. after an evaluation."""
-        self._since, self._steps = time.perf_counter(), 0
+        self._since, self._steps, self._lengths = time.perf_counter(), 0, 0
 
-    def step(self) -> None:
-        """Counts an update."""
+    def step(self, length: int | None = None) -> None:
+        """Counts an update, on a canvas of this length; None = the full one."""
         self._steps += 1
+        self._lengths += self._length if length is None else length
 
     def read(self, tokens_per_step: float) -> dict[str, float]:
         """`steps_per_second`, `tokens_per_second` and perhaps `mfu` since the last restart."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        steps = self._steps / seconds
+        steps_made, lengths = self._steps, self._lengths
+        steps = steps_made / seconds
         tokens = steps * tokens_per_step
         self.restart()
         rates = {"steps_per_second": steps, "tokens_per_second": tokens}
         if self._peak:
-            rates["mfu"] = tokens * self._flops_per_token / self._peak
+            # With length buckets the mean canvas: attention's FLOPs are linear in it per token,
+            # and all batches have the same number of slots.
+            length = round(lengths / steps_made) if steps_made else self._length
+            rates["mfu"] = tokens * sum(training_flops(self._config, length)) / self._peak
         return rates
 
 
@@ -122,6 +138,7 @@ class Log:
         self._active = jax.process_index() == 0
         self._path = workdir / "metrics.jsonl"
         self._board = None
+        self.lost_steps = 0  # made before a kill, after its last checkpoint: made again now
         if not self._active:
             return
         if self._path.exists():
@@ -132,7 +149,7 @@ class Log:
             )
 
     def write(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Appends a line; `group` is `train`, `validation` or `test`."""
+        """Appends a line; `group` is `train`, `validation`, `test` or `goodput`."""
         if not self._active:
             return
         with self._path.open("a") as file:
@@ -152,7 +169,9 @@ class Log:
         kept = []
         for line in self._path.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
+                number = json.loads(line)["step"]
+                self.lost_steps = max(self.lost_steps, number - step)
+                if number <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError):  # the line that the kill cut short
                 continue

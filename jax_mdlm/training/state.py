@@ -4,16 +4,19 @@ Enters: config, optimizer, layout. Leaves: a `TrainState` that was created shard
 holds the whole of it), to `step` and `checkpoint`.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
+from jax.tree_util import DictKey
 
 from jax_mdlm import model
 from jax_mdlm.config import Config, ModelConfig
 from jax_mdlm.containers import Params, SpecialIds, TrainState
-from jax_mdlm.model import table
+from jax_mdlm.model import lora, table
 from jax_mdlm.sharding import Layout
 
 
@@ -25,16 +28,47 @@ def new_state(
 ) -> TrainState:
     """A state at step 0; pure, to be jitted with the shardings of `state_shardings`.
 
-    Parameters are drawn where none are given.
+    Parameters are drawn where none are given. With LoRA they are frozen, and what is trained are
+    adapters that change nothing yet.
     """
+    frozen = None
     if params is None:
-        params = model.init(jax.random.fold_in(seed_key, 0), config.model)
+        params = model.init(jax.random.fold_in(seed_key, 0), begun_from(config))
+    if config.lora.rank:
+        frozen = params
+        params = lora.draw_adapters(jax.random.fold_in(seed_key, 2), config.model, config.lora)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         key=jax.random.fold_in(seed_key, 1),
+        frozen=frozen,
     )
+
+
+def begun_from(config: Config) -> ModelConfig:
+    """The network that a run begins from: with LoRA in the compute dtype, as it is not trained."""
+    if not config.lora.rank:
+        return config.model
+    return dataclasses.replace(config.model, param_dtype=config.model.compute_dtype)
+
+
+def network_params(
+    trained: Params, frozen: Params | None, config: Config, ids: SpecialIds
+) -> Params:
+    """What the network runs: the trained parameters, or the frozen ones with their adapters.
+
+    Nothing is computed or copied.
+
+    Args:
+      trained: `TrainState.params`.
+      frozen: `TrainState.frozen`.
+      config: The run.
+      ids: Special ids.
+    """
+    if frozen is None:
+        return trained
+    return lora.join(frozen, trained, scale=config.lora.scale, slack_id=ids.slack)
 
 
 def abstract_state(
@@ -50,7 +84,7 @@ def abstract_state(
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
-        state_shardings(shapes, optimizer, layout),
+        state_shardings(config, shapes, layout),
     )
 
 
@@ -74,25 +108,40 @@ def abstract_params(config: ModelConfig, layout: Layout) -> Params:
     )
 
 
-def state_shardings(
-    shapes: TrainState, optimizer: optax.GradientTransformation, layout: Layout
-) -> TrainState:
+def state_shardings(config: Config, shapes: TrainState, layout: Layout) -> TrainState:
     """A sharding per leaf: parameters and moments by the table, everything else whole."""
-    places = param_shardings(layout)
-    moments = optax.tree_map_params(
-        optimizer,
-        lambda _, place: place,
-        shapes.opt_state,
-        places,
-        transform_non_params=lambda _: layout.replicated,
-    )
+    frozen, places = None, param_shardings(layout)
+    if config.lora.rank:
+        frozen, places = places, _shardings(lora.adapter_axes(config.lora), layout)
+    by_path = _by_path(places)
+    sizes = {path: leaf.shape for path, leaf in _by_path(shapes.params).items()}
+
+    def place_of(path: tuple[Any, ...], moment: Any) -> NamedSharding:
+        # A moment stands under its parameter's path in whatever the optimizer keeps. Factored ones
+        # have an axis less, and are small enough to be whole everywhere.
+        names = tuple(entry.key for entry in path if isinstance(entry, DictKey))
+        for start in range(len(names)):
+            if sizes.get(names[start:]) == moment.shape:
+                return by_path[names[start:]]
+        return layout.replicated
+
+    moments = jax.tree_util.tree_map_with_path(place_of, shapes.opt_state)
     whole: Any = layout.replicated
-    return TrainState(step=whole, params=places, opt_state=moments, key=whole)
+    return TrainState(step=whole, params=places, opt_state=moments, key=whole, frozen=frozen)
+
+
+def _by_path(tree: Params) -> dict[tuple[str, ...], Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
 
 
 def param_shardings(layout: Layout) -> Params:
     """A sharding per parameter, nested like the parameters."""
-    return jax.tree.map(layout.sharding, table.axes(), is_leaf=lambda x: isinstance(x, tuple))
+    return _shardings(table.axes(), layout)
+
+
+def _shardings(axes: Params, layout: Layout) -> Params:
+    return jax.tree.map(layout.sharding, axes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def create_state(

@@ -17,16 +17,34 @@ from jax_mdlm.config import Config
 from jax_mdlm.containers import Batch, Corruption, Mean, Params, SpecialIds, TrainState
 from jax_mdlm.sharding import Layout
 from jax_mdlm.training.optimizer import learning_rate
-from jax_mdlm.training.state import abstract_state
+from jax_mdlm.training.state import abstract_state, network_params
 
 Metrics = dict[str, Mean]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    config: Config, optimizer: optax.GradientTransformation, ids: SpecialIds, layout: Layout
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    ids: SpecialIds,
+    layout: Layout,
+    *,
+    mean_rows: float | None = None,
 ) -> TrainStep:
-    """Compiles (at first call) the update; the state is donated.
+    """Compiles the update, at the first call with each shape of a batch; the state is donated.
+
+    The loss of a step is a mean over its rows. With length buckets (`data.buckets`) steps on short
+    canvases have more rows; were their gradients taken as they are, a row would count the less the
+    shorter it is. A step's gradient is therefore multiplied by its rows / `mean_rows`: summed over
+    an epoch every row has the same weight, and the mean over steps is the gradient of the mean over
+    rows. `optimizer.clip_norm` applies to the weighted gradient.
+
+    Args:
+      config: The run.
+      optimizer: Makes an update of a gradient.
+      ids: Special token ids.
+      layout: Places state and batch.
+      mean_rows: Rows of a step on average, over an epoch; None = those of every batch.
 
     Returns:
       `(state, batch) -> (state, metrics)`; the metrics are those of `diffusion.objective` plus
@@ -40,7 +58,11 @@ def make_train_step(
         key = jax.random.fold_in(state.key, state.step)
         corruption = diffusion.corrupt(key, batch, ids, config.objective)
         ctc_weight = diffusion.ctc_weight_at(config.objective, state.step)
-        grads, metrics = _gradient(state.params, corruption, ctc_weight, config, ids, layout)
+        grads, metrics = _gradient(
+            state.params, state.frozen, corruption, ctc_weight, config, ids, layout
+        )
+        if mean_rows is not None:
+            grads, metrics = _weigh(grads, metrics, len(batch.tokens) / mean_rows)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
@@ -68,13 +90,14 @@ def make_evaluation_step(
     def evaluation_step(params: Params, batch: Batch, key: jax.Array) -> Metrics:
         corruption = diffusion.corrupt(key, batch, ids, config.objective)
         weight = jnp.float32(config.objective.ctc_weight)
-        return _loss(params, corruption, weight, None, config, ids, layout)[1]
+        return _loss(params, None, corruption, weight, None, config, ids, layout)[1]
 
     return jax.jit(evaluation_step, out_shardings=layout.replicated)
 
 
 def _gradient(
     params: Params,
+    frozen: Params | None,
     corruption: Corruption,
     ctc_weight: jax.Array,
     config: Config,
@@ -84,13 +107,13 @@ def _gradient(
     parts = config.train.microbatches
     gradient = jax.grad(_loss, has_aux=True)
     if parts == 1:
-        return gradient(params, corruption, ctc_weight, None, config, ids, layout)
+        return gradient(params, frozen, corruption, ctc_weight, None, config, ids, layout)
     # The denominators of the whole batch, so that the parts add up to exactly its gradient.
     rows = diffusion.count_rows(corruption, ids, config.objective)
 
     def accumulate(total: Params, part: Corruption) -> tuple[Params, Metrics]:
         part = jax.tree.map(lambda x: layout.constrain(x, "batch"), part)
-        grads, metrics = gradient(params, part, ctc_weight, rows, config, ids, layout)
+        grads, metrics = gradient(params, frozen, part, ctc_weight, rows, config, ids, layout)
         return jax.tree.map(jnp.add, total, grads), metrics
 
     # Row b goes to part b % parts: each device keeps its own rows, nothing moves.
@@ -105,8 +128,19 @@ def _gradient(
     return grads, metrics
 
 
+def _weigh(grads: Params, metrics: Metrics, weight: float) -> tuple[Params, Metrics]:
+    """A step whose rows are `weight` times those of the mean step."""
+    if weight == 1.0:  # no buckets: nothing is multiplied
+        return grads, metrics
+    grads = jax.tree.map(lambda gradient: weight * gradient, grads)
+    # A mean over rows, like the terms that it is made of, when the steps of a window are added.
+    loss = Mean(weight * metrics["loss"].total, weight * metrics["loss"].count)
+    return grads, metrics | {"loss": loss}
+
+
 def _loss(
     params: Params,
+    frozen: Params | None,
     corruption: Corruption,
     ctc_weight: jax.Array,
     rows: diffusion.RowCounts | None,
@@ -114,6 +148,7 @@ def _loss(
     ids: SpecialIds,
     layout: Layout,
 ) -> tuple[jax.Array, Metrics]:
+    params = network_params(params, frozen, config, ids)
     hidden = model.encode(params, corruption.inputs, config.model, corruption.valid, layout)
     loss, metrics = diffusion.objective(
         hidden,
@@ -124,5 +159,6 @@ def _loss(
         ctc_weight=ctc_weight,
         rows=rows,
         constrain=layout.constrain,
+        shards=(layout.parts("batch", "length"), layout.parts("vocab")),
     )
     return loss, metrics | {"loss": Mean.of(loss)}

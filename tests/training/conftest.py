@@ -33,7 +33,7 @@ def tiny_config(files: str, **train: object) -> Config:
             compute_dtype="float32",
             remat="none",
         ),
-        objective=ObjectiveConfig(loss_chunk=16),
+        objective=ObjectiveConfig(loss_tile=2048),
         data=DataConfig(
             source="chat_jsonl",
             files=files,

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import pytest
 from etils import epath
@@ -11,6 +10,7 @@ from etils import epath
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Mean
 from jax_mdlm.training import metrics
+from jax_mdlm.training.chips import find_chip
 from jax_mdlm.training.metrics import Log, Throughput, Window
 
 
@@ -28,6 +28,16 @@ def test_a_window_is_a_mean_of_totals_and_leaves_the_running_step() -> None:
     assert window.report() == {}, "the newest step waits for the next report"
     window.add(3, step(0.0))
     assert window.report()["loss"] == 100
+
+
+def test_two_steps_may_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(metrics.jax, "block_until_ready", waited.append)
+    window, steps = Window(), [step(float(number)) for number in range(4)]
+    for number, means in enumerate(steps):
+        window.add(number, means)
+        window.keep_up(ahead=2)
+    assert [id(means) for means in waited] == [id(means) for means in steps[:2]]
 
 
 def test_a_bad_step_is_named_with_its_window() -> None:
@@ -53,7 +63,7 @@ def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "mfu" not in Throughput(config, 4096).read(1.0)
     clock = iter([0.0, 2.0, 2.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setitem(metrics.PEAK_FLOPS, jax.devices()[0].device_kind, 197e12)
+    monkeypatch.setattr(metrics, "find_chip", lambda kind: find_chip("TPU v5e"))
     throughput = Throughput(config, 4096)
     throughput.step()
     rates = throughput.read(8 * 4096.0)
@@ -71,6 +81,7 @@ def test_a_resumed_log_forgets_what_is_written_again(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "gro')  # killed while writing
     log = Log(folder, resumed_at=2, tensorboard=False)
+    assert log.lost_steps == 1, "the third; the fourth did not get its line"
     log.write(3, "train", {"loss": 2.0})
     found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in found] == [(1, 1.0), (2, 1.0), (3, 2.0)]

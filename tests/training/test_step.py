@@ -13,7 +13,7 @@ from jax_mdlm.config import Config, ConfigError, MeshConfig
 from jax_mdlm.containers import SpecialIds, TrainState
 from jax_mdlm.data.corpus import Corpus, load_corpus
 from jax_mdlm.model import table
-from jax_mdlm.sharding import Layout, make_layout
+from jax_mdlm.sharding import Layout, Share, make_layout
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import abstract_state, create_state
 from jax_mdlm.training.step import make_train_step
@@ -34,7 +34,7 @@ def run(config: Config, corpus: Corpus, layout: Layout, steps: int = 5):
     optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
     state = create_state(config, optimizer, layout)
     step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout)
-    batches = corpus.batches(config, 0)
+    batches = corpus.batches(config, 0, layout.share())
     losses = []
     for _ in range(steps):
         state, metrics = step(state, layout.place_rows(next(batches)))
@@ -98,7 +98,7 @@ def test_a_restart_repeats_the_draws(tiny: Config, corpus: Corpus) -> None:
     optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
     _, state = run(config, corpus, layout, 2)
     step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout)
-    batches = corpus.batches(config, 2)
+    batches = corpus.batches(config, 2, layout.share())
     for _ in range(2):
         state, _ = step(state, layout.place_rows(next(batches)))
     batches.close()
@@ -110,7 +110,7 @@ def test_the_state_is_donated_and_nothing_recompiles(tiny: Config, corpus: Corpu
     optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
     state = create_state(config, optimizer, layout)
     step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout)
-    batches = corpus.batches(config, 0)
+    batches = corpus.batches(config, 0, layout.share())
     first = state.params["head"]
     for _ in range(3):
         state, _ = step(state, layout.place_rows(next(batches)))
@@ -184,7 +184,7 @@ def test_pretraining_is_a_setting_of_the_same_path(tiny: Config, tmp_path) -> No
         tiny, data=data, train=dataclasses.replace(tiny.train, steps=40, batch_size=8)
     )
     corpus = load_corpus(config, epath.Path(tmp_path))
-    batch = next(corpus.batches(config, 0))
+    batch = next(corpus.batches(config, 0, Share()))
     assert (np.argmax(batch.response, axis=1) == 0).all(), "no prompt"
     assert batch.label_count.max() == 32 // 1.5
     assert batch.label_count.min() < 32 // 1.5, "some rows are cut to a random length"
