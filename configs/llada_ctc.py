@@ -13,8 +13,7 @@ slots instead, so more rows the shorter they are. Chat rows are mostly far below
 updates of 32 rows (4,096 slots) to 256 (512) on 16 chips, in a seventh of the slots for GSM8K and a
 quarter for open dialogues (`python -m jax_mdlm.benchmark buckets`):
 
-    --config.data.buckets=512,1024,2048,4096 --config.train.batch_size=32 \\
-    --config.train.microbatches=2
+    --config.data.buckets=512,1024,2048,4096 --config.train.batch_size=32
 
 Hardware: a TPU slice with 16 chips or more (v4, v5e, v5p). Nothing was measured on a TPU yet.
 "paper" marks what arXiv 2601.22947 states, "LLaDA" the recipe of arXiv 2502.09992, "our choice"
@@ -84,7 +83,7 @@ def get_config(preset: str = "") -> Config:
             steps=0,
             epochs=3.0,  # LLaDA
             batch_size=256,  # LLaDA
-            microbatches=16,  # one 4,096-token row per chip and part on 16 chips
+            microbatches=0,  # one 4,096-token row per chip and part, on any slice
             log_every=10,
             evaluate_every=200,
             evaluate_rows=256,

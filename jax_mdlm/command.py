@@ -148,14 +148,21 @@ def start_processes(*, detect: bool = True) -> None:
                     f"{name} must be a number where JAX_COORDINATOR_ADDRESS is set, got "
                     f"{os.environ.get(name)!r}; set it for each process"
                 )
-        jax.distributed.initialize(
-            address,
-            int(os.environ["JAX_NUM_PROCESSES"]),
-            int(os.environ["JAX_PROCESS_ID"]),
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
+        number, own = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+        _join(address, number, own)
     elif detect and on_pod():
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        _join()
+
+
+def _join(*where: Any) -> None:
+    try:
+        jax.distributed.initialize(*where, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except RuntimeError as error:  # a peer that is not there yet, or never came
+        _fail(
+            "the processes of this run must find each other, they did not "
+            f"({str(error).splitlines()[0]}); start the same command again on all of them",
+            AGAIN,
+        )
 
 
 def use_compilation_cache(folder: epath.Path) -> None:

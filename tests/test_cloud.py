@@ -152,3 +152,20 @@ def test_processes_are_joined_exactly_on_pods(machine, monkeypatch: pytest.Monke
     )
     command.start_processes(detect=False)
     assert calls[1:] == [(("10.0.0.2:1234", 4, 3), patience)]
+
+
+def test_processes_that_do_not_find_each_other_are_to_try_again(
+    machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(*_, **__):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\nmore")
+
+    machine(TPU_WORKER_HOSTNAMES="a.svc,b.svc", TPU_WORKER_ID="0")
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(SystemExit) as ended:
+        command.start_processes()
+    assert ended.value.code == command.AGAIN
+    assert capsys.readouterr().err == (
+        "error: the processes of this run must find each other, they did not (DEADLINE_EXCEEDED: "
+        "Barrier timed out.); start the same command again on all of them\n"
+    )

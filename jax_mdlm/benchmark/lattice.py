@@ -9,12 +9,13 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jax_mdlm.benchmark.loss import temp_bytes
 from jax_mdlm.diffusion import ctc_loss
 
 
@@ -60,12 +61,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    memory = {name: program.memory_analysis() for name, program in programs.items()}
     return {
         **{name: getattr(arguments, name) for name in ("frames", "labels", "batch", "collapse")},
         "backend": jax.default_backend(),
         "median_seconds": {name: round(value, 4) for name, value in median.items()},
-        "temp_bytes": {name: value.temp_size_in_bytes for name, value in memory.items()},
+        "temp_bytes": {name: temp_bytes(program) for name, program in programs.items()},
         "times_faster": {
             name: round(value / median["lattice"], 2)
             for name, value in median.items()
@@ -81,7 +81,7 @@ def _forms(arguments: argparse.Namespace) -> tuple[dict[str, Callable], dict[str
     count = jnp.full(rows, num_labels)
     labels = jnp.broadcast_to(1 + jnp.arange(num_labels), (rows, num_labels))
 
-    def through(kind: str) -> Callable:
+    def through(kind: Literal["lattice", "optax"]) -> Callable:
         def loss(log_probs: jax.Array) -> jax.Array:
             nll, _ = ctc_loss(
                 log_probs, frames, labels, count, collapse=arguments.collapse, through=kind

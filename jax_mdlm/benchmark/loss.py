@@ -150,7 +150,7 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict
         "collapse": arguments.collapse,
         "observed": arguments.observed,
         "backend": jax.default_backend(),
-        "temp_bytes": {name: _temp_bytes(program) for name, program in compiled.items()},
+        "temp_bytes": {name: temp_bytes(program) for name, program in compiled.items()},
     }
     if "dense" in compiled:
         temp = result["temp_bytes"]
@@ -164,7 +164,8 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict
     return result
 
 
-def _temp_bytes(program: jax.stages.Compiled) -> int:
+def temp_bytes(program: jax.stages.Compiled) -> int:
+    """Temporary memory of a compiled program, in bytes."""
     analysis = program.memory_analysis()
     if analysis is None:
         raise RuntimeError(

@@ -25,7 +25,6 @@ def validate(config: Config) -> Config:
         ("data.length", data.length),
         ("data.max_labels", data.max_labels),
         ("train.batch_size", train.batch_size),
-        ("train.microbatches", train.microbatches),
         ("train.log_every", train.log_every),
         ("train.save_every", train.save_every),
         ("train.keep_checkpoints", train.keep_checkpoints),
@@ -39,6 +38,7 @@ def validate(config: Config) -> Config:
     for path, value in (
         ("train.steps", train.steps),
         ("train.epochs", train.epochs),
+        ("train.microbatches", train.microbatches),
         ("model.vocab_size", model.vocab_size),
         ("objective.ctc_weight", objective.ctc_weight),
         ("objective.slack_max", objective.slack_max),
@@ -68,7 +68,7 @@ def validate(config: Config) -> Config:
         f"data.max_labels must be at most data.length={data.length}, got {data.max_labels}",
     )
     require(
-        train.batch_size % train.microbatches == 0,
+        train.batch_size % (train.microbatches or 1) == 0,
         f"train.microbatches must divide train.batch_size={train.batch_size}, "
         f"got {train.microbatches}",
     )
@@ -134,7 +134,7 @@ def _check_buckets(data: DataConfig, train: TrainConfig) -> None:
         )
     for bucket in buckets:
         rows, rest = divmod(train.batch_size * data.length, bucket)
-        if rest or rows % train.microbatches:
+        if rest or rows % (train.microbatches or 1):
             raise ConfigError(
                 f"a batch of data.buckets={bucket} must have train.batch_size * data.length / "
                 f"{bucket} rows, a multiple of train.microbatches={train.microbatches}, got "

@@ -171,7 +171,9 @@ class TrainConfig:
     steps: int = 1000  # updates; 0 = from epochs
     epochs: float = 0.0  # passes over the rows, where steps = 0
     batch_size: int = 256  # rows per update, over all hosts
-    microbatches: int = 1  # parts of the batch that are accumulated one after the other
+    # Parts of the batch that are accumulated one after the other; 0: as many as leave a device one
+    # row of data.length at a time.
+    microbatches: int = 1
     seed: int = 0  # parameters, slack and noise
     log_every: int = 20  # steps between lines of metrics
     evaluate_every: int = 500  # steps between evaluations; 0 = only at the end

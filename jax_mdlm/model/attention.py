@@ -21,7 +21,10 @@ Kind = Literal["auto", "splash", "xla"]
 SAVED = "attention"  # name of what remat may keep: the kernel's output and its log-sums
 
 _LANES = 128  # the kernel takes heads and lengths in multiples of a register's width
-_BLOCKS = (512, 256, 128)  # slots of a tile, the largest that divides the length
+# Slots of a tile, the largest that divides the length. The backward pass writes a part of q's
+# gradient for every tile of keys before it adds them up: 34 MB each, a row of LLaDA-8B.
+_QUERY_BLOCKS = (512, 256, 128)
+_KEY_BLOCKS = (2048, 1024, *_QUERY_BLOCKS)
 
 
 def attention(
@@ -122,15 +125,16 @@ def _kernel(
     length, heads = q.shape[1:3]
     slots, kv_heads = k.shape[1:3]
     groups = heads // kv_heads
-    block_q = next(block for block in _BLOCKS if length % block == 0)
-    block_kv = next(block for block in _BLOCKS if slots % block == 0)
+    block_q = next(block for block in _QUERY_BLOCKS if length % block == 0)
+    block_kv = next(block for block in _KEY_BLOCKS if slots % block == 0)
+    compute = min(block_kv, _QUERY_BLOCKS[0])
     blocks = splash.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
-        block_kv_compute=block_kv,
+        block_kv_compute=compute,
         block_q_dkv=block_q,
         block_kv_dkv=block_kv,
-        block_kv_dkv_compute=block_kv,
+        block_kv_dkv_compute=compute,
         use_fused_bwd_kernel=True,
     )
     mask = splash.MultiHeadMask([splash.FullMask((length, slots))] * groups)

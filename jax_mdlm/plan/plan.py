@@ -11,7 +11,9 @@ from jax_mdlm.plan.cost import Cost, count
 from jax_mdlm.plan.program import Argument, Memory
 from jax_mdlm.plan.roofline import Roofline, roofline
 from jax_mdlm.plan.topologies import Machine
+from jax_mdlm.sharding import make_layout
 from jax_mdlm.training.metrics import training_flops
+from jax_mdlm.training.parts import fit_batch
 
 # Left free of what a program may use: the program's own code, the runtime, fragmentation.
 HEADROOM = 0.03
@@ -82,6 +84,8 @@ def make_plan(config: Config, machine: Machine, mode: str) -> Plan:
       ConfigError: config and machine do not go together.
     """
     lower = {"train": program.train_step, "sample": program.sampler}[mode]
+    if mode == "train":
+        config = fit_batch(config, make_layout(config.mesh, machine.devices))
     job = lower(config, machine.devices)
     memory = program.compile_job(job)
     cost = bound = None

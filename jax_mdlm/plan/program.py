@@ -23,6 +23,7 @@ from jax_mdlm.sampling import options_from
 from jax_mdlm.sampling.loop import max_calls
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.training.optimizer import make_optimizer
+from jax_mdlm.training.parts import fit_batch
 from jax_mdlm.training.state import abstract_state
 from jax_mdlm.training.step import make_train_step
 
@@ -102,12 +103,7 @@ def train_step(config: Config, devices: Sequence[Any]) -> Job:
       ConfigError: mesh, batch or vocabulary cannot be used.
     """
     layout = make_layout(config.mesh, devices)
-    rows = config.train.batch_size // config.train.microbatches
-    if rows % layout.batch_shards:
-        raise ConfigError(
-            "train.batch_size / train.microbatches must be a multiple of the mesh's "
-            f"{layout.batch_shards} batch shards, got {rows}; change the batch size or the mesh"
-        )
+    config = fit_batch(config, layout)
     ids = special_ids(config)
     if config.train.steps == 0:
         # From epochs: known when the data is. The schedule's length is a constant of the program.

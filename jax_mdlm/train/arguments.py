@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from etils import epath
 
 from jax_mdlm import command
-from jax_mdlm.config import Config, ConfigError
-from jax_mdlm.data.buckets import canvases
+from jax_mdlm.config import Config
 from jax_mdlm.model.lora import target_rows
-from jax_mdlm.sharding import Layout, make_layout
+from jax_mdlm.sharding import make_layout
 from jax_mdlm.train.claim import claim
 from jax_mdlm.train.goodput import Goodput
 from jax_mdlm.train.loop import train
 from jax_mdlm.train.peers import Peers
+from jax_mdlm.training.parts import fit_batch
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,19 +39,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _run(config: Config, workdir: epath.Path, watch: Goodput) -> None:
     layout = make_layout(config.mesh)
-    _check_batch(config, layout)
+    fit_batch(config, layout)  # before anything is read
     if config.lora.rank:
         target_rows(config.lora)  # paths that are none are refused before a directory is claimed
     config, corpus = claim(config, workdir)
-    train(config, corpus, layout, workdir, watch)
-
-
-def _check_batch(config: Config, layout: Layout) -> None:
-    for canvas in canvases(config.data, config.objective, config.train.batch_size):
-        rows = canvas.rows // config.train.microbatches
-        if rows % layout.batch_shards:
-            raise ConfigError(
-                f"train.batch_size / train.microbatches must be a multiple of the mesh's "
-                f"{layout.batch_shards} batch shards, got {rows} (rows of {canvas.length} slots); "
-                "change the batch size or the mesh"
-            )
+    train(fit_batch(config, layout), corpus, layout, workdir, watch)

@@ -5,9 +5,12 @@ import signal
 import socket
 import sys
 import threading
+import time
 
 import jax
 from jax.experimental import multihost_utils
+
+_SAME_SECONDS = 2.0
 
 
 class Stop:
@@ -15,7 +18,9 @@ class Stop:
 
     A second signal ends the process at once, whatever it is doing: signals are read by a thread,
     since a handler of Python's waits until the main thread comes back from C++ (a compilation, a
-    collective). What was saved before stays.
+    collective). What was saved before stays. A SIGTERM within two seconds of the first is not a
+    second one: a machine that shuts down signals every process, the launcher and what it launched,
+    and the launcher passes its own on.
 
     With several processes SIGTERM belongs to the preemption service of `jax.distributed`, which
     makes all of them stop at the same step; a second one ends a process once it has begun to stop.
@@ -53,14 +58,17 @@ class Stop:
         return self._requested
 
     def _listen(self) -> None:
+        since = -_SAME_SECONDS
         with self._signals:
             while number := self._signals.recv(1):
                 if number[0] not in (signal.SIGINT, signal.SIGTERM):
                     continue
                 if self._requested:
+                    if number[0] == signal.SIGTERM and time.monotonic() - since < _SAME_SECONDS:
+                        continue
                     print("ended by a second signal", file=sys.stderr, flush=True)
                     os._exit(128 + number[0])
-                self._requested = True
+                self._requested, since = True, time.monotonic()
                 if self._several:
                     os.kill(os.getpid(), signal.SIGTERM)
 

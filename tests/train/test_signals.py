@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -99,19 +101,47 @@ def test_sigterm_before_the_loop_ends_at_once(
     assert steps_saved(workdir)[-1] == LAST
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(
-    forks: Forks, config_file: Path, tmp_path: Path, number: int
+    forks: Forks, config_file: Path, tmp_path: Path, first: int
 ) -> None:
     """While it compiles: Python's own handlers would wait until that is over."""
     workdir = tmp_path / "run"
     child = start(forks, config_file, workdir, *WORDS, **UNCACHED)
     compiling(child, workdir)
-    child.send(number)
+    child.send(first)
     time.sleep(0.1)
-    child.send(number)
+    child.send(signal.SIGINT)
     began = time.monotonic()
-    assert child.wait(30) == 128 + number
+    assert child.wait(30) == 128 + signal.SIGINT
     assert time.monotonic() - began < 3
     assert child.text().endswith("ended by a second signal\n")
     assert steps_saved(workdir) == []
+
+
+def test_a_sigterm_is_passed_on_by_the_launcher_and_counts_once(
+    forks: Forks, config_file: Path, tmp_path: Path
+) -> None:
+    child = start(forks, config_file, tmp_path / "run", *WORDS, **UNCACHED)
+    compiling(child, tmp_path / "run")
+    child.send(signal.SIGTERM)
+    time.sleep(0.1)
+    child.send(signal.SIGTERM)
+    child.finish()
+    assert steps_saved(tmp_path / "run")
+
+
+def test_a_late_sigterm_is_a_second_one() -> None:
+    script = """
+import os, signal, time
+from jax_mdlm.train.stop import Stop
+with Stop() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2.2)
+    assert stop.requested(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert ended.stderr.endswith("ended by a second signal\n")
