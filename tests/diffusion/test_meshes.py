@@ -66,8 +66,8 @@ def _objective(hidden, head, corruption, *, config, layout):
     [
         (512, 128, 3.0, "merge"),
         pytest.param(512, 128, 3.0, "slack_only", marks=pytest.mark.slow),
-        pytest.param(4096, 384, 10.0, "merge", marks=pytest.mark.slow),
-        pytest.param(4096, 384, 10.0, "slack_only", marks=pytest.mark.slow),
+        pytest.param(4096, 128, 31.0, "merge", marks=pytest.mark.slow),
+        pytest.param(4096, 128, 31.0, "slack_only", marks=pytest.mark.slow),
     ],
 )
 def test_value_and_gradient_on_every_mesh(length, labels, slack_max, collapse, eight_devices):
