@@ -180,8 +180,8 @@ def test_a_lost_process_ends_the_others_and_another_number_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    reason="where steps take milliseconds, Gloo (CPU) may see collectives of two programs in another "
-    "order while the processes agree to stop, and aborts: code -6 instead of 130"
+    reason="where steps take milliseconds, Gloo (CPU) may see collectives of two programs in "
+    "another order while the processes agree to stop, and aborts: code -6 instead of 130"
 )
 def test_a_second_interrupt_of_one_process_ends_the_others(
     forks: Forks, config_file: Path, tmp_path: Path
