@@ -180,8 +180,8 @@ def test_a_lost_process_ends_the_others_and_another_number_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.xfail(
-    reason="where steps take milliseconds, Gloo (CPU) may see collectives of two programs in "
-    "another order while the processes agree to stop, and aborts: code -6 instead of 130"
+    reason="Gloo (CPU) aborts with a mismatch of sizes, code -6 instead of 130, where steps take "
+    "milliseconds and one of two processes is interrupted; the cause is not known"
 )
 def test_a_second_interrupt_of_one_process_ends_the_others(
     forks: Forks, config_file: Path, tmp_path: Path
