@@ -24,10 +24,14 @@ class Stop:
 
     With several processes SIGTERM belongs to the preemption service of `jax.distributed`, which
     makes all of them stop at the same step; a second one ends a process once it has begun to stop.
+    A SIGINT is passed on as a SIGTERM: one process that stops by itself leaves the others in a
+    collective.
     """
 
     def __init__(self) -> None:
-        self._requested = False
+        self._asked = False  # of this process
+        self._since = 0.0
+        self._agreed = False  # between all processes
         self._several = jax.process_count() > 1
 
     def __enter__(self) -> "Stop":
@@ -50,25 +54,25 @@ class Stop:
     def requested(self, step: int) -> bool:
         """Whether to stop before `step`; the same answer in every process."""
         if not self._several:
-            return self._requested
+            return self._asked
         if multihost_utils.reached_preemption_sync_point(step):
-            self._requested = True
+            self._agreed, self._asked, self._since = True, True, time.monotonic()
             self._old[signal.SIGTERM] = signal.SIG_DFL
             signal.signal(signal.SIGTERM, _nothing)
-        return self._requested
+        return self._agreed
 
     def _listen(self) -> None:
-        since = -_SAME_SECONDS
         with self._signals:
             while number := self._signals.recv(1):
                 if number[0] not in (signal.SIGINT, signal.SIGTERM):
                     continue
-                if self._requested:
-                    if number[0] == signal.SIGTERM and time.monotonic() - since < _SAME_SECONDS:
+                if self._asked:
+                    same = time.monotonic() - self._since < _SAME_SECONDS
+                    if same and number[0] == signal.SIGTERM:
                         continue
                     print("ended by a second signal", file=sys.stderr, flush=True)
                     os._exit(128 + number[0])
-                self._requested, since = True, time.monotonic()
+                self._asked, self._since = True, time.monotonic()
                 if self._several:
                     os.kill(os.getpid(), signal.SIGTERM)
 

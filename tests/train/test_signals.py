@@ -145,3 +145,29 @@ with Stop() as stop:
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert ended.returncode == 128 + signal.SIGTERM
     assert ended.stderr.endswith("ended by a second signal\n")
+
+
+def test_an_interrupted_process_goes_on_until_all_have_agreed() -> None:
+    """It would leave the others in a collective; its SIGINT reaches them as a SIGTERM."""
+    script = """
+import os, signal, time
+import jax
+from jax.experimental import multihost_utils
+from jax_mdlm.train.stop import Stop
+jax.process_count = lambda: 2
+multihost_utils.reached_preemption_sync_point = lambda step: step == 7
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append("SIGTERM"))
+with Stop() as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.5)
+    print(heard, [stop.requested(step) for step in (5, 6, 7, 8)])
+    os.kill(os.getpid(), signal.SIGTERM)  # a launcher passes its own on
+    time.sleep(0.5)
+    print("still here", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(20)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.stdout == "['SIGTERM'] [False, False, True, True]\nstill here\n", ended.stderr
+    assert ended.returncode == 128 + signal.SIGINT
