@@ -35,9 +35,7 @@ def compile_for(topology: str, mesh: MeshConfig, options=OPTIONS, **settings):
 
 
 def peak(program) -> float:
-    memory = program.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
-    return (held - memory.alias_size_in_bytes + memory.temp_size_in_bytes) / 1e9
+    return program.memory_analysis().peak_memory_in_bytes / 1e9
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
