@@ -1,0 +1,69 @@
+"""A trained run, opened for an evaluation: parameters in their places, template, decoding."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from etils import epath
+
+from jax_mdlm import command
+from jax_mdlm.config import Config
+from jax_mdlm.containers import Params
+from jax_mdlm.data.chat import Template, make_template
+from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.sampling import SampleOptions, options_from
+from jax_mdlm.sharding import Layout, make_layout
+from jax_mdlm.training.run import load_for_sampling
+from jax_mdlm.workdir import load_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What an evaluation needs of a run.
+
+    Attributes:
+      workdir: Its folder.
+      config: As trained, with the `sample` and `mesh` settings of the command line.
+      layout: Mesh and rules.
+      params: In the form that the sampler reads; `model.apply` takes them too, but for int8.
+      tokenizer: Of the run.
+      template: Renders prompts.
+      options: How to decode.
+      step: Training steps behind the parameters.
+    """
+
+    workdir: epath.Path
+    config: Config
+    layout: Layout
+    params: Params
+    tokenizer: Tokenizer
+    template: Template
+    options: SampleOptions
+    step: int
+
+
+def open_run(workdir: str, overrides: Sequence[str]) -> Opened:
+    """Opens a work directory.
+
+    Args:
+      workdir: Local, or `gs://...`.
+      overrides: `--config.sample.*` and `--config.mesh.*` arguments.
+
+    Raises:
+      ConfigError: no work directory, no checkpoint, or settings that cannot be used.
+      CheckpointError: damaged, or of another shape.
+    """
+    folder = epath.Path(workdir)
+    config = command.apply_overrides(load_config(folder), overrides, section="sample")
+    command.use_compilation_cache(folder / "compilation_cache")
+    layout = make_layout(config.mesh)
+    run = load_for_sampling(folder, config, layout)
+    return Opened(
+        workdir=folder,
+        config=config,
+        layout=layout,
+        params=run.params,
+        tokenizer=run.tokenizer,
+        template=make_template(config.data.template, run.tokenizer, config.data.prompt_slots),
+        options=options_from(config.sample, config.objective.collapse, run.tokenizer.ids),
+        step=run.step,
+    )
