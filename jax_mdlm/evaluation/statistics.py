@@ -1,0 +1,237 @@
+"""Intervals and tests of scores, by resampling what could have been drawn otherwise.
+
+Enters: a score per row, per strength, per training seed. Leaves: numbers with intervals. Rows are
+resampled with all their decodings, and training seeds as wholes, so that what belongs together
+stays together.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+_CHUNK = 500  # resamplings whose row weights are in memory at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A number and the percentile interval of its bootstrap.
+
+    Attributes:
+      value: The statistic of the data.
+      low: Lower end.
+      high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Errors of one model (all its training seeds) under interventions of several strengths.
+
+    Attributes:
+      strengths: float64 [S], ascending.
+      errors: float64 [T, S, N]; errors of each row, summed over decodings. T: training seeds.
+      units: float64 [T, S, N]; what they are errors of (phonemes of the reference, or decodings):
+        a rate is `sum(errors) / sum(units)`.
+    """
+
+    strengths: np.ndarray
+    errors: np.ndarray
+    units: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for shapes that do not belong together."""
+        expected = (len(self.strengths), self.errors.shape[-1])
+        if self.errors.shape != self.units.shape or self.errors.shape[1:] != expected:
+            raise ValueError(
+                f"errors and units must be [T, {len(self.strengths)}, N], got "
+                f"{self.errors.shape} and {self.units.shape}"
+            )
+
+    @property
+    def rates(self) -> np.ndarray:
+        """float64 [T, S]; error rate of each training seed."""
+        return self.errors.sum(-1) / self.units.sum(-1)
+
+
+# What is said of a curve: functions of strengths [S] and rates [..., S].
+
+
+def clean(strengths: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """The rate without intervention (at the smallest strength)."""
+    del strengths
+    return rates[..., 0]
+
+
+def slope(strengths: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Least-squares slope: errors per unit of strength."""
+    x = strengths - strengths.mean()
+    return (rates - rates.mean(-1, keepdims=True)) @ x / (x @ x)
+
+
+def pearson(strengths: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Correlation of strength and *score* (1 - rate), as the paper reports it; nan if constant."""
+    x = strengths - strengths.mean()
+    y = rates.mean(-1, keepdims=True) - rates
+    constant = np.ptp(rates, axis=-1) == 0  # its rounding would correlate with something
+    spread = np.where(constant, np.nan, (y * y).sum(-1))
+    return y @ x / np.sqrt((x @ x) * spread)
+
+
+def area(strengths: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Area under the curve over its range of strengths: the mean rate, by trapezoids."""
+    steps = np.diff(strengths)
+    return ((rates[..., 1:] + rates[..., :-1]) / 2) @ steps / steps.sum()
+
+
+STATISTICS = {"clean": clean, "slope": slope, "pearson": pearson, "area": area}
+
+
+def bootstrap_mean(
+    values: np.ndarray, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """The mean of independent values.
+
+    Args:
+      values: float [N], N at least 1.
+      samples: Resamplings.
+      seed: Of the resampling.
+      level: Share of the resampled means inside the interval.
+    """
+    values = np.asarray(values, np.float64)
+    if not values.size:
+        raise ValueError("a mean needs at least one value, got none")
+    draws = [
+        weights @ values / len(values) for weights in _row_weights(len(values), samples, seed)
+    ]
+    return _interval(float(values.mean()), np.concatenate(draws), level)
+
+
+def bootstrap_curve(
+    curve: Curve, *, samples: int = 2000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval | list[Interval]]:
+    """A curve and what is said of it, with intervals.
+
+    Args:
+      curve: Errors of a model.
+      samples: Resamplings, of training seeds and of rows at once.
+      seed: Of the resampling. Two curves of the same rows and the same seed are resampled alike.
+      level: Coverage.
+
+    Returns:
+      `rates`: an interval per strength; and one per entry of `STATISTICS`. With one training seed
+      the intervals say nothing of how another training would have ended.
+    """
+    value, draws = curve.rates.mean(0), _resampled(curve, samples, seed)
+    result: dict[str, Interval | list[Interval]] = {
+        "rates": [_interval(float(value[s]), draws[:, s], level) for s in range(len(value))]
+    }
+    for name, statistic in STATISTICS.items():
+        whole, resampled = (statistic(curve.strengths, rates) for rates in (value, draws))
+        result[name] = _interval(float(whole), resampled, level)
+    return result
+
+
+def bootstrap_differences(
+    first: Curve, second: Curve, *, samples: int = 2000, seed: int = 0, level: float = 0.95
+) -> dict[str, Interval | list[Interval]]:
+    """`second - first`, of the same rows: both are resampled alike, training seeds apart.
+
+    Returns:
+      As `bootstrap_curve`; and for each statistic but `pearson` under `<name>_ratio` the quotient
+      `second / first`.
+
+    Raises:
+      ValueError: other strengths or another number of rows.
+    """
+    _check_pair(first, second)
+    strengths = first.strengths
+    values = [first.rates.mean(0), second.rates.mean(0)]
+    draws = [_resampled(first, samples, seed), _resampled(second, samples, seed, seeds=1)]
+    change, changes = values[1] - values[0], draws[1] - draws[0]
+    result: dict[str, Interval | list[Interval]] = {
+        "rates": [_interval(float(change[s]), changes[:, s], level) for s in range(len(change))]
+    }
+    for name, statistic in STATISTICS.items():
+        a, b = (statistic(strengths, value) for value in values)
+        resampled_a, resampled_b = (statistic(strengths, draw) for draw in draws)
+        result[name] = _interval(float(b - a), resampled_b - resampled_a, level)
+        if name != "pearson":
+            ratios = resampled_b / np.where(resampled_a == 0, np.nan, resampled_a)
+            ratio = float(b / a) if a else float("nan")
+            result[f"{name}_ratio"] = _interval(ratio, ratios, level)
+    return result
+
+
+def permutation_test(
+    first: Curve, second: Curve, *, samples: int = 10_000, seed: int = 0
+) -> np.ndarray:
+    """Paired test per strength: is a row's error as likely to be larger in one as in the other?
+
+    A row's errors are its errors per unit, averaged over training seeds; the sign of each row's
+    difference is flipped at random.
+
+    Returns:
+      float64 [S]; two-sided p values, at least 1 / (samples + 1).
+
+    Raises:
+      ValueError: other strengths or another number of rows.
+    """
+    _check_pair(first, second)
+    rows = [(c.errors.sum(0) / np.maximum(c.units.sum(0), 1e-30)) for c in (first, second)]
+    change = rows[1] - rows[0]  # [S, N]
+    seen = np.abs(change.sum(-1))
+    rng, beyond, left = np.random.default_rng(seed), np.zeros(len(change)), samples
+    while left:
+        count = min(left, _CHUNK)
+        signs = rng.choice(np.array([-1.0, 1.0], np.float32), (count, change.shape[1]))
+        beyond += (np.abs(signs @ change.T) >= seen - 1e-9).sum(0)
+        left -= count
+    return (beyond + 1) / (samples + 1)
+
+
+def _check_pair(first: Curve, second: Curve) -> None:
+    same = np.array_equal(first.strengths, second.strengths)
+    if not same or first.errors.shape[-1] != second.errors.shape[-1]:
+        raise ValueError("two curves are compared at the same strengths and on the same rows")
+
+
+def _resampled(curve: Curve, samples: int, seed: int, seeds: int = 0) -> np.ndarray:
+    """Rates float64 [samples, S] of resampled rows and, independently, training seeds."""
+    trained, num_strengths, num_rows = curve.errors.shape
+    rng = np.random.default_rng([seed, 1, seeds])
+    picks = rng.multinomial(trained, np.full(trained, 1 / trained), samples) / trained  # [B, T]
+    rates = np.empty((samples, num_strengths))
+    done = 0
+    for weights in _row_weights(num_rows, samples, seed):
+        part = picks[done : done + len(weights)]
+        errors = np.einsum("bn,tsn->bts", weights, curve.errors, optimize=True)
+        units = np.einsum("bn,tsn->bts", weights, curve.units, optimize=True)
+        rates[done : done + len(part)] = np.einsum("bt,bts->bs", part, errors / units)
+        done += len(part)
+    return rates
+
+
+def _row_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each row is drawn, float64 [b, N], in parts of at most `_CHUNK` resamplings."""
+    rng = np.random.default_rng([seed, 0])
+    while samples:
+        count = min(samples, _CHUNK)
+        drawn = rng.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(float)
+        samples -= count
+
+
+def _interval(value: float, draws: np.ndarray, level: float) -> Interval:
+    draws = draws[np.isfinite(draws)]
+    if not draws.size:
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))

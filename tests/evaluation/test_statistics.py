@@ -1,0 +1,127 @@
+"""Intervals against scipy and against what they promise; curve statistics by hand."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jax_mdlm.evaluation.statistics import (
+    Curve,
+    area,
+    bootstrap_curve,
+    bootstrap_differences,
+    bootstrap_mean,
+    clean,
+    pearson,
+    permutation_test,
+    slope,
+)
+
+STRENGTHS = np.array([0.0, 0.1, 0.4])
+
+
+def make_curve(rng, shift=0.0, rise=0.0, seeds=2, rows=200):
+    rate = 0.2 + shift + rise * STRENGTHS[:, None]
+    units = rng.integers(3, 9, size=(seeds, 1, rows)).repeat(len(STRENGTHS), 1).astype(float)
+    return Curve(STRENGTHS, rng.binomial(units.astype(int), rate).astype(float), units)
+
+
+def test_statistics_by_hand():
+    rates = np.array([0.1, 0.2, 0.3])
+    assert clean(STRENGTHS, rates) == 0.1
+    fitted = scipy.stats.linregress(STRENGTHS, rates)
+    assert slope(STRENGTHS, rates) == pytest.approx(fitted.slope)
+    assert pearson(STRENGTHS, rates) == pytest.approx(-fitted.rvalue)  # of the score, not the error
+    assert area(STRENGTHS, rates) == pytest.approx((0.1 * 0.15 + 0.3 * 0.25) / 0.4)
+    both = np.stack([rates, rates[::-1]])
+    for statistic in (clean, slope, pearson, area):
+        np.testing.assert_allclose(
+            statistic(STRENGTHS, both), [statistic(STRENGTHS, row) for row in both]
+        )
+
+
+def test_a_flat_curve_has_no_correlation():
+    assert np.isnan(pearson(STRENGTHS, np.full(3, 0.2)))
+    assert slope(STRENGTHS, np.full(3, 0.2)) == pytest.approx(0, abs=1e-15)
+
+
+def test_bootstrap_mean_beside_scipy():
+    values = np.random.default_rng(0).exponential(size=300)
+    ours = bootstrap_mean(values)
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=10_000, rng=1
+    ).confidence_interval
+    assert ours.value == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.01)
+    assert ours.high == pytest.approx(theirs.high, abs=0.01)
+    assert bootstrap_mean(values, level=0.5).low > ours.low
+    with pytest.raises(ValueError, match="at least one value"):
+        bootstrap_mean(np.array([]))
+
+
+def test_intervals_cover_the_truth():
+    rng, inside = np.random.default_rng(3), 0
+    for trial in range(60):
+        found = bootstrap_mean(rng.normal(size=60), samples=500, seed=trial)
+        inside += found.low <= 0 <= found.high
+    assert 50 <= inside <= 60
+
+
+def test_a_curve_with_intervals():
+    curve = make_curve(np.random.default_rng(1), rise=0.5)
+    found = bootstrap_curve(curve, samples=400)
+    assert [rate.value for rate in found["rates"]] == pytest.approx(curve.rates.mean(0))
+    for rate, strength in zip(found["rates"], STRENGTHS, strict=True):
+        assert rate.low <= 0.2 + 0.5 * strength <= rate.high
+    assert found["slope"].low <= 0.5 <= found["slope"].high
+    assert found["clean"] == found["rates"][0]
+    again = bootstrap_curve(curve, samples=400)
+    assert again == found
+
+
+def test_training_seeds_widen_an_interval():
+    rng = np.random.default_rng(2)
+    one, units = rng.binomial(5, 0.2, size=(1, 3, 4000)).astype(float), np.full((1, 3, 4000), 5.0)
+    other = rng.binomial(5, 0.3, size=(1, 3, 4000)).astype(float)
+    alone = bootstrap_curve(Curve(STRENGTHS, one, units), samples=300)["clean"]
+    both = Curve(STRENGTHS, np.concatenate([one, other]), np.concatenate([units, units]))
+    pair = bootstrap_curve(both, samples=300)["clean"]
+    assert pair.high - pair.low > 4 * (alone.high - alone.low)
+
+
+def test_differences_of_the_same_rows_are_sharper():
+    """A row that is hard for one is hard for the other: the pair is resampled together."""
+    rng = np.random.default_rng(4)
+    hard = rng.integers(0, 5, size=(1, 1, 300)).repeat(3, 1).astype(float)
+    units = np.full(hard.shape, 5.0)
+    first, second = Curve(STRENGTHS, hard, units), Curve(STRENGTHS, hard + 0.1, units)
+    found = bootstrap_differences(first, second, samples=300)
+    assert found["clean"].value == pytest.approx(0.02)
+    assert found["clean"].high - found["clean"].low < 1e-12
+    assert found["clean_ratio"].value == pytest.approx(1 + 0.1 / hard[0, 0].mean())
+    spread = bootstrap_curve(first, samples=300)["clean"]
+    assert spread.high - spread.low > 0.05
+
+
+def test_a_permutation_test_finds_differences_and_none():
+    rng = np.random.default_rng(5)
+    first, same, worse = make_curve(rng), make_curve(rng), make_curve(rng, shift=0.08)
+    assert (permutation_test(first, same, samples=500) > 0.02).all()
+    assert (permutation_test(first, worse, samples=500) < 0.02).all()
+
+
+def test_a_permutation_test_is_calibrated():
+    """Without a difference, small p values are as rare as they say."""
+    rng = np.random.default_rng(6)
+    p = [
+        permutation_test(make_curve(rng, rows=40), make_curve(rng, rows=40), samples=200, seed=k)[0]
+        for k in range(80)
+    ]
+    assert np.mean(np.array(p) < 0.2) == pytest.approx(0.2, abs=0.13)
+
+
+def test_curves_must_belong_together():
+    rng = np.random.default_rng(7)
+    with pytest.raises(ValueError, match=r"must be \[T, 2, N\], got \(2, 3, 200\)"):
+        Curve(STRENGTHS[:2], make_curve(rng).errors, make_curve(rng).units)
+    with pytest.raises(ValueError, match="on the same rows"):
+        bootstrap_differences(make_curve(rng), make_curve(rng, rows=100), samples=10)
