@@ -176,6 +176,8 @@ class SampleState:
       score: float32 [B, L], the strategy's score of each committed slot; None without remasking.
       cache: what `Denoise.full` left for later calls of the block; None without a cache.
       trace: `Trace`; None where it was not asked for.
+      strength: float32 [] of the intervention; None without one.
+      disturbed: bool [B]; rows whose boundary has been shifted; None without an intervention.
     """
 
     step: jax.Array
@@ -190,6 +192,8 @@ class SampleState:
     score: jax.Array | None = None
     cache: Any = None
     trace: Trace | None = None
+    strength: jax.Array | None = None
+    disturbed: jax.Array | None = None
 
 
 @flax.struct.dataclass

@@ -20,6 +20,7 @@ from jax_mdlm.sampling.commit import (
 )
 from jax_mdlm.sampling.generate import Answer, generate, read_answers, sample, stream
 from jax_mdlm.sampling.guidance import Guided
+from jax_mdlm.sampling.interventions import Boundary, Displace, Intervention
 from jax_mdlm.sampling.loop import Denoise, decode, init_state
 from jax_mdlm.sampling.options import SampleOptions, options_from
 from jax_mdlm.sampling.program import lower
@@ -28,13 +29,16 @@ __all__ = [
     "AboveThreshold",
     "Answer",
     "AtRandom",
+    "Boundary",
     "ByConfidence",
     "ByEntropy",
     "ByFactor",
     "ByMargin",
     "Canvas",
     "Denoise",
+    "Displace",
     "Guided",
+    "Intervention",
     "SampleOptions",
     "Strategy",
     "batches",

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_mdlm.config import ModelConfig
+from jax_mdlm.config import ConfigError, ModelConfig
 from jax_mdlm.containers import Params, Region, SampleState, Trace
 from jax_mdlm.sampling.canvas import batches, check_prompts, make_canvas, response_tokens
 from jax_mdlm.sampling.options import SampleOptions
@@ -55,6 +55,7 @@ def sample(
     *,
     rows: int | None = None,
     first_row: int = 0,
+    strength: float = 0.0,
     layout: Layout | None = None,
 ) -> SampleState:
     """Decodes one batch of prompts.
@@ -72,15 +73,17 @@ def sample(
       rows: B, the batch is filled up to it; None = one row per prompt. Rounded up to the parts
         into which `layout` cuts a batch.
       first_row: Number of the first prompt in a longer list.
+      strength: Of `options.intervention`, in [0, 1]; traced.
       layout: Mesh and rules; None = one device.
 
     Returns:
       The final state, on device; the prompts are its first `len(prompts)` rows.
 
     Raises:
-      ConfigError: no prompts, or one that does not fit (see `make_canvas`).
+      ConfigError: no prompts, or one that does not fit (see `make_canvas`); a strength that is no
+        probability, or has no intervention.
     """
-    inputs, region = _place(config, prompts, options, key, rows, first_row, layout)
+    inputs, region = _place(config, prompts, options, key, rows, first_row, strength, layout)
     return decode_batch(params, *inputs, config, options, region, layout)
 
 
@@ -92,6 +95,7 @@ def stream(
     key: jax.Array,
     *,
     every: int | Callable[[], int] = 1,
+    strength: float = 0.0,
     layout: Layout | None = None,
 ) -> Iterator[SampleState]:
     """Decodes one batch of prompts like `sample`, and shows it on the way.
@@ -103,13 +107,14 @@ def stream(
       options: As in `sample`.
       key: As in `sample`.
       every: Model calls between two states, at least 1; a function is asked before each part.
+      strength: As in `sample`.
       layout: As in `sample`.
 
     Yields:
       The state after every `every` calls and the final one; before the next is asked for, read
       what is needed of it: its buffers are used again.
     """
-    inputs, region = _place(config, prompts, options, key, None, 0, layout)
+    inputs, region = _place(config, prompts, options, key, None, 0, strength, layout)
     state = first_state(params, *inputs, config, options, region, layout)
     calls = 0
     while True:
@@ -131,6 +136,7 @@ def generate(
     *,
     batch_size: int,
     first_row: int = 0,
+    strength: float = 0.0,
     layout: Layout | None = None,
 ) -> Iterator[Answer]:
     """Decodes any number of prompts, batch after batch, in order.
@@ -143,6 +149,7 @@ def generate(
       key: As in `sample`.
       batch_size: Prompts per compiled call; batches are filled up with empty rows.
       first_row: As in `sample`.
+      strength: As in `sample`.
       layout: As in `sample`.
 
     Returns:
@@ -164,6 +171,7 @@ def generate(
                 key,
                 rows=batch_size,
                 first_row=first_row + part.start,
+                strength=strength,
                 layout=layout,
             )
             yield from read_answers(state, len(batch), options)
@@ -210,15 +218,22 @@ def _place(
     key: jax.Array,
     rows: int | None,
     first_row: int,
+    strength: float,
     layout: Layout | None,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array, jax.Array], Region]:
-    """Canvas, valid, key and first row on the device; the same on every process."""
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Region]:
+    """Canvas, valid, key, first row and strength on the device; the same on every process."""
+    if not 0 <= strength <= (options.intervention is not None):
+        raise ConfigError(
+            f"strength must lie in [0, 1], and at 0 without an intervention, got {strength} with "
+            f"intervention={options.intervention}"
+        )
     shards = 1 if layout is None else layout.batch_shards
     rows = -(-(rows or len(prompts)) // shards) * shards
     canvas = make_canvas(prompts, options, max_length=config.max_length, rows=rows)
     tokens = _copy(canvas.tokens, layout, rows=True)
     valid = _copy(canvas.valid, layout, rows=True)
-    return (tokens, valid, key, _copy(np.int32(first_row), layout)), canvas.region
+    scalars = _copy(np.int32(first_row), layout), _copy(np.float32(strength), layout)
+    return (tokens, valid, key, *scalars), canvas.region
 
 
 def _copy(array: Any, layout: Layout | None, *, rows: bool = False) -> jax.Array:

@@ -5,9 +5,9 @@ final state. One model call: propose, commit, merge, stop, advance. The oracle i
 plain Python loop.
 
 Key schedule: call `s` of block `b` of a row has the key `k = fold_in(row_key, b * W + s)`,
-with W the block length (no block takes more calls). Gumbel noise is drawn from `fold_in(k, 0)`,
-the random order from `fold_in(k, 1)`. No other row and no count of the batch's calls enters: a
-row's tokens do not depend on what is decoded beside it.
+with W the calls that a block takes at most. Gumbel noise is drawn from `fold_in(k, 0)`, the random
+order from `fold_in(k, 1)`, an intervention from `fold_in(k, 2)`. No other row and no count of the
+batch's calls enters: a row's tokens do not depend on what is decoded beside it.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jax_mdlm.containers import Region, SampleState, Trace
 from jax_mdlm.sampling.commit import Quota, remask
+from jax_mdlm.sampling.interventions import Boundary, Displace, carried, shift
 from jax_mdlm.sampling.offer import propose
 from jax_mdlm.sampling.options import SampleOptions
 from jax_mdlm.sampling.text import closings, merge, stop_at_terminator
@@ -46,6 +47,7 @@ def init_state(
     options: SampleOptions,
     region: Region,
     cache: Any = None,
+    strength: jax.Array | None = None,
 ) -> SampleState:
     """The state before the first call.
 
@@ -56,6 +58,7 @@ def init_state(
       options: Static.
       region: What is decoded; static.
       cache: Zeros in the form of what `Denoise.full` returns.
+      strength: float32 [] in [0, 1]; of `options.intervention`.
 
     Returns:
       No call made; a row without a mask in its region (one that fills up a batch) is done.
@@ -82,6 +85,8 @@ def init_state(
         score=jnp.zeros(canvas.shape, jnp.float32) if options.remask else None,
         cache=cache,
         trace=trace,
+        strength=strength if options.intervention else None,
+        disturbed=jnp.zeros(canvas.shape[0], bool) if options.intervention else None,
     )
 
 
@@ -142,7 +147,7 @@ def _columns(state: SampleState, options: SampleOptions) -> tuple[jax.Array, jax
 def _call(state: SampleState, logits: jax.Array, options: SampleOptions) -> SampleState:
     """What follows a model call; `logits` float32 [B, W, V] of the state's block."""
     ids, (start, _) = options.ids, _columns(state, options)
-    keys = _fold_in(state.key, state.block * options.block_length + state.block_step)
+    keys = _fold_in(state.key, state.block * _slots_to_fill(options) + state.block_step)
     offer = propose(
         logits,
         _fold_in(keys, 0),
@@ -168,7 +173,11 @@ def _call(state: SampleState, logits: jax.Array, options: SampleOptions) -> Samp
     recorded = state.score
     if recorded is None:
         chosen = options.strategy.select(offer, score, masked, calls_left)
-        current = jnp.where(chosen, offer.tokens, current)
+        landing = jnp.zeros_like(current)
+        if isinstance(options.intervention, Displace):
+            assert state.strength is not None
+            landing = options.intervention.land(_fold_in(keys, 2), state.strength, chosen, masked)
+        current = carried(current, offer.tokens, landing, chosen)
     else:
         assert isinstance(options.strategy, Quota)
         committed = block(state.committed_at) >= 0
@@ -196,7 +205,35 @@ def _call(state: SampleState, logits: jax.Array, options: SampleOptions) -> Samp
         score=recorded,
         trace=_traced(state, canvas, with_block, masked, offer.confidence),
     )
+    if isinstance(options.intervention, Boundary):
+        state = _shifted(state, _fold_in(keys, 2), calls_left, options.intervention, options)
     return _advance(state, options)
+
+
+def _shifted(
+    state: SampleState,
+    keys: jax.Array,
+    calls_left: jax.Array,
+    boundary: Boundary,
+    options: SampleOptions,
+) -> SampleState:
+    """Shifts the rows that have come to the boundary's share of the generation."""
+    assert state.strength is not None
+    assert state.disturbed is not None
+    region, (start, end) = state.region, _columns(state, options)
+    inside = _in_region(state.canvas, region)
+    committed = jnp.sum(_in_region(state.committed_at, region) >= 0, axis=1)
+    due = (committed >= boundary.share * region.length) & (calls_left > 1) & ~state.disturbed
+    due &= jnp.any(inside == options.ids.mask, axis=1)
+    due &= ~jnp.any(_in_region(state.given, region), axis=1)
+    drawn, slot = boundary.draw(keys, state.strength, options.block_length)
+    at = jnp.where(due & drawn, start + slot, state.canvas.shape[1])
+    return dataclasses.replace(
+        state,
+        canvas=shift(state.canvas, at, end, options.ids.mask),
+        committed_at=shift(state.committed_at, at, end, -1),
+        disturbed=state.disturbed | due,
+    )
 
 
 def _advance(state: SampleState, options: SampleOptions) -> SampleState:
@@ -259,16 +296,21 @@ def block_calls(block: jax.Array, options: SampleOptions) -> jax.Array:
     """Model calls that block number `block` [] may take, int32 []."""
     share, rest = divmod(options.steps, options.num_blocks)
     quota_calls = share + (block < rest).astype(jnp.int32)
-    return options.strategy.calls(quota_calls, options.block_length)
+    return options.strategy.calls(quota_calls, _slots_to_fill(options))
 
 
 def max_calls(options: SampleOptions, region: Region) -> int:
     """The most model calls that a generation can take."""
     if not isinstance(options.strategy, Quota):
-        return region.limit
+        return region.limit // options.block_length * _slots_to_fill(options)
     share, rest = divmod(options.steps, options.num_blocks)
     blocks = range(region.limit // options.block_length)
     return sum(min(share + (block < rest), options.block_length) for block in blocks)
+
+
+def _slots_to_fill(options: SampleOptions) -> int:
+    """Commits that a block takes at most: a shifted boundary opens a mask once more."""
+    return options.block_length + isinstance(options.intervention, Boundary)
 
 
 def _traced(

@@ -15,6 +15,7 @@ from jax_mdlm.sampling.commit import (
     Quota,
     Strategy,
 )
+from jax_mdlm.sampling.interventions import Boundary, Intervention
 
 _STRATEGIES: dict[str, Strategy] = {
     "confidence": ByConfidence(),
@@ -52,6 +53,7 @@ class SampleOptions:
         slots before the block (`prefix`), or of all slots outside it (`dual`).
       refresh: Calls of a block after which the cache is made anew; 0 = never.
       trace: Whether the final state has a `Trace`.
+      intervention: Disturbs the generation on purpose (`interventions`); None = no.
     """
 
     length: int
@@ -72,6 +74,7 @@ class SampleOptions:
     cache: Literal["none", "prefix", "dual"] = "none"
     refresh: int = 0
     trace: bool = False
+    intervention: Intervention | None = None
 
     def __post_init__(self) -> None:
         """Refuses what cannot work, before anything is compiled."""
@@ -120,6 +123,20 @@ class SampleOptions:
             f"sample.refresh must be 0 or more, and 0 without a cache, got {self.refresh} with "
             f"sample.cache={self.cache}",
         )
+        require(
+            not self.remask or self.intervention is None,
+            "an intervention moves what was committed and sample.remask takes commits back; set "
+            "sample.remask to false",
+        )
+        if isinstance(self.intervention, Boundary):
+            share = self.intervention.share
+            require(0 <= share < 1, f"the share of a boundary must lie in [0, 1), got {share}")
+            require(
+                not isinstance(self.strategy, Quota) or self.steps >= 2 * self.num_blocks,
+                f"a shifted boundary opens a mask that a later call of the block fills: "
+                f"sample.steps must give each of the {self.num_blocks} blocks two, got "
+                f"{self.steps}; raise sample.steps or sample.block_length",
+            )
 
     @property
     def num_blocks(self) -> int:

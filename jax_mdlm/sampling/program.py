@@ -30,6 +30,7 @@ def decode_batch(
     valid: jax.Array,
     key: jax.Array,
     first_row: jax.Array,
+    strength: jax.Array,
     config: ModelConfig,
     options: SampleOptions,
     region: Region,
@@ -43,6 +44,7 @@ def decode_batch(
       valid: bool [B, L].
       key: Typed PRNG key []; row `i` gets `fold_in(key, first_row + i)`.
       first_row: int32 [].
+      strength: float32 []; of `options.intervention`, not read without one.
       config: The network.
       options: The decoding.
       region: What is decoded.
@@ -51,7 +53,9 @@ def decode_batch(
     Returns:
       The final state, without its cache; what the host reads is whole on every device.
     """
-    state = first_state(params, canvas, valid, key, first_row, config, options, region, layout)
+    state = first_state(
+        params, canvas, valid, key, first_row, strength, config, options, region, layout
+    )
     denoise = _make_denoise(params, valid, state.given, config, options, region, layout)
     state = decode(denoise, state, options)
     return _readable(dataclasses.replace(state, cache=None), layout)
@@ -64,6 +68,7 @@ def first_state(
     valid: jax.Array,
     key: jax.Array,
     first_row: jax.Array,
+    strength: jax.Array,
     config: ModelConfig,
     options: SampleOptions,
     region: Region,
@@ -81,7 +86,8 @@ def first_state(
         column = jnp.zeros((), jnp.int32)
         form = jax.eval_shape(lambda: denoise.full(canvas, column, column)[1])
         cache = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), form)
-    return _readable(init_state(canvas, given, keys, options, region, cache), layout)
+    state = init_state(canvas, given, keys, options, region, cache, strength)
+    return _readable(state, layout)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "options", "layout"), donate_argnums=1)
@@ -130,6 +136,7 @@ def lower(
         jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=layout.rows),
         jax.eval_shape(lambda: jax.random.key(0)),
         jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),
         config=config,
         options=options,
         region=region,
@@ -164,6 +171,7 @@ def _readable(state: SampleState, layout: Layout | None) -> SampleState:
     if layout is None:
         return state
     names = ("canvas", "committed_at", "given", "step", "done", "score", "trace")
+    names += ("strength", "disturbed")
     whole = jax.tree.map(
         lambda x: layout.constrain(x, *[None] * x.ndim), [getattr(state, name) for name in names]
     )

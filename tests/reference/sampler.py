@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tests.reference.sampler_row import Row, Settings, step
+from tests.reference.sampler_row import Row, Settings, shift_boundary, step
 
 
 class Denoiser(Protocol):
@@ -50,6 +50,9 @@ def run(
     settings: Settings,
     gumbel: Callable[[int, int, int], np.ndarray],  # -> [W, V]
     uniform: Callable[[int, int, int], np.ndarray],  # -> [W]
+    slips: Callable[[int, int, int], dict[int, int]] | None = None,  # place in the block -> 1, -1
+    boundary: Callable[[int, int, int], int] | None = None,  # -> place in the block; -1: no shift
+    share: float = 0.0,  # of a row's slots that are committed before its boundary is shifted
 ) -> Result:
     canvas = canvas.copy()
     start, end = settings.first, settings.first + settings.length
@@ -63,6 +66,7 @@ def run(
         views.append(Asked(denoiser, settings, lambda: np.where(given, settings.mask, canvas)))
     by_confidence = bool(settings.threshold or settings.factor)
     trajectory, confidence, block = [canvas.copy()], [], 0
+    disturbed: set[int] = set()
 
     while True:
         if start == end < settings.first + settings.limit:
@@ -76,18 +80,18 @@ def run(
         if not (canvas[:, slots] == settings.mask).any():  # given as a whole, in every row
             start, block = start + settings.block_length, block + 1
             continue
+        to_fill = settings.block_length + (boundary is not None)
+        calls = block_calls(block, settings, to_fill)
+        # Commits after each call; a shifted boundary may have brought one in.
         plans = [
-            quota_schedule(
-                sum(row.canvas[slot] == settings.mask for slot in slots),
-                block_calls(block, settings),
-            )
+            [row.commits(slots) + first, *later]
             for row in rows
+            for first, *later in [quota_schedule(row.masks(slots, settings), calls)]
         ]
         # Fast-dLLM looks for masks only after the second call of a block, the first on a window.
         sure = 1 + (settings.cache != "none" and by_confidence and not settings.early_stop)
-        for call in range(settings.block_length):
-            masked = any(row.canvas[slot] == settings.mask for row in rows for slot in slots)
-            if call >= sure and not masked:
+        for call in range(to_fill):
+            if call >= sure and not any(row.masks(slots, settings) for row in rows):
                 break
             logits = guide([view.logits(call, slots, end) for view in views], settings)
             confidence.append(np.zeros(canvas.shape))
@@ -101,7 +105,18 @@ def run(
                     settings,
                     gumbel(number, block, call) if settings.temperature > 0 else None,
                     uniform(number, block, call) if settings.rule == "random" else None,
+                    {start + at: way for at, way in slips(number, block, call).items()}
+                    if slips
+                    else None,
                 )
+                left = (to_fill if by_confidence else calls) - call
+                if boundary and left > 1 and number not in disturbed and row.due(share, settings):
+                    disturbed.add(number)
+                    place = boundary(number, block, call)
+                    if place >= 0:
+                        shift_boundary(row, start + place, end, settings.mask)
+                        rest = quota_schedule(row.masks(slots, settings), left - 1)
+                        plans[number] = [row.commits(slots), *[0] * call, *rest]
                 for slot, offer in offers.items():
                     confidence[-1][number, slot] = offer.confidence
             trajectory.append(canvas.copy())
@@ -116,13 +131,13 @@ def run(
     )
 
 
-def block_calls(block: int, settings: Settings) -> int:
+def block_calls(block: int, settings: Settings, to_fill: int) -> int:
     """Calls over which a block's commits are spread."""
     calls = settings.steps // settings.steps_blocks
     if block < settings.steps % settings.steps_blocks:
         calls += 1
     # A call without a commit changes nothing: leave such calls out.
-    return max(1, min(calls, settings.block_length))
+    return max(1, min(calls, to_fill))
 
 
 def guide(logits: list[np.ndarray], settings: Settings) -> np.ndarray:

@@ -52,6 +52,19 @@ class Row:
         ends = (settings.terminator, settings.eos)
         return any(token in ends for token in self.canvas[self.committed_at >= 0])
 
+    def masks(self, slots: range, settings: Settings) -> int:
+        return sum(self.canvas[slot] == settings.mask for slot in slots)
+
+    def commits(self, slots: range) -> int:
+        return sum(self.committed_at[slot] >= 0 for slot in slots)
+
+    def due(self, share: float, settings: Settings) -> bool:
+        """Whether its boundary may be shifted: so much is committed, not all, and no text given."""
+        region = slice(settings.first, settings.first + settings.limit)
+        committed = (self.committed_at[region] >= 0).sum()
+        unfinished = settings.mask in self.canvas[region]
+        return committed >= share * settings.length and unfinished and not self.given[region].any()
+
 
 @dataclasses.dataclass
 class Offer:
@@ -69,6 +82,7 @@ def step(
     settings: Settings,
     gumbel: np.ndarray | None,  # [W, V]
     uniform: np.ndarray | None,  # [W]
+    slips: dict[int, int] | None = None,  # slots whose token wants to go 1 or -1 slots away
 ) -> dict[int, Offer]:
     """Commits, merges and stops; returns what was offered at each masked slot."""
     offers = {
@@ -84,17 +98,39 @@ def step(
     if settings.remask:
         chosen = revise(row, offers, slots, keep, settings)
     else:
-        committed = sum(row.committed_at[slot] >= 0 for slot in slots)
-        chosen = select(offers, keep - committed, settings)
+        chosen = select(offers, keep - row.commits(slots), settings)
+    lands = displace(chosen, set(offers), slips or {})
     for slot in chosen:
-        row.canvas[slot] = offers[slot].token
-        row.committed_at[slot] = number
-        row.score[slot] = offers[slot].score
+        row.canvas[lands[slot]] = offers[slot].token
+        row.committed_at[lands[slot]] = number
+        row.score[lands[slot]] = offers[slot].score
     if settings.collapse == "merge":
         merge(row, settings)
     if settings.early_stop:
         stop(row, number, settings)
     return offers
+
+
+def displace(chosen: list[int], masked: set[int], slips: dict[int, int]) -> dict[int, int]:
+    """Where the tokens of a call land: `masked` are the masked slots of the block.
+
+    One token after the other, first those that go to the right, from the right, then those that go
+    to the left, from the left.
+    """
+    lands = {slot: slot for slot in chosen}
+    for way in (1, -1):
+        for slot in sorted(chosen, key=lambda slot: -way * slot):
+            target = slot + way
+            if slips.get(slot) == way and target in masked and target not in lands.values():
+                lands[slot] = target
+    return lands
+
+
+def shift_boundary(row: Row, at: int, end: int, mask: int) -> None:
+    """Everything from slot `at` on moves by one; what stood on the last slot is lost."""
+    row.canvas[at + 1 : end] = row.canvas[at : end - 1].copy()
+    row.committed_at[at + 1 : end] = row.committed_at[at : end - 1].copy()
+    row.canvas[at], row.committed_at[at] = mask, -1
 
 
 def make_offer(

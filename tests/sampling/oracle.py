@@ -11,12 +11,14 @@ from jax_mdlm.containers import Region, SampleState
 from jax_mdlm.sampling import (
     AboveThreshold,
     AtRandom,
+    Boundary,
     ByConfidence,
     ByEntropy,
     ByFactor,
     ByMargin,
     Canvas,
     Denoise,
+    Displace,
     Guided,
     SampleOptions,
     decode,
@@ -41,10 +43,16 @@ def given_of(canvas: Canvas) -> np.ndarray:
 
 
 def run_jax(
-    table: Tables, canvas: Canvas, options: SampleOptions, seed: int = 0, first_row: int = 0
+    table: Tables,
+    canvas: Canvas,
+    options: SampleOptions,
+    seed: int = 0,
+    first_row: int = 0,
+    strength: float = 0.0,
 ) -> SampleState:
     keys = row_keys(seed, len(canvas.tokens), first_row)
-    return _run(table, canvas.valid, canvas.tokens, given_of(canvas), keys, options, canvas.region)
+    inputs = canvas.tokens, given_of(canvas), keys, np.float32(strength)
+    return _run(table, canvas.valid, *inputs, options, canvas.region)
 
 
 @functools.partial(jax.jit, static_argnames=("options", "region"))
@@ -54,12 +62,13 @@ def _run(
     tokens: jax.Array,
     given: jax.Array,
     keys: jax.Array,
+    strength: jax.Array,
     options: SampleOptions,
     region: Region,
 ) -> SampleState:
     empty = jnp.zeros((len(tokens) * (2 if options.guidance else 1), tokens.shape[1]), jnp.int32)
     cache = None if options.cache == "none" else (empty, empty)
-    state = init_state(tokens, given, keys, options, region, cache)
+    state = init_state(tokens, given, keys, options, region, cache, strength)
     return advance(table, valid, state, options)
 
 
@@ -97,12 +106,17 @@ def _run_with(
 
 
 def run_reference(
-    table: Tables, canvas: Canvas, options: SampleOptions, seed: int = 0
+    table: Tables,
+    canvas: Canvas,
+    options: SampleOptions,
+    seed: int = 0,
+    strength: float = 0.0,
 ) -> reference.Result:
     region = canvas.region
     keys = row_keys(seed, len(canvas.tokens))
     num_blocks = region.limit // options.block_length
-    draws = functools.cache(lambda: _draws(keys, num_blocks, options.block_length))
+    draws = functools.cache(lambda: _draws(keys, num_blocks, options))
+    disturb = Disturb(keys, options, strength)
     return reference.run(
         InNumpy(table, canvas.valid, region.start),
         canvas.tokens,
@@ -110,16 +124,58 @@ def run_reference(
         settings(options, region),
         lambda row, block, call: draws()[0][row, block, call],
         lambda row, block, call: draws()[1][row, block, call],
+        disturb.slips if isinstance(options.intervention, Displace) else None,
+        disturb.boundary if isinstance(options.intervention, Boundary) else None,
+        options.intervention.share if isinstance(options.intervention, Boundary) else 0.0,
     )
 
 
-def _draws(keys: jax.Array, num_blocks: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every draw that any call could make: gumbel [B, blocks, W, W, V], uniform [B, blocks, W, W].
+@dataclasses.dataclass
+class Disturb:
+    """The draws of an intervention, in the oracle's words."""
+
+    keys: jax.Array
+    options: SampleOptions
+    strength: float
+
+    def slips(self, row: int, block: int, call: int) -> dict[int, int]:
+        """Places in the block whose token wants to go away, and which way."""
+        assert isinstance(self.options.intervention, Displace)
+        shape = (2, self.options.block_length)
+        slip, way = np.asarray(jax.random.uniform(self._key(row, block, call), shape))
+        ways = {
+            "right": lambda at: 1,
+            "left": lambda at: -1,
+            "both": lambda at: 1 if way[at] < 0.5 else -1,
+        }[self.options.intervention.direction]
+        return {at: ways(at) for at, draw in enumerate(slip) if draw < np.float32(self.strength)}
+
+    def boundary(self, row: int, block: int, call: int) -> int:
+        """The place in the block from which on everything moves; -1: nothing does."""
+        whether, where = jax.random.split(self._key(row, block, call))
+        place = jax.random.randint(where, (), 0, self.options.block_length)
+        return int(place) if jax.random.uniform(whether) < np.float32(self.strength) else -1
+
+    def _key(self, row: int, block: int, call: int) -> jax.Array:
+        number = block * calls_at_most(self.options) + call
+        return jax.random.fold_in(jax.random.fold_in(self.keys[row], number), 2)
+
+
+def calls_at_most(options: SampleOptions) -> int:
+    """Calls of a block."""
+    return options.block_length + isinstance(options.intervention, Boundary)
+
+
+def _draws(
+    keys: jax.Array, num_blocks: int, options: SampleOptions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every draw that any call could make: gumbel [B, blocks, C, W, V], uniform [B, blocks, C, W].
 
     The key schedule in the docstring of `sampling.loop`, written out once more.
     """
-    gumbel, uniform = _draw_all(keys, jnp.arange(num_blocks * width), width)
-    shape = (len(keys), num_blocks, width)
+    calls, width = calls_at_most(options), options.block_length
+    gumbel, uniform = _draw_all(keys, jnp.arange(num_blocks * calls), width)
+    shape = (len(keys), num_blocks, calls)
     return np.reshape(gumbel, (*shape, width, VOCABULARY)), np.reshape(uniform, (*shape, width))
 
 
