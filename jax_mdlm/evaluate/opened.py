@@ -1,6 +1,7 @@
 """A trained run, opened for an evaluation: parameters in their places, template, decoding."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from etils import epath
@@ -52,6 +53,7 @@ def open_run(workdir: str, overrides: Sequence[str]) -> Opened:
       ConfigError: no work directory, no checkpoint, or settings that cannot be used.
       CheckpointError: damaged, or of another shape.
     """
+    _join_processes()
     folder = epath.Path(workdir)
     config = command.apply_overrides(load_config(folder), overrides, section="sample")
     command.use_compilation_cache(folder / "compilation_cache")
@@ -67,3 +69,9 @@ def open_run(workdir: str, overrides: Sequence[str]) -> Opened:
         options=options_from(config.sample, config.objective.collapse, run.tokenizer.ids),
         step=run.step,
     )
+
+
+@functools.cache
+def _join_processes() -> None:
+    """Once, before the first device is asked for: on a pod all workers run the same command."""
+    command.start_processes()

@@ -108,9 +108,7 @@ def bootstrap_mean(
     values = np.asarray(values, np.float64)
     if not values.size:
         raise ValueError("a mean needs at least one value, got none")
-    draws = [
-        weights @ values / len(values) for weights in _row_weights(len(values), samples, seed)
-    ]
+    draws = [weights @ values / len(values) for weights in _row_weights(len(values), samples, seed)]
     return _interval(float(values.mean()), np.concatenate(draws), level)
 
 

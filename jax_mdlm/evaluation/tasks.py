@@ -1,22 +1,103 @@
-"""Scores of decoded text: phoneme and word error rate of pronunciations.
+"""What is decoded to be scored: prompts with references, and what became of them.
 
-Enters: held-out words with their pronunciations. Leaves: error rates. The words are decoded by
-`sampling` as a user's prompts are.
+Enters: held-out rows of a run's source, or a file of rows. Leaves: decoded texts and their scores;
+for pronunciations phoneme and word error rate. Prompts are decoded by `sampling` as a user's are.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import jax
+from etils import epath
 
-from jax_mdlm.config import ModelConfig
+from jax_mdlm.config import Config, ConfigError, DataConfig, ModelConfig
 from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import Template, render_prompt
+from jax_mdlm.data.chat import Conversation, Template, answers, render_prompt
+from jax_mdlm.data.corpus import open_references, open_split
+from jax_mdlm.data.jsonl import read_jsonl
+from jax_mdlm.data.rows import Split
 from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.evaluation.scores import METRICS, Metric, nearest
 from jax_mdlm.sampling import Answer, SampleOptions, generate, response_end
 from jax_mdlm.sharding import Layout
 
 Word = tuple[str, Sequence[str]]  # a word and its pronunciations, symbols between spaces
+
+# How decoded text of a source is scored where nothing else is said.
+_USUAL = {"pronunciations": "symbols", "numbers": "exact"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Rows to be decoded and scored.
+
+    Attributes:
+      name: Where they come from, e.g. "pronunciations/test".
+      conversations: What is asked, one per row: a prompt, or messages.
+      references: Texts that count as right, one tuple per row.
+      metric: How an answer is held against them.
+    """
+
+    name: str
+    conversations: list[Conversation]
+    references: list[tuple[str, ...]]
+    metric: Metric
+
+    @property
+    def digest(self) -> str:
+        """Names the rows: other rows, other digest."""
+        rows = repr((self.conversations, self.references)).encode()
+        return hashlib.sha256(rows).hexdigest()[:16]
+
+    def prompts(self, tokenizer: Tokenizer, template: Template) -> list[list[int]]:
+        """Token ids behind which the answers follow."""
+        return [render_prompt(tokenizer, one, template) for one in self.conversations]
+
+
+def open_task(
+    config: Config,
+    workdir: epath.Path,
+    *,
+    split: Split = "validation",
+    file: str = "",
+    limit: int = 0,
+    metric: str = "",
+) -> Task:
+    """The held-out rows of a run, or those of a file.
+
+    Args:
+      config: Of the run.
+      workdir: Of the run: where its prepared data lives.
+      split: Of the run's source; not used with a file.
+      file: JSONL rows in the forms that `data.files` takes; the last answer is the reference.
+      limit: Rows at most, from the first; 0 = all.
+      metric: One of `scores.METRICS`; "" = what is usual for the source.
+
+    Raises:
+      ConfigError: no such metric, split or file; a row that cannot be used.
+    """
+    if metric and metric not in METRICS:
+        raise ConfigError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    chosen = METRICS[metric or ("characters" if file else _USUAL.get(config.data.source, "exact"))]
+    stop = limit or None
+    if config.data.source == "pronunciations" and not file:
+        words = open_references(config.data, workdir, split)[:stop]
+        return Task(
+            f"pronunciations/{split}", [w for w, _ in words], [tuple(r) for _, r in words], chosen
+        )
+    if file:
+        examples, name = read_jsonl(DataConfig(files=file)).examples, file
+    else:
+        rows = open_split(config.data, workdir, split)
+        examples, name = rows.examples, rows.name
+    ends = [(example, answers(example)[-1]) for example in examples[:stop]]
+    return Task(
+        name,
+        [example[:end] for example, end in ends],
+        [(example[end].content,) for example, end in ends],
+        chosen,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +144,6 @@ class PronunciationScores:
     hypotheses: list[list[str]]
 
 
-def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
-    """Fewest insertions, deletions and substitutions between two sequences (Levenshtein).
-
-    `d[i, j] = min(d[i-1, j] + 1, d[i, j-1] + 1, d[i-1, j-1] + (first[i] != second[j]))`, row by
-    row.
-    """
-    above = list(range(len(second) + 1))
-    for i, left in enumerate(first, start=1):
-        row = [i]
-        for j, right in enumerate(second, start=1):
-            row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (left != right)))
-        above = row
-    return above[-1]
-
-
 def error_rates(
     hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> ErrorRates:
@@ -101,17 +167,13 @@ def error_rates(
         )
     if not hypotheses:
         raise ValueError("error rates need at least one word, got none")
-    errors = phonemes = wrong = 0
-    for number, (hypothesis, accepted) in enumerate(zip(hypotheses, references, strict=True)):
-        if not accepted or not all(accepted):
-            raise ValueError(
-                f"word {number} must have at least one reference and no empty one, got {accepted!r}"
-            )
-        nearest = min((edit_distance(hypothesis, one), len(one)) for one in accepted)
-        errors += nearest[0]
-        phonemes += nearest[1]
-        wrong += nearest[0] > 0
-    return ErrorRates(errors, phonemes, wrong, len(hypotheses))
+    rows = [nearest(*row) for row in zip(hypotheses, references, strict=True)]
+    return ErrorRates(
+        phoneme_errors=sum(errors for errors, _ in rows),
+        phonemes=sum(length for _, length in rows),
+        word_errors=sum(errors > 0 for errors, _ in rows),
+        words=len(rows),
+    )
 
 
 def evaluate_pronunciations(
@@ -147,23 +209,23 @@ def evaluate_pronunciations(
       ValueError: as `error_rates`.
     """
     prompts = [render_prompt(tokenizer, word, template) for word, _ in words]
-    answers = list(
+    decoded = list(
         generate(params, config, prompts, options, key, batch_size=batch_size, layout=layout)
     )
-    hypotheses = [tokenizer.decode(answer.tokens).split() for answer in answers]
+    hypotheses = [tokenizer.decode(answer.tokens).split() for answer in decoded]
     references = [[text.split() for text in pronunciations] for _, pronunciations in words]
     return PronunciationScores(
         rates=error_rates(hypotheses, references),
-        slack_share=slack_share(answers, options),
-        calls_per_word=sum(answer.own_calls for answer in answers) / len(answers),
+        slack_share=slack_share(decoded, options),
+        calls_per_word=sum(answer.own_calls for answer in decoded) / len(decoded),
         hypotheses=hypotheses,
     )
 
 
-def slack_share(answers: Sequence[Answer], options: SampleOptions) -> float:
+def slack_share(decoded: Sequence[Answer], options: SampleOptions) -> float:
     """Slack per response slot before the terminator, over all answers; 0 where there is no slot."""
     slack = slots = 0
-    for answer in answers:
+    for answer in decoded:
         text = answer.response[: response_end(answer.response, options.ids)]
         slack += int((text == options.ids.slack).sum())
         slots += len(text)
