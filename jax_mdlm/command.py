@@ -73,15 +73,28 @@ def parse_config(path: str, overrides: Sequence[str]) -> Config:
       ConfigError: file, preset, field or value that cannot be used.
     """
     name, _, preset = path.partition(":")
+    return apply_overrides(load_function(name, "get_config")(preset), overrides)
+
+
+def load_function(name: str, function: str) -> Callable[..., Any]:
+    """A function of a config file.
+
+    Args:
+      name: A path, or the name of a shipped file.
+      function: What the file must define.
+
+    Raises:
+      ConfigError: no such file, or the function is not in it.
+    """
     file = _find(name)
     spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"config file {file} must be a Python file, name it *.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"config file {file} must define get_config(preset), it does not")
-    return apply_overrides(module.get_config(preset), overrides)
+    if not hasattr(module, function):
+        raise ConfigError(f"config file {file} must define {function}, it does not")
+    return getattr(module, function)
 
 
 def apply_overrides(config: Config, overrides: Sequence[str], section: str = "") -> Config:

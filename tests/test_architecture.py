@@ -42,8 +42,11 @@ OWNED = {
     "tensorstore": ("storage/",),
     "fsspec": ("storage/",),
     "safetensors": (),  # of the tests; ours streams
+    "matplotlib": ("evaluate/figures.py",),
+    "sacrebleu": ("evaluation/scores.py",),
     "torch": ("conversion/pickles.py",),  # where it is installed, to read pickles safely
     "tensorflow": (),
+    "lm_eval": ("evaluation/harness",),
 }
 
 

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from jax_mdlm import command
-from jax_mdlm.evaluate import pronunciations
+from jax_mdlm.evaluate import intervention, pronunciations, sweep
 
-TASKS = (pronunciations,)
+TASKS = (pronunciations, intervention, sweep)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,0 +1,117 @@
+"""Figures: curves with their intervals. Needs matplotlib (extra `eval`)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_mdlm.config import ConfigError
+from jax_mdlm.evaluation.statistics import Interval
+
+# Colours that stay apart in grey and for colour-blind eyes (Okabe and Ito), with a mark each.
+_COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+_MARKS = "osD^vPX*"
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot without a screen.
+
+    Raises:
+      ConfigError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError(
+            "a figure needs the package matplotlib; pip install 'jax-mdlm[eval]'"
+        ) from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def draw_curves(
+    path: str,
+    strengths: Sequence[float],
+    curves: Mapping[str, Sequence[Interval]],
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    log: bool = False,
+) -> None:
+    """Lines with shaded intervals, written as a picture of the kind that `path` ends on.
+
+    Args:
+      path: A local file, `.png`, `.svg` or `.pdf`.
+      strengths: Ascending.
+      curves: A line per name.
+      x: Label of the axis.
+      y: Label of the axis.
+      title: Above the picture.
+      log: Whether strengths are spread by their logarithm (0 keeps a place of its own).
+
+    Raises:
+      ConfigError: matplotlib is not installed.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for number, (name, rates) in enumerate(curves.items()):
+        colour = _COLOURS[number % len(_COLOURS)]
+        value, low, high = (
+            np.array([getattr(rate, part) for rate in rates]) for part in ("value", "low", "high")
+        )
+        mark = _MARKS[number % len(_MARKS)]
+        axes.plot(strengths, value, color=colour, marker=mark, markersize=4.5, label=name)
+        axes.fill_between(strengths, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, fontsize="medium")
+    if log:
+        axes.set_xscale("symlog", linthresh=min(s for s in strengths if s > 0))
+        axes.set_xticks(list(strengths), [f"{s:g}" for s in strengths])
+        axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_rows(path: str, record: dict[str, Any]) -> None:
+    """A row per run: its error without intervention and at the strongest, with intervals.
+
+    Args:
+      path: As in `draw_curves`.
+      record: What `evaluate intervention` writes.
+    """
+    plt = pyplot()
+    names = list(record["models"])
+    figure, axes = plt.subplots(figsize=(6.4, 1.4 + 0.32 * len(names)), layout="constrained")
+    shown = (
+        (0, "no intervention"),
+        (len(record["strengths"]) - 1, f"strength {record['strengths'][-1]:g}"),
+    )
+    for offset, (at, label) in zip((-0.12, 0.12), shown, strict=True):
+        rates = 100 * np.array([record["models"][name]["rates"][at] for name in names], float)
+        value, low, high = rates.T
+        place = np.arange(len(names)) + offset
+        axes.errorbar(
+            value,
+            place,
+            xerr=np.abs([value - low, high - value]),
+            fmt=_MARKS[at > 0],
+            color=_COLOURS[at > 0],
+            markersize=5,
+            capsize=2,
+            linestyle="none",
+            label=label,
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{record['metric']}, %")
+    axes.grid(axis="x", alpha=0.25)
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

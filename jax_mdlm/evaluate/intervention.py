@@ -1,0 +1,306 @@
+"""Error rates of one or more models while a share of the tokens is put on the wrong slot.
+
+`--workdir NAME=DIR[,DIR...]` names a model; several folders are its training seeds. Each decoding
+is kept in its work directory, so that the same command goes on where it was interrupted and a
+curve is decoded once. The first model is what the others are compared with.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jax_mdlm.config import ConfigError
+from jax_mdlm.evaluate.figures import draw_curves, pyplot
+from jax_mdlm.evaluate.opened import Opened, open_run
+from jax_mdlm.evaluation.intervention import Decoded, Store, curve_of, decode, seeds_for
+from jax_mdlm.evaluation.statistics import (
+    STATISTICS,
+    Curve,
+    Interval,
+    bootstrap_curve,
+    bootstrap_differences,
+    permutation_test,
+)
+from jax_mdlm.evaluation.tasks import Task, open_task
+from jax_mdlm.sampling import Boundary, Displace, Intervention
+
+STRENGTHS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+
+
+class Model(NamedTuple):
+    """A name and the work directories of its training seeds."""
+
+    name: str
+    workdirs: tuple[str, ...]
+
+
+class Measured(NamedTuple):
+    """What was decoded of a model: its curve, and means over decodings per strength."""
+
+    curve: Curve
+    means: list[dict[str, float]]
+    task: Task
+    step: int
+
+
+def add(tasks: Any) -> None:
+    """The flags of `evaluate intervention`."""
+    task = tasks.add_parser(
+        "intervention", help="errors while tokens are put on wrong slots", description=__doc__
+    )
+    add_flags(task)
+    task.add_argument("--workdir", action="append", required=True, metavar="[NAME=]DIR[,DIR...]")
+    task.add_argument("--output", default="", help="folder for intervention.json and .png")
+    task.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    task.set_defaults(run=run)
+
+
+def add_flags(task: argparse.ArgumentParser) -> None:
+    """What is decoded, and how it is disturbed."""
+    task.add_argument("--kind", choices=["displace", "boundary"], default="displace")
+    task.add_argument("--direction", choices=["right", "left", "both"], default="right")
+    task.add_argument("--share", type=float, default=0.5, help="boundary: when, 0 to 1")
+    task.add_argument("--strengths", type=float, nargs="+", default=list(STRENGTHS))
+    task.add_argument("--seeds", type=int, default=5, help="decodings per strength above 0")
+    task.add_argument("--split", choices=["validation", "test"], default="test")
+    task.add_argument("--file", default="", help="JSONL rows instead of a split of the source")
+    task.add_argument("--metric", default="", help="default: what is usual for the source")
+    task.add_argument("--limit", type=int, default=0, help="rows at most; 0 = all")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Decodes what is missing, prints the table, writes JSON and figure."""
+    if args.output:
+        pyplot()  # a package that is missing is said before hours of decoding
+    models = parse_models(args.workdir)
+    measured = {model.name: measure(model, args, overrides) for model in models}
+    record = report(measured, args)
+    if jax.process_index() != 0:
+        return
+    if args.json:
+        print(json.dumps(record))
+    else:
+        print_table(record)
+    if args.output:
+        folder = Path(args.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "intervention.json").write_text(json.dumps(record, indent=1) + "\n")
+        draw(record, str(folder / "intervention.png"))
+
+
+def parse_models(words: Sequence[str]) -> list[Model]:
+    """Models of `[NAME=]DIR[,DIR...]` arguments; without a name the folder's own is taken.
+
+    Raises:
+      ConfigError: two models of one name, or no folder.
+    """
+    models = []
+    for word in words:
+        name, equals, folders = word.partition("=")
+        folders = folders if equals else word
+        found = tuple(folder for folder in folders.split(",") if folder)
+        if not found:
+            raise ConfigError(f"--workdir must name a folder, got {word!r}")
+        models.append(Model(name if equals else Path(found[0]).name, found))
+    names = [model.name for model in models]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"--workdir names {twice[0]!r} twice; give names, NAME=DIR")
+    return models
+
+
+def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) -> Measured:
+    """Decodes a model at every strength, all its training seeds."""
+    strengths = check_strengths(args)
+    trained, task, step = [], None, 0
+    for workdir in model.workdirs:
+        opened = open_run(workdir, overrides)
+        task = open_task(
+            opened.config,
+            opened.workdir,
+            split=args.split,
+            file=args.file,
+            limit=args.limit,
+            metric=args.metric,
+        )
+        step = opened.step
+        trained.append(decode_all(opened, task, intervention_of(args), strengths, args.seeds))
+    assert task is not None
+    names = ("slack_share", "distinct", "repetition", "calls")
+    means = []
+    for number in range(len(strengths)):
+        runs = [one for runs in trained for one in runs[number]]
+        means.append({name: sum(getattr(r, name) for r in runs) / len(runs) for name in names})
+    return Measured(curve_of(strengths, trained), means, task, step)
+
+
+def intervention_of(args: argparse.Namespace) -> Intervention:
+    """What the flags ask for."""
+    return Displace(args.direction) if args.kind == "displace" else Boundary(args.share)
+
+
+def check_strengths(args: argparse.Namespace) -> list[float]:
+    """The strengths, ascending.
+
+    Raises:
+      ConfigError: none, one that is no probability, or no seed.
+    """
+    strengths = sorted(set(args.strengths))
+    if len(strengths) < 2 or strengths[0] < 0 or strengths[-1] > 1:
+        raise ConfigError(
+            f"--strengths must be two or more probabilities, got {args.strengths}; for one "
+            "score without intervention use evaluate pronunciations or evaluate harness"
+        )
+    if args.seeds < 1:
+        raise ConfigError(f"--seeds must be 1 or more, got {args.seeds}")
+    return strengths
+
+
+def decode_all(
+    opened: Opened, task: Task, intervention: Intervention, strengths: Sequence[float], seeds: int
+) -> list[list[Decoded]]:
+    """[strength][decoding seed]; what the work directory holds already is read."""
+    decodings = []
+    for strength in strengths:
+        chosen = intervention if strength > 0 else None
+        options = dataclasses.replace(opened.options, intervention=chosen)
+        what = {
+            "step": opened.step,
+            "rows": [task.name, task.digest],
+            "metric": task.metric.name,
+            "options": repr(options),
+            "weights": opened.config.sample.weights,
+            "dtype": opened.config.model.compute_dtype,
+        }
+        store = Store(opened.workdir, what)
+
+        def make(strength: float = strength, seed: int = 0, options=options) -> Decoded:
+            return decode(
+                opened.params,
+                opened.config.model,
+                task,
+                opened.tokenizer,
+                opened.template,
+                options,
+                strength=strength,
+                seed=seed,
+                batch_size=opened.config.sample.batch_size,
+                layout=opened.layout,
+            )
+
+        first = opened.config.sample.seed
+        decodings.append(
+            [
+                store.get(strength, first + seed, lambda make=make, s=first + seed: make(seed=s))
+                for seed in seeds_for(strength, seeds, options)
+            ]
+        )
+    return decodings
+
+
+def report(measured: dict[str, Measured], args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is said of the models, as JSON values."""
+    (first, base), *others = measured.items()
+    models = {}
+    for name, one in measured.items():
+        models[name] = {
+            "step": one.step,
+            "training_seeds": len(one.curve.errors),
+            "rates_of_training_seeds": one.curve.rates.tolist(),
+            **plain(bootstrap_curve(one.curve)),
+            "means": one.means,
+        }
+    against = {}
+    for name, other in others:
+        try:
+            against[name] = plain(bootstrap_differences(base.curve, other.curve))
+        except ValueError as error:
+            raise ConfigError(
+                f"--workdir {name} must be decoded on the rows of {first}; {error}"
+            ) from error
+        against[name]["p"] = permutation_test(base.curve, other.curve).tolist()
+    return {
+        "task": base.task.name,
+        "rows": len(base.task.references),
+        "metric": base.task.metric.label,
+        "intervention": repr(intervention_of(args)),
+        "strengths": base.curve.strengths.tolist(),
+        "decodings": args.seeds,
+        "models": models,
+        "against": {"model": first, "differences": against},
+    }
+
+
+def plain(found: dict[str, Any]) -> dict[str, Any]:
+    """Intervals as [value, low, high]; what is not a number as null."""
+
+    def numbers(interval: Interval) -> list[float | None]:
+        values = dataclasses.astuple(interval)
+        return [round(v, 6) if math.isfinite(v) else None for v in values]
+
+    return {
+        name: [numbers(one) for one in value] if isinstance(value, list) else numbers(value)
+        for name, value in found.items()
+    }
+
+
+def print_table(record: dict[str, Any]) -> None:
+    """The curve and what follows from it, a column per model."""
+    models = record["models"]
+    print(f"{record['metric']}, {record['rows']:,} rows of {record['task']}")
+    print(f"{record['intervention']}, {record['decodings']} decodings a strength; 95 % intervals")
+    width = max(24, *(len(name) + 2 for name in models))
+    print("strength".ljust(12) + "".join(name.rjust(width) for name in models))
+    for number, strength in enumerate(record["strengths"]):
+        cells = (percent(one["rates"][number]) for one in models.values())
+        print(f"{strength:<12g}" + "".join(cell.rjust(width) for cell in cells))
+    for name in STATISTICS:
+        if name == "clean":
+            continue
+        show = percent if name == "area" else number_of
+        print(name.ljust(12) + "".join(show(one[name]).rjust(width) for one in models.values()))
+    for name, change in record["against"]["differences"].items():
+        p = change["p"]
+        print(
+            f"{name} / {record['against']['model']}: clean {number_of(change['clean_ratio'])}, "
+            f"slope {number_of(change['slope_ratio'])}, area {number_of(change['area_ratio'])}; "
+            f"paired p {p[0]:.2g} clean, {p[-1]:.2g} at {record['strengths'][-1]:g}"
+        )
+
+
+def percent(numbers: list[float | None]) -> str:
+    """`13.6 [13.0, 14.2] %`."""
+    value, low, high = (float("nan") if n is None else 100 * n for n in numbers)
+    return f"{value:.2f} [{low:.2f}, {high:.2f}] %"
+
+
+def number_of(numbers: list[float | None]) -> str:
+    """`0.46 [0.41, 0.50]`."""
+    value, low, high = (float("nan") if n is None else n for n in numbers)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def draw(record: dict[str, Any], path: str) -> None:
+    """The curves with their intervals."""
+    nan = float("nan")
+    curves = {
+        name: [Interval(*(nan if n is None else 100 * n for n in rate)) for rate in one["rates"]]
+        for name, one in record["models"].items()
+    }
+    draw_curves(
+        path,
+        record["strengths"],
+        curves,
+        x="share of committed tokens that slip by a slot"
+        if record["intervention"].startswith("Displace")
+        else "share of rows whose text is shifted once",
+        y=f"{record['metric']}, %",
+        title=f"{record['task']}, {record['rows']:,} rows, {record['intervention']}",
+        log=min(s for s in record["strengths"] if s > 0) < 0.1,
+    )

@@ -1,0 +1,142 @@
+"""`evaluate intervention`: the command end to end on a tiny run, its arguments, what it keeps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jax_mdlm.config import ConfigError
+from jax_mdlm.evaluate import main
+from jax_mdlm.evaluate.intervention import parse_models
+from jax_mdlm.evaluation import intervention
+from jax_mdlm.evaluation.intervention import Decoded, Store, curve_of, seeds_for
+
+
+def run(workdir: Path, rows_file: Path, *words: str) -> None:
+    main(["intervention", "--file", str(rows_file), "--strengths", "0", "0.3", "1", *words])
+
+
+def test_two_models_of_one_run_are_equal(workdir, rows_file, tmp_path, capsys):
+    words = [f"--workdir={name}={workdir}" for name in ("one", "other")]
+    words += ["--metric=symbols", "--seeds=2", "--json", f"--output={tmp_path / 'out'}"]
+    pytest.importorskip("matplotlib")
+    run(workdir, rows_file, *words)
+    record = json.loads(capsys.readouterr().out)
+    assert record == json.loads((tmp_path / "out" / "intervention.json").read_text())
+    assert (tmp_path / "out" / "intervention.png").stat().st_size > 10_000
+    assert record["rows"] == 6
+    assert record["strengths"] == [0, 0.3, 1]
+    assert record["models"]["one"] == record["models"]["other"]
+    assert record["models"]["one"]["training_seeds"] == 1
+    rates = record["models"]["one"]["rates"]
+    assert all(low <= value <= high for value, low, high in rates)
+    change = record["against"]["differences"]["other"]
+    assert record["against"]["model"] == "one"
+    assert change["clean"] == [0, 0, 0]
+    assert change["area_ratio"] == [1, 1, 1]
+    assert change["p"] == [1, 1, 1]
+
+
+def test_training_seeds_are_folders_of_a_model(workdir, rows_file, capsys):
+    run(workdir, rows_file, f"--workdir=both={workdir},{workdir}", "--seeds=1", "--limit=3")
+    text = capsys.readouterr().out
+    assert "character error rate, 3 rows of" in text
+    assert "Displace(direction='right'), 1 decodings a strength; 95 % intervals" in text
+    assert [line.split()[0] for line in text.splitlines()[2:]] == [
+        *("strength", "0", "0.3", "1", "slope", "pearson", "area")
+    ]
+
+
+def test_what_was_decoded_is_kept(workdir, rows_file, capsys, monkeypatch):
+    words = [f"--workdir={workdir}", "--kind=boundary", "--share=0.25", "--seeds=1"]
+    run(workdir, rows_file, *words)
+    first = capsys.readouterr().out
+
+    def refuse(*args, **settings):
+        raise AssertionError("nothing is decoded twice")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(intervention, "generate", refuse)
+        run(workdir, rows_file, *words)
+        assert capsys.readouterr().out == first
+        for other in (["--share=0.5"], ["--limit=2"], ["--metric=exact"]):
+            with pytest.raises(AssertionError, match="decoded twice"):
+                run(workdir, rows_file, *words, *other)
+        with pytest.raises(AssertionError, match="decoded twice"):
+            run(workdir, rows_file, *words, "--config.sample.steps=2")
+
+
+def test_a_store_survives_an_interrupted_write(tmp_path):
+    from etils import epath
+
+    store = Store(epath.Path(tmp_path), {"rows": "x"})
+    made = Decoded([1.0, 0.0], [2.0, 2.0], 0.1, 0.5, 0.0, 3.0)
+
+    def fail():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.get(0.1, 0, fail)
+    assert store.get(0.1, 0, lambda: made) == made
+    assert store.get(0.1, 0, fail) == made
+    with pytest.raises(KeyboardInterrupt):
+        store.get(0.1, 1, fail)
+
+
+def test_a_curve_is_the_mean_over_decodings():
+    def one(errors):
+        return Decoded(errors, [2.0, 4.0], 0, 0, 0, 0)
+
+    decoded = [[[one([1.0, 0.0])], [one([1.0, 2.0]), one([2.0, 2.0])]]]
+    curve = curve_of([0, 0.5], decoded)
+    np.testing.assert_array_equal(curve.errors, [[[1, 0], [1.5, 2]]])
+    np.testing.assert_allclose(curve.rates, [[1 / 6, 3.5 / 6]])
+
+
+def test_nothing_random_is_decoded_once():
+    from tests.sampling.test_interventions import options
+
+    assert len(seeds_for(0.0, 5, options)) == 1
+    assert len(seeds_for(0.1, 5, options)) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--strengths", "0.5"], r"two or more probabilities, got \[0.5\]"),
+        (["--strengths", "0", "1.5"], r"two or more probabilities, got \[0.0, 1.5\]"),
+        (["--seeds", "0"], "--seeds must be 1 or more, got 0"),
+        (["--metric", "bleu"], "metric must be one of symbols, .* got 'bleu'"),
+        (["--config.train.steps=3"], "config.train.steps cannot be changed here"),
+    ],
+    ids=str,
+)
+def test_refusals(workdir, rows_file, words, message):
+    with pytest.raises(ConfigError, match=message):
+        main(["intervention", "--workdir", str(workdir), "--file", str(rows_file), *words])
+
+
+def test_models_have_names():
+    models = parse_models(["runs/a", "b=runs/b0,runs/b1"])
+    assert models == [("a", ("runs/a",)), ("b", ("runs/b0", "runs/b1"))]
+    with pytest.raises(ConfigError, match="names 'a' twice; give names, NAME=DIR"):
+        parse_models(["x/a", "y/a"])
+    with pytest.raises(ConfigError, match="must name a folder, got 'b='"):
+        parse_models(["b="])
+
+
+def test_other_rows_cannot_be_compared(workdir, rows_file, tmp_path):
+    """The second model's rows must be those of the first."""
+    from types import SimpleNamespace
+
+    from jax_mdlm.evaluate.intervention import Measured, report
+    from jax_mdlm.evaluation.statistics import Curve
+
+    def measured(rows):
+        ones = np.ones((1, 2, rows))
+        return Measured(Curve(np.array([0.0, 1.0]), ones, ones), [], None, 1)
+
+    args = SimpleNamespace(kind="displace", direction="right", seeds=1)
+    with pytest.raises(ConfigError, match="--workdir b must be decoded on the rows of a"):
+        report({"a": measured(3), "b": measured(4)}, args)
