@@ -51,7 +51,12 @@ def _write(
     with _quiet():
         builder = make(data_dir=str(data_dir), file_format=FILE_FORMAT)
         if not builder.is_prepared():
-            builder.download_and_prepare()
+            try:
+                builder.download_and_prepare()
+            except FileExistsError:  # another run on this folder was quicker
+                builder = make(data_dir=str(data_dir), file_format=FILE_FORMAT)
+                if not builder.is_prepared():
+                    raise
     return builder
 
 

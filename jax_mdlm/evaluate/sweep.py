@@ -66,9 +66,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     runs = list_runs(args, overrides)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         places = [cores_of(number, args.jobs) for number in range(args.jobs)]
-        ended = pool.map(lambda one: train_and_decode(one, args, places), runs)
-        for one in ended:
-            print(f"done: {one.name}, seed {one.seed}, {one.workdir}", flush=True)
+        try:
+            for one in pool.map(lambda one: train_and_decode(one, args, places), runs):
+                print(f"done: {one.name}, seed {one.seed}, {one.workdir}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what runs may end, no more begins
+            raise
     names = list(dict.fromkeys(one.name for one in runs))
     models = [
         f"{name}=" + ",".join(str(one.workdir) for one in runs if one.name == name)

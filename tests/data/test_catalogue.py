@@ -152,3 +152,21 @@ def test_the_first_process_prepares_and_the_others_wait(tmp_path: Path) -> None:
 def test_a_process_with_its_own_disk_writes_its_copy(tmp_path: Path) -> None:
     builder = catalogue.prepare(ToyQuestions, epath.Path(tmp_path), 1, lambda name: None)
     assert len(catalogue.read_all(builder, "train")) == 100
+
+
+def test_two_runs_prepare_one_folder_at_the_same_time(tmp_path: Path) -> None:
+    """The slower one finds the files of the other where its own should go, and takes them."""
+    folder = epath.Path(tmp_path)
+
+    class Overtaken(ToyQuestions, skip_registration=True):
+        """While its rows are made, somebody else writes the whole dataset."""
+
+        name = "toy_questions"
+
+        def _generate_examples(self, count: int) -> Any:
+            if not (folder / "toy_questions" / "1.0.0").exists():
+                catalogue.prepare(ToyQuestions, folder, 0, lambda name: None)
+            return super()._generate_examples(count)
+
+    builder = catalogue.prepare(Overtaken, folder, 0, lambda name: None)
+    assert len(catalogue.read_all(builder, "train")) == 100
