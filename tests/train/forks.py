@@ -7,14 +7,16 @@ from the first line of `main` on, with its own backend, and dies of a signal lik
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -63,6 +65,42 @@ class Child:
         return self.log.read_text(errors="replace")
 
 
+class Crowd:
+    """One large group of processes at a time, in all workers of pytest.
+
+    Processes that compile side by side on few cores end apart, and the first collective of XLA's
+    CPU backend waits no more than 30 seconds for the last of them.
+    """
+
+    def __init__(self) -> None:
+        self._file = (Path(tempfile.gettempdir()) / "jax_mdlm_tests.lock").open("a")
+        self._running: set[int] = set()
+
+    def enter(self, patience: float = 300) -> None:
+        """Waits until no other worker has a group; goes on after that many seconds anyway."""
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.1)
+
+    def came(self, pids: Iterable[int]) -> None:
+        """Processes of the group that has entered."""
+        self._running |= set(pids)
+
+    def left(self, pid: int) -> None:
+        """A process has ended; with the last one the next group may enter."""
+        if pid in self._running:
+            self._running.remove(pid)
+            if not self._running:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Gives up the place."""
+        self._file.close()
+
+
 class Forks:
     """The forking process, seen from the tests."""
 
@@ -77,6 +115,7 @@ class Forks:
             bufsize=0,
         )
         self.codes: dict[int, int] = {}
+        self.crowd = Crowd()
         self._begun: list[int] = []
         self._rest = b""
 
@@ -106,12 +145,14 @@ class Forks:
                 self._begun.append(pid)
             else:
                 self.codes[pid] = code
+                self.crowd.left(pid)
 
     def close(self) -> None:
         """Ends what still runs."""
         assert self._server.stdin is not None
         self._server.stdin.close()
         self._server.wait(60)
+        self.crowd.close()
 
 
 @contextlib.contextmanager

@@ -45,7 +45,10 @@ def start_group(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    return [
+    crowded = processes > 2
+    if crowded:
+        forks.crowd.enter()
+    group = [
         start(
             forks,
             config_file,
@@ -59,6 +62,9 @@ def start_group(
         )
         for index in range(processes)
     ]
+    if crowded:
+        forks.crowd.came(child.pid for child in group)
+    return group
 
 
 def lines(workdir: Path, *groups: str) -> list[dict]:

@@ -1,0 +1,245 @@
+"""Likelihood of held-out responses, and multiple choice by it."""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from jax_mdlm.config import ConfigError, DataConfig
+from jax_mdlm.data.assemble import assemble
+from jax_mdlm.data.chat import render_prompt
+from jax_mdlm.data.corpus import open_split
+from jax_mdlm.data.table import make_table
+from jax_mdlm.evaluate.opened import Opened, open_run
+from jax_mdlm.evaluation.likelihood import (
+    Estimate,
+    Question,
+    add_up,
+    choose,
+    log_likelihood,
+    marginal_log_likelihood,
+    parse_question,
+)
+from jax_mdlm.evaluation.statistics import bootstrap_mean
+
+_CHUNK = 1024  # rows that are assembled at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """A row: what is scored, and how much of it is the response itself."""
+
+    prompt: list[int]
+    response: list[int]  # with the end padding
+    tokens: int  # of the response, terminator included, without the padding
+
+
+def add(tasks: Any) -> None:
+    """The flags of `evaluate likelihood`."""
+    task = tasks.add_parser("likelihood", help="nats per token, or multiple choice")
+    task.add_argument("--workdir", required=True, help="work directory of a training run")
+    rows = task.add_mutually_exclusive_group(required=True)
+    rows.add_argument("--file", help="JSON lines: conversations, or with --choices questions")
+    rows.add_argument("--split", choices=["validation", "test"], help="the run's own rows")
+    task.add_argument("--choices", action="store_true", help="score choices, take the likeliest")
+    task.add_argument("--samples", type=int, default=128, help="masks drawn for a row")
+    task.add_argument("--limit", type=int, default=0, help="rows at most; 0 = all")
+    task.add_argument(
+        "--end-padding",
+        type=int,
+        help="EOS slots behind a response, scored with it; default: data.end_padding where every "
+        "row of the training had it, else 0",
+    )
+    task.add_argument(
+        "--marginal",
+        action="store_true",
+        help="also the likelihood of a single step, over all alignments of sample.length slots",
+    )
+    task.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    task.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Scores rows, or questions, and prints what was found."""
+    if args.samples < 2:
+        raise ConfigError(
+            f"--samples must be at least 2, got {args.samples}: one draw has no standard error"
+        )
+    if args.choices and (args.split or args.marginal):
+        flag = "--split" if args.split else "--marginal"
+        raise ConfigError(f"--choices reads questions from --file, without {flag}; leave it out")
+    opened = open_run(args.workdir, overrides)
+    data = opened.config.data
+    padding = args.end_padding
+    if padding is None:
+        padding = 0 if data.draw_end_padding or data.pretraining else data.end_padding
+    data = dataclasses.replace(data, end_padding=padding)
+    record = (_choices if args.choices else _rows)(args, opened, data)
+    if args.json:
+        print(json.dumps(record))
+        return
+    for line in (_describe_choices if args.choices else _describe_rows)(record):
+        print(line)
+
+
+def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[str, Any]:
+    if args.file:
+        # All rows of the file: none is held out.
+        data = dataclasses.replace(
+            data, source="chat_jsonl", files=args.file, validation_percent=0.0
+        )
+    split = args.split or "train"
+    table = make_table(
+        open_split(data, opened.workdir, split),
+        data,
+        opened.tokenizer,
+        slack_max=opened.config.objective.slack_max,
+    )
+    pairs = np.arange(len(table.history))[: args.limit or None]
+    texts: list[_Text] = []
+    for begin in range(0, len(pairs), _CHUNK):
+        batch = assemble(table, pairs[begin : begin + _CHUNK], data)
+        for tokens, response, count in zip(
+            np.asarray(batch.tokens),
+            np.asarray(batch.response),
+            np.asarray(batch.label_count),
+            strict=True,
+        ):
+            prompt = tokens[: int(np.argmax(response))].tolist()
+            texts.append(_Text(prompt, tokens[response].tolist(), int(count)))
+    found = _score(opened, texts, args.samples)
+    tokens = sum(text.tokens for text in texts)
+    whole = add_up(found)
+    interval = whole.interval(0.95)
+    record: dict[str, Any] = {
+        "split": args.split,
+        "file": args.file,
+        "step": opened.step,
+        "samples": args.samples,
+        "end_padding": data.end_padding,
+        "truncated": table.counts.truncated,
+        "dropped": table.counts.dropped,
+        "tokens": tokens,
+        "nats_per_token": -whole.value / tokens,
+        "bits_per_token": -whole.value / tokens / math.log(2),
+        "standard_error": whole.standard_error / tokens,
+        "interval": [-interval.high / tokens, -interval.low / tokens],
+        "rows": [
+            {
+                "tokens": text.tokens,
+                "log_likelihood": one.value,
+                "standard_error": one.standard_error,
+            }
+            for text, one in zip(texts, found, strict=True)
+        ],
+    }
+    if args.marginal:
+        marginal = marginal_log_likelihood(
+            opened.params,
+            opened.config.model,
+            [(text.prompt, text.response[: text.tokens]) for text in texts],
+            opened.tokenizer.ids,
+            frames=opened.config.sample.length,
+            collapse=opened.config.objective.collapse,
+            batch_size=opened.config.sample.batch_size,
+            layout=opened.layout,
+        )
+        fits = [value for value in marginal if value > -math.inf]
+        for row, value in zip(record["rows"], marginal, strict=True):
+            row["marginal"] = value if value > -math.inf else None
+        length = sum(
+            text.tokens for text, value in zip(texts, marginal, strict=True) if value > -math.inf
+        )
+        record["marginal_nats_per_token"] = -sum(fits) / length if fits else None
+        record["without_alignment"] = len(marginal) - len(fits)
+    return record
+
+
+def _choices(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[str, Any]:
+    questions = list(_read_questions(args.file))[: args.limit or None]
+    tokenizer, texts = opened.tokenizer, []
+    for question in questions:
+        prompt = render_prompt(tokenizer, question.prompt, opened.template)
+        for choice in question.choices:
+            response = [*tokenizer.encode(choice.strip()), tokenizer.ids.terminator]
+            room = max(data.length - len(prompt) - len(response), 0)
+            padded = [*response, *[tokenizer.ids.eos] * min(data.end_padding, room)]
+            texts.append(_Text(prompt, padded, len(response)))
+    found = iter(_score(opened, texts, args.samples))
+    rows = []
+    for question in questions:
+        own = [next(found) for _ in question.choices]
+        rows.append(
+            {
+                "answer": question.answer,
+                "chosen": choose(own),
+                "chosen_normalised": choose(own, [len(choice) for choice in question.choices]),
+                "log_likelihoods": [one.value for one in own],
+                "standard_errors": [one.standard_error for one in own],
+            }
+        )
+    record: dict[str, Any] = {"file": args.file, "step": opened.step, "samples": args.samples}
+    for name, field in (("accuracy", "chosen"), ("accuracy_normalised", "chosen_normalised")):
+        right = bootstrap_mean(np.array([row[field] == row["answer"] for row in rows]))
+        record |= {name: right.value, f"{name}_interval": [right.low, right.high]}
+    return record | {"rows": rows}
+
+
+def _score(opened: Opened, texts: Sequence[_Text], samples: int) -> list[Estimate]:
+    sample = opened.config.sample
+    return log_likelihood(
+        opened.params,
+        opened.config.model,
+        [(text.prompt, text.response) for text in texts],
+        opened.tokenizer.ids,
+        jax.random.key(sample.seed),
+        samples=samples,
+        batch_size=sample.batch_size,
+        guidance=sample.guidance,
+        layout=opened.layout,
+    )
+
+
+def _read_questions(name: str) -> Iterator[Question]:
+    path = epath.Path(name)
+    if not path.exists() or path.is_dir():
+        raise ConfigError(f"--file: no file {name}; correct the path")
+    number = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield parse_question(line, f"{name}:{number}")
+    if not number:
+        raise ConfigError(f"--file: {name} is empty; give a file with one JSON object a line")
+
+
+def _describe_rows(record: dict[str, Any]) -> Iterator[str]:
+    rows, low, high = record["rows"], *record["interval"]
+    source = record["file"] or record["split"]
+    yield f"{len(rows):,} rows of {source}, {record['tokens']:,} response tokens"
+    if record["truncated"] or record["dropped"]:
+        yield f"{record['truncated']:,} of the source truncated, {record['dropped']:,} dropped"
+    yield (
+        f"{record['nats_per_token']:.4f} nats a token at most (drawing alone, 95 %: {low:.4f} to "
+        f"{high:.4f}), {record['bits_per_token']:.4f} bits"
+    )
+    if "marginal_nats_per_token" in record:
+        value, lost = record["marginal_nats_per_token"], record["without_alignment"]
+        shown = "no row fits" if value is None else f"{value:.4f} nats a token"
+        yield f"single step, all alignments: {shown}; {lost:,} rows without an alignment"
+
+
+def _describe_choices(record: dict[str, Any]) -> Iterator[str]:
+    yield f"{len(record['rows']):,} questions of {record['file']}"
+    for name, title in (
+        ("accuracy", "accuracy"),
+        ("accuracy_normalised", "accuracy, by nats per character"),
+    ):
+        low, high = record[f"{name}_interval"]
+        yield f"{title} {100 * record[name]:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
