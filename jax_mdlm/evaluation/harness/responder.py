@@ -1,0 +1,253 @@
+"""Texts in, texts and log-likelihoods out: what lm-evaluation-harness asks of a model.
+
+Enters: contexts as strings. Leaves: answers decoded by `sampling`, and estimates of
+`evaluation.likelihood`. Nothing here knows lm-eval; `harness.language_model` is the plug.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jax_mdlm.config import ConfigError, ModelConfig
+from jax_mdlm.containers import Params
+from jax_mdlm.data.chat import Template, history
+from jax_mdlm.data.examples import Message, parse_messages
+from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
+from jax_mdlm.evaluation.likelihood import Estimate, log_likelihood
+from jax_mdlm.sampling import SampleOptions, generate
+from jax_mdlm.sharding import Layout
+
+Row = tuple[list[int], list[int]]  # prompt and response, token ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """One answer that is wanted.
+
+    Attributes:
+      context: The prompt; a rendered chat prompt holds its special tokens as strings.
+      wishes: `generation_kwargs` of the task.
+      origin: Where it comes from, for messages: task and document.
+    """
+
+    context: str
+    wishes: Mapping[str, Any]
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One continuation whose likelihood is wanted.
+
+    Attributes:
+      context: The prompt, or "".
+      continuation: The text that is scored.
+      origin: As in `Asked`.
+    """
+
+    context: str
+    continuation: str
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Responder:
+    """A model that answers.
+
+    Attributes:
+      params: As the sampler takes them.
+      config: The network.
+      tokenizer: Of the run.
+      template: Of the run; only `render` uses it.
+      options: How to decode, before a task has its say.
+      key: Typed PRNG key [].
+      batch_size: Rows per compiled call.
+      layout: Mesh and rules; None = one device.
+      samples: Draws of the likelihood's estimate, per continuation.
+      greedy: Whether continuations are also decoded, for tasks that ask if they are the first
+        choice; a model call a token. Else none is.
+      fixed: Fields of the `sample` section that a task cannot change.
+      report: Called with what is being done, how many are done, and of how many.
+    """
+
+    params: Params
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: Template
+    options: SampleOptions
+    key: jax.Array
+    batch_size: int
+    layout: Layout | None = None
+    samples: int = 128
+    greedy: bool = False
+    fixed: frozenset[str] = frozenset()
+    report: Callable[[str, int, int], None] = lambda what, done, total: None
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, open_answer: bool = True) -> str:
+        """A conversation as one string; its ids are those of `render_prompt`.
+
+        Args:
+          messages: Objects with role and content.
+          open_answer: Whether the response follows. False: the last message is the beginning of
+            the response, and the model goes on from there.
+
+        Raises:
+          ConfigError: a message lacks its role or content.
+        """
+        parsed, begun = parse_messages(list(messages), "conversation"), ""
+        if not open_answer and parsed[-1].role == "assistant":
+            *parsed, last = parsed
+            begun = last.content
+        past = "".join(history(self.template, parsed))
+        if self.template.slots:
+            missing = self.template.slots - len(self.tokenizer.encode(past))
+            past += self.tokenizer.token(self.tokenizer.ids.pad) * missing
+        return past + self.template.opening + begun
+
+    def template_text(self) -> str:
+        """The template around the word `content`, which tells templates apart."""
+        return "".join(
+            [*history(self.template, [Message("user", "content")]), self.template.opening]
+        )
+
+    def answer(self, asked: Sequence[Asked]) -> list[str]:
+        """Decodes an answer to each request.
+
+        Requests that are decoded alike go together, longest first: what does not fit the memory
+        fails at once, and rows of a batch have few slots of padding.
+
+        Raises:
+          ConfigError: a prompt that does not fit or holds a mask or slack token, a setting that
+            the sampler does not have.
+        """
+        plans = [
+            plan(self.options, one.wishes, fixed=self.fixed, origin=one.origin) for one in asked
+        ]
+        prompts = self._encode([one.context for one in asked], [one.origin for one in asked])
+        groups: dict[SampleOptions, list[int]] = {}
+        for number, (one, how, prompt) in enumerate(zip(asked, plans, prompts, strict=True)):
+            self._check_fits(len(prompt), how.options.length, one.origin)
+            groups.setdefault(how.options, []).append(number)
+
+        texts, done = [""] * len(asked), 0
+        for options, numbers in groups.items():
+            numbers.sort(key=lambda number: -len(prompts[number]))
+            answers = generate(
+                self.params,
+                self.config,
+                [prompts[number] for number in numbers],
+                options,
+                self.key,
+                batch_size=min(self.batch_size, len(numbers)),
+                first_row=done,
+                layout=self.layout,
+            )
+            for number, answer in zip(numbers, answers, strict=True):
+                texts[number] = self._text(answer.tokens, plans[number])
+                done += 1
+                self.report("answers", done, len(asked))
+        return texts
+
+    def rows(self, scored: Sequence[Scored]) -> list[Row]:
+        """Token ids of context and continuation.
+
+        As in LLaDA's `eval_llada.py` (and lm-eval's own models): white space at the context's end
+        is moved to the continuation, because tokenizers join it to the next word; then the two are
+        encoded together, and the continuation has what the context alone does not. White space
+        that a chat template ends with stays where it is: the model was trained with it there.
+
+        Raises:
+          ConfigError: the row does not fit the model, or holds a mask or slack token.
+        """
+        pairs = [self._move_space(one.context, one.continuation) for one in scored]
+        origins = [one.origin for one in scored]
+        whole = self._encode([left + right for left, right in pairs], origins)
+        contexts = self._encode([left for left, _ in pairs], origins)
+        for ids, one in zip(whole, scored, strict=True):
+            self._check_fits(len(ids), 0, one.origin)
+        return [
+            (ids[: len(left)], ids[len(left) :]) for ids, left in zip(whole, contexts, strict=True)
+        ]
+
+    def score(self, scored: Sequence[Scored]) -> list[Estimate]:
+        """Log-likelihood of each continuation given its context, in nats, summed over its tokens.
+
+        Raises:
+          ConfigError: as `rows`.
+        """
+        return self._estimate(self.rows(scored))
+
+    def score_texts(self, texts: Sequence[str], origins: Sequence[str]) -> list[float]:
+        """Log-likelihood of whole texts, in nats, summed over their tokens.
+
+        Raises:
+          ConfigError: a text holds a mask or slack token.
+        """
+        rows = [self.windows(text, origin) for text, origin in zip(texts, origins, strict=True)]
+        estimates = iter(self._estimate([row for of_text in rows for row in of_text]))
+        return [sum(next(estimates).value for _ in of_text) for of_text in rows]
+
+    def windows(self, text: str, origin: str) -> list[Row]:
+        """The whole of a text as response, in as few rows as the model's length allows.
+
+        Each token is a response once. Whole windows have no context; the last has as much of the
+        text before it as fits.
+        """
+        (ids,) = self._encode([text], [origin])
+        most, rows = self.config.max_length, []
+        for start in range(0, len(ids), most):
+            end = min(start + most, len(ids))
+            rows.append((ids[max(0, end - most) : start], ids[start:end]))
+        return rows
+
+    def _estimate(self, rows: Sequence[Row]) -> list[Estimate]:
+        estimates = [Estimate(0.0, 0.0, True)] * len(rows)  # of nothing: certain
+        some = [number for number, (_, response) in enumerate(rows) if response]
+        found = log_likelihood(
+            self.params,
+            self.config,
+            [rows[number] for number in some],
+            self.tokenizer.ids,
+            self.key,
+            samples=self.samples,
+            batch_size=self.batch_size,
+            guidance=self.options.guidance,
+            layout=self.layout,
+            greedy=self.greedy,
+        )
+        for number, estimate in zip(some, found, strict=True):
+            estimates[number] = estimate
+        return estimates
+
+    def _move_space(self, context: str, continuation: str) -> tuple[str, str]:
+        opening = self.template.opening
+        if opening and context.endswith(opening):
+            return context, continuation
+        end = len(context.rstrip())
+        return context[:end], context[end:] + continuation
+
+    def _encode(self, texts: Sequence[str], origins: Sequence[str]) -> list[list[int]]:
+        ids = self.tokenizer.encode_batch(texts)
+        for tokens, origin in zip(ids, origins, strict=True):
+            for index in (self.tokenizer.ids.mask, self.tokenizer.ids.slack):
+                if index in tokens:
+                    raise ConfigError(
+                        f"{origin}: the text holds {self.tokenizer.token(index)} (id {index}), "
+                        "which only the program may write; remove it"
+                    )
+        return ids
+
+    def _check_fits(self, tokens: int, slots: int, origin: str) -> None:
+        if tokens + slots > self.config.max_length:
+            behind = f" and {slots} new slots" if slots else ""
+            raise ConfigError(
+                f"{origin}: a text of {tokens} tokens{behind} must fit "
+                f"model.max_length={self.config.max_length}; lower --num-fewshot"
+                + (" or --config.sample.length" if slots else "")
+            )
+
+    def _text(self, tokens: list[int], how: Plan) -> str:
+        return cut(self.tokenizer.decode(tokens[: how.limit]), how.until)

@@ -1,0 +1,197 @@
+"""Answers against direct decoding, encodings by hand, rendering against `render_prompt`."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+from etils import epath
+
+from jax_mdlm.config import ConfigError, TokenizerConfig
+from jax_mdlm.data.chat import LladaTemplate, PlainTemplate, render_prompt
+from jax_mdlm.data.special import HEADER_END
+from jax_mdlm.data.tokenizer import load_tokenizer
+from jax_mdlm.evaluation.harness import Asked, Responder, Scored
+from jax_mdlm.evaluation.likelihood import log_likelihood
+from jax_mdlm.sampling import SampleOptions, generate
+
+TEXTS = ["the cat sat on the mat", "the dog sat on the log", "<|eot_id|> closes a turn"]
+
+
+@pytest.fixture(scope="module")
+def bytewise(responder: Responder, tmp_path_factory: pytest.TempPathFactory) -> Responder:
+    """With a tokenizer that joins a space to the next word; its model is never called."""
+    folder = epath.Path(tmp_path_factory.mktemp("bytewise"))
+    tokenizer = load_tokenizer(TokenizerConfig("bpe", vocab_size=320), folder, lambda: TEXTS)
+    return dataclasses.replace(responder, tokenizer=tokenizer)
+
+
+def asked(context: str, **wishes: object) -> Asked:
+    return Asked(context, wishes, f"task t, document {context!r}")
+
+
+def alone(responder: Responder, context: str, options: SampleOptions) -> str:
+    prompt = responder.tokenizer.encode(context)
+    (answer,) = generate(
+        responder.params, responder.config, [prompt], options, responder.key, batch_size=1
+    )
+    return responder.tokenizer.decode(answer.tokens)
+
+
+def test_answers_keep_their_order(responder):
+    contexts = ["abc", "a", "hgfedc", "b", "bb", "abcdefgh"]
+    longer = dataclasses.replace(responder.options, length=9, steps=9)
+    done: list[tuple[str, int, int]] = []
+    reporting = dataclasses.replace(responder, report=lambda *seen: done.append(seen))
+    requests = [asked(text) for text in contexts] + [asked("abc", max_gen_toks=9)]
+    texts = reporting.answer(requests)
+    expected = [alone(responder, text, responder.options) for text in contexts]
+    assert texts == [*expected, alone(responder, "abc", longer)]
+    assert len(set(texts)) > 3  # else the order shows nothing
+    assert done == [("answers", number, 7) for number in range(1, 8)]
+
+
+def test_an_answer_is_cut(responder):
+    text = alone(responder, "abcdefgh", responder.options)
+    words = text.split()
+    assert len(words) > 4
+    assert words[2] not in words[:2]
+    stopped, short = responder.answer(
+        [asked("abcdefgh", until=[f" {words[2]}"]), asked("abcdefgh", max_gen_toks=4)]
+    )
+    assert stopped.split() == words[:2]
+    assert short.split() == words[:4]  # of six slots, two blocks
+
+
+def test_repeats_are_drawn_anew(responder):
+    requests = [asked("abc", do_sample=True, temperature=1.0)] * 6
+    texts = responder.answer(requests)
+    assert len(set(texts)) > 1
+    assert texts == responder.answer(requests)
+
+
+@pytest.mark.parametrize(
+    ("context", "continuation", "prompt", "response"),
+    [
+        ("the cat", " sat", "the cat", " sat"),
+        ("the cat ", "sat", "the cat", " sat"),  # the space goes with the word
+        ("the cat \n", "sat", "the cat", " \nsat"),
+        ("", "the cat", "", "the cat"),
+        ("the cat", "", "the cat", ""),
+        # of a rendered chat prompt nothing moves
+        (LladaTemplate().opening, "sat", LladaTemplate().opening, "sat"),
+    ],
+)
+def test_rows(bytewise, context, continuation, prompt, response):
+    ((left, right),) = bytewise.rows([Scored(context, continuation, "task t")])
+    decode = bytewise.tokenizer.decode
+    assert (decode(left, skip_special=False), decode(right)) == (prompt, response)
+    assert left + right == bytewise.tokenizer.encode(context + continuation)
+
+
+def test_a_space_is_one_token_with_its_word(bytewise):
+    """What moving it is for: alone it would be a token that the model never saw there."""
+    ((_, response),) = bytewise.rows([Scored("the cat ", "sat", "task t")])
+    assert bytewise.tokenizer.token(response[0]) == " sat"
+
+
+def test_special_tokens_of_a_chat_prompt(bytewise):
+    ids = bytewise.tokenizer.ids
+    text = bytewise.render([{"role": "user", "content": "the cat"}])
+    ((prompt, _),) = bytewise.rows([Scored(text, "sat", "task t")])
+    assert prompt.count(ids.terminator) == 1
+    assert prompt[0] == bytewise.tokenizer.encode("<|startoftext|>")[0]
+
+
+CONVERSATION = [
+    {"role": "system", "content": "be short"},
+    {"role": "user", "content": " the cat "},
+    {"role": "assistant", "content": "sat"},
+    {"role": "user", "content": "the dog"},
+]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [LladaTemplate(), LladaTemplate(slots=200), PlainTemplate(HEADER_END, "<|eot_id|>", slots=40)],
+)
+def test_render_gives_the_ids_of_render_prompt(bytewise, template):
+    talking = dataclasses.replace(bytewise, template=template)
+    ids = talking.tokenizer.encode(talking.render(CONVERSATION))
+    assert ids == render_prompt(talking.tokenizer, CONVERSATION, template)
+
+
+def test_render_a_response_that_has_begun(bytewise):
+    begun = [*CONVERSATION, {"role": "assistant", "content": "It "}]
+    assert bytewise.render(begun, open_answer=False) == bytewise.render(CONVERSATION) + "It "
+
+
+def test_likelihoods(responder):
+    scored = [Scored("abc", "A", "t"), Scored("abc", "B C", "t"), Scored("a", "", "t")]
+    found = responder.score(scored)
+    encode = responder.tokenizer.encode
+    rows = [(encode("abc"), encode("A")), (encode("abc"), encode("B C"))]
+    expected = direct(responder, rows)
+    assert found[:2] == expected
+    assert (found[2].value, found[2].greedy) == (0.0, True)  # of nothing
+
+
+def test_first_choices(responder):
+    """A single slot: the likeliest token is what greedy decoding commits."""
+    one = dataclasses.replace(responder.options, length=1, block_length=1, steps=1)
+    best = alone(responder, "abc", one)
+    assert best in "ABCDEFGH"
+    other = "A" if best != "A" else "B"
+    asking = dataclasses.replace(responder, greedy=True)
+    found = asking.score([Scored("abc", best, "t"), Scored("abc", other, "t")])
+    assert [estimate.greedy for estimate in found] == [True, False]
+    assert found[0].value > found[1].value
+
+
+def test_whole_texts(responder):
+    """Two windows, and a rest that sees half a window before it; each text for itself."""
+    short = dataclasses.replace(responder.config, max_length=16)
+    narrow = dataclasses.replace(responder, config=short)
+    ids = narrow.tokenizer.encode("abcdefgh" * 5)
+    rows = [([], ids[:16]), ([], ids[16:32]), (ids[24:32], ids[32:]), ([], ids[8:24])]
+    *parts, other = [estimate.value for estimate in direct(narrow, rows)]
+    found = narrow.score_texts(["abcdefgh" * 5, "", "abcdefgh" * 2], ["t"] * 3)
+    assert found == [sum(parts), 0, other]
+
+
+def direct(responder: Responder, rows: Sequence[tuple[list[int], list[int]]]) -> list:
+    return log_likelihood(
+        responder.params,
+        responder.config,
+        rows,
+        responder.tokenizer.ids,
+        responder.key,
+        samples=responder.samples,
+        batch_size=responder.batch_size,
+        guidance=0.0,
+        layout=None,
+        greedy=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (
+            lambda one: one.answer([asked("a" * 91)]),
+            r"task t, document 'a.*': a text of 91 tokens and 6 new slots must fit "
+            r"model.max_length=96; lower --num-fewshot or --config.sample.length",
+        ),
+        (
+            lambda one: one.score([Scored("a" * 96, "b", "task t")]),
+            r"task t: a text of 97 tokens must fit model.max_length=96; lower --num-fewshot$",
+        ),
+        (lambda one: one.answer([asked("a <|mdm_mask|>")]), r"holds <\|mdm_mask\|> .* remove it"),
+        (lambda one: one.score_texts(["<SLACK>"], ["task t"]), r"task t: the text holds <SLACK>"),
+        (lambda one: one.answer([asked("q!")]), r"holds '!', which the tokenizer does not know"),
+        (lambda one: one.answer([asked("a", num_beams=4)]), r"document 'a': .* num_beams=4"),
+        (lambda one: one.render([{"role": "user"}]), r"conversation: content of message 1"),
+    ],
+)
+def test_refusals(responder, work, message):
+    with pytest.raises(ConfigError, match=message):
+        work(responder)
