@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Sequence
 
 from jax_mdlm import command
-from jax_mdlm.evaluate import harness, intervention, likelihood, pronunciations, sweep
+from jax_mdlm.evaluate import harness, intervention, judge, likelihood, pronunciations, sweep
 
-TASKS = (pronunciations, intervention, sweep, likelihood, harness)
+TASKS = (pronunciations, intervention, sweep, likelihood, harness, judge)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,0 +1,124 @@
+"""Answers to questions, turn by turn, with the run's own sampler.
+
+Enters: questions and a run. Leaves: texts, batch after batch, in order. `sampling.generate` is the
+neighbour below; the command writes what comes out in a benchmark's format.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import jax
+
+from jax_mdlm.config import Config, ConfigError
+from jax_mdlm.containers import Params
+from jax_mdlm.data.chat import Template, render_prompt
+from jax_mdlm.data.examples import Message
+from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.evaluation.judge.records import Decoded, Question
+from jax_mdlm.sampling import SampleOptions, check_prompts, generate
+from jax_mdlm.sharding import Layout
+
+TooLong = Literal["error", "empty"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """What answers.
+
+    Attributes:
+      params: Parameters, as the sampler reads them.
+      config: Of the run; `sample.batch_size` questions are decoded at a time.
+      tokenizer: Of the run.
+      template: Of the run.
+      options: How to decode.
+      layout: Mesh and rules; None = one device.
+      too_long: A prompt that does not fit the model is an error, or its answer is empty.
+    """
+
+    params: Params
+    config: Config
+    tokenizer: Tokenizer
+    template: Template
+    options: SampleOptions
+    layout: Layout | None
+    too_long: TooLong
+
+    def answers(self, questions: Sequence[Question], done: int = 0) -> Iterator[list[Decoded]]:
+        """Decodes the questions behind the first `done`.
+
+        Batches are cut as from the beginning, and a question draws from its own number and turn:
+        a list that was interrupted ends with the answers of one that was not.
+
+        Args:
+          questions: All of them.
+          done: How many are answered already.
+
+        Yields:
+          The answers of a batch; the first one may be without those that are done.
+
+        Raises:
+          ConfigError: a prompt that does not fit, with `too_long="error"`.
+        """
+        size = self.config.sample.batch_size
+        for start in range(done // size * size, len(questions), size):
+            batch = questions[start : start + size]
+            yield self._answer(batch, start)[max(done - start, 0) :]
+
+    def _answer(self, questions: Sequence[Question], start: int) -> list[Decoded]:
+        talks = [list(question.given) for question in questions]
+        answers: list[list[tuple[str, int]]] = [[] for _ in questions]
+        for turn in range(max(len(question.turns) for question in questions)):
+            prompts: list[list[int] | None] = [None] * len(questions)
+            for i, question in enumerate(questions):
+                if turn < len(question.turns):
+                    talks[i].append(Message("user", question.turns[turn]))
+                    prompts[i] = self._prompt(talks[i], f"{question.key}, turn {turn + 1}")
+            for i, answer in enumerate(self._decode(prompts, start, turn)):
+                if turn < len(questions[i].turns):
+                    talks[i].append(Message("assistant", answer[0]))
+                    answers[i].append(answer)
+        return [
+            Decoded(tuple(text for text, _ in own), tuple(length for _, length in own))
+            for own in answers
+        ]
+
+    def _prompt(self, talk: Sequence[Message], name: str) -> list[int] | None:
+        """Token ids; None if they do not fit and that is allowed."""
+        prompt = render_prompt(self.tokenizer, talk, self.template)
+        try:
+            check_prompts([prompt], self.options, self.config.model.max_length)
+        except ConfigError as error:
+            if self.too_long == "error":
+                raise ConfigError(
+                    f"question {name}: {error}, or leave its answer empty with --too-long empty"
+                ) from error
+            return None
+        return prompt
+
+    def _decode(
+        self, prompts: Sequence[list[int] | None], start: int, turn: int
+    ) -> list[tuple[str, int]]:
+        """Text and length in tokens of the answer to each prompt; nothing for None."""
+        asked = [prompt for prompt in prompts if prompt is not None]
+        if not asked:
+            return [("", 0)] * len(prompts)
+        sample = self.config.sample
+        found = generate(
+            self.params,
+            self.config.model,
+            # Another prompt keeps the place: rows draw by their number.
+            [asked[0] if prompt is None else prompt for prompt in prompts],
+            self.options,
+            jax.random.fold_in(jax.random.key(sample.seed), turn),
+            batch_size=sample.batch_size,
+            first_row=start,
+            layout=self.layout,
+        )
+        return [
+            ("", 0) if prompt is None else (self._text(answer.tokens), len(answer.tokens))
+            for prompt, answer in zip(prompts, found, strict=True)
+        ]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens).strip() if tokens else ""
