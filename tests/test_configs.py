@@ -31,7 +31,7 @@ def test_the_baseline_differs_in_the_objective_only(path: Path) -> None:
     other = command.parse_config(f"{path}:slack_only", [])
     assert other.objective.collapse == "slack_only"
     with pytest.raises(
-        ConfigError, match=f"preset of {path.stem} must be slack_only or ce, got 'x"
+        ConfigError, match=f"preset of {path.stem} must be .*slack_only or ce, got 'x"
     ):
         command.parse_config(f"{path}:x", [])
 

@@ -69,7 +69,8 @@ class TokenizerConfig:
 class DataConfig:
     """Which rows are read and how they become token rows."""
 
-    source: str = "chat_jsonl"  # pronunciations, dialogues, chat_jsonl, or a prepared TFDS name
+    # pronunciations, numbers, dialogues, chat_jsonl, or a prepared TFDS name
+    source: str = "chat_jsonl"
     files: str = ""  # chat_jsonl: paths or globs, comma-separated
     data_dir: str = ""  # where prepared datasets live; empty = <workdir>/data
     split: str = "train"  # TFDS split that is trained on

@@ -10,6 +10,7 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.examples import Example, held_out, pair
+from jax_mdlm.data.numbers import load_numbers
 
 Split = Literal["train", "validation", "test"]
 
@@ -72,11 +73,15 @@ def open_rows(
     data_dir = epath.Path(data_dir)
     if config.source == "chat_jsonl":
         return _open_jsonl(config, split)
-    from jax_mdlm.data import catalogue  # TFDS: half a second, not for chat_jsonl
-
     names = {"train": config.split, "validation": config.validation_split, "test": "test"}
     flags = {"train": "data.split", "validation": "data.validation_split", "test": "the split"}
     name, flag = names[split], flags[split]
+    if config.source == "numbers":
+        numbers = load_numbers(name, flag)
+        origins = [f"numbers/{name}:{row.prompt}" for row in numbers]
+        return Rows(f"numbers/{name}", [pair(row.prompt, row.response) for row in numbers], origins)
+    from jax_mdlm.data import catalogue  # TFDS: half a second, only where it is read
+
     match config.source:
         case "pronunciations":
             from jax_mdlm.data.pronunciations import Pronunciations, load_entries

@@ -4,9 +4,18 @@ import argparse
 from collections.abc import Sequence
 
 from jax_mdlm import command
-from jax_mdlm.evaluate import harness, intervention, judge, likelihood, pronunciations, sweep
+from jax_mdlm.evaluate import (
+    harness,
+    intervention,
+    judge,
+    likelihood,
+    pronunciations,
+    repeats,
+    slack,
+    sweep,
+)
 
-TASKS = (pronunciations, intervention, sweep, likelihood, harness, judge)
+TASKS = (pronunciations, intervention, sweep, harness, judge, repeats, slack, likelihood)
 
 
 def main(argv: Sequence[str]) -> None:

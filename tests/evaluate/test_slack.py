@@ -1,0 +1,38 @@
+"""`evaluate slack`: end to end on a tiny run: text, JSON, figure."""
+
+import json
+
+import pytest
+
+from jax_mdlm.evaluate import main
+
+
+def test_text_json_and_figure(workdir, rows_file, tmp_path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    words = ["slack", f"--workdir={workdir}", f"--file={rows_file}"]
+    figure = tmp_path / "slack.png"
+    main([*words, "--json", f"--figure={figure}", "--bins=5"])
+    record = json.loads(capsys.readouterr().out)
+    target, decoded = record["target"], record["decoded"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert figure.stat().st_size > 20_000
+    assert record["run"] == "tiny"
+    assert (target["rows"], decoded["rows"]) == (6, 6)
+    for one in (target, decoded):
+        assert len(one["position"]) == 5
+        assert one["slack_share"] == pytest.approx(sum(one["position"]) / 5, abs=1e-5)
+        assert sum(one["runs"]) == pytest.approx(1 if one["slack_share"] else 0)
+    assert target["timing"] is None
+    assert sum(decoded["timing"]["text"]) == pytest.approx(1)
+    # "A B", "B", "C D E", "A", "E E", "B C D": gaps after the start, and before the end
+    assert target["after_token"]["(start)"]["gaps"] == 6
+    assert target["before_token"]["(end)"]["gaps"] == 6
+    assert target["after_token"]["B"]["gaps"] == 3
+    assert target["per_gap"]["equal"] >= 1, "merge: equal neighbours are separated"
+
+    main([*words, "--limit=2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"2 rows of {rows_file}, 1 training steps"
+    assert lines[1].split() == ["target", "decoded"]
+    shares = next(line for line in lines if line.startswith("slack in a gap between equal tokens"))
+    assert shares.split()[-2] == "-", "no such gap in two rows"
