@@ -27,6 +27,10 @@ from jax_mdlm import conversion  # noqa: E402
 from jax_mdlm.config import ModelConfig  # noqa: E402
 from jax_mdlm.containers import Params  # noqa: E402
 
+# Eight devices on a pool of eight threads: an operation on what a program is still computing may
+# take the thread that a collective of this program waits for, and then both wait for ever.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
 GOLDEN = Path(__file__).parent / "data" / "llada_random_mha"  # what the published code computed
 
 

@@ -116,7 +116,7 @@ def run_reference(
     keys = row_keys(seed, len(canvas.tokens))
     num_blocks = region.limit // options.block_length
     draws = functools.cache(lambda: _draws(keys, num_blocks, options))
-    disturb = Disturb(keys, options, strength)
+    disturb = Disturb(keys, options, strength, num_blocks)
     return reference.run(
         InNumpy(table, canvas.valid, region.start),
         canvas.tokens,
@@ -137,12 +137,12 @@ class Disturb:
     keys: jax.Array
     options: SampleOptions
     strength: float
+    num_blocks: int
 
     def slips(self, row: int, block: int, call: int) -> dict[int, int]:
         """Places in the block whose token wants to go away, and which way."""
         assert isinstance(self.options.intervention, Displace)
-        shape = (2, self.options.block_length)
-        slip, way = np.asarray(jax.random.uniform(self._key(row, block, call), shape))
+        slip, way = self._draws[0][row, self._number(block, call)]
         ways = {
             "right": lambda at: 1,
             "left": lambda at: -1,
@@ -152,13 +152,33 @@ class Disturb:
 
     def boundary(self, row: int, block: int, call: int) -> int:
         """The place in the block from which on everything moves; -1: nothing does."""
-        whether, where = jax.random.split(self._key(row, block, call))
-        place = jax.random.randint(where, (), 0, self.options.block_length)
-        return int(place) if jax.random.uniform(whether) < np.float32(self.strength) else -1
+        whether, place = (draw[row, self._number(block, call)] for draw in self._draws[1:])
+        return int(place) if whether < np.float32(self.strength) else -1
 
-    def _key(self, row: int, block: int, call: int) -> jax.Array:
-        number = block * calls_at_most(self.options) + call
-        return jax.random.fold_in(jax.random.fold_in(self.keys[row], number), 2)
+    def _number(self, block: int, call: int) -> int:
+        return block * calls_at_most(self.options) + call
+
+    @functools.cached_property
+    def _draws(self) -> tuple[np.ndarray, ...]:
+        numbers = jnp.arange(self.num_blocks * calls_at_most(self.options))
+        found = _disturbances(self.keys, numbers, self.options.block_length)
+        return tuple(np.asarray(draw) for draw in found)
+
+
+@functools.partial(jax.jit, static_argnames="width")
+def _disturbances(keys: jax.Array, calls: jax.Array, width: int) -> tuple[jax.Array, ...]:
+    """What every call could draw: slips [B, calls, 2, W]; whether and where a boundary shifts."""
+
+    def draw(key: jax.Array, call: jax.Array) -> tuple[jax.Array, ...]:
+        key = jax.random.fold_in(jax.random.fold_in(key, call), 2)
+        whether, where = jax.random.split(key)
+        return (
+            jax.random.uniform(key, (2, width)),
+            jax.random.uniform(whether),
+            jax.random.randint(where, (), 0, width),
+        )
+
+    return jax.vmap(lambda key: jax.vmap(lambda call: draw(key, call))(calls))(keys)
 
 
 def calls_at_most(options: SampleOptions) -> int:

@@ -1,6 +1,7 @@
 """Interventions: the rules against loops, whole generations against the oracle, their rates."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -29,6 +30,16 @@ options = SampleOptions(length=12, block_length=6, steps=7, ids=IDS, collapse="s
 PROMPTS = [[1, 2, 3], [4], [0, 0, 5, 1, 2]]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def land(displacement, keys, strength, chosen, masked):
+    return displacement.land(keys, strength, chosen, masked)
+
+
+@jax.jit
+def draws(key):
+    return jax.random.uniform(key, (2, WIDTH))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sampled_from("mco"), min_size=WIDTH, max_size=WIDTH),  # masked, chosen, observed
@@ -40,8 +51,8 @@ def test_landing_is_the_loop(kinds, direction, strength, seed):
     chosen = np.array([[kind == "c" for kind in kinds]])
     masked = np.array([[kind != "o" for kind in kinds]])
     key = jax.random.key(seed)
-    landing = np.asarray(Displace(direction).land(key[None], np.float32(strength), chosen, masked))
-    slip, way = np.asarray(jax.random.uniform(key, (2, WIDTH)))
+    landing = np.asarray(land(Displace(direction), key[None], strength, chosen, masked))
+    slip, way = np.asarray(draws(key))
     ways = {
         "right": lambda at: 1,
         "left": lambda at: -1,
