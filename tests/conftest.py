@@ -15,6 +15,9 @@ FLAGS = [
     "--xla_cpu_collective_timeout_seconds=600",
 ]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# Threads of XLA's pool. By default one per device: where a device is in two collectives at once, and
+# each waits for a device that has no thread, all wait for ever.
+os.environ["PJRT_NPROC"] = "32"
 CACHE = Path(tempfile.gettempdir()) / f"jax_mdlm_test_cache_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -26,10 +29,6 @@ import pytest  # noqa: E402
 from jax_mdlm import conversion  # noqa: E402
 from jax_mdlm.config import ModelConfig  # noqa: E402
 from jax_mdlm.containers import Params  # noqa: E402
-
-# Eight devices on a pool of eight threads: an operation on what a program is still computing may
-# take the thread that a collective of this program waits for, and then both wait for ever.
-jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 GOLDEN = Path(__file__).parent / "data" / "llada_random_mha"  # what the published code computed
 
