@@ -15,8 +15,8 @@ FLAGS = [
     "--xla_cpu_collective_timeout_seconds=600",
 ]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
-# Threads of XLA's pool. By default one per device: where a device is in two collectives at once, and
-# each waits for a device that has no thread, all wait for ever.
+# Threads of XLA's pool. By default one per device: where a device is in two collectives at once,
+# each may wait for ever for a device that has no thread left.
 os.environ["PJRT_NPROC"] = "32"
 CACHE = Path(tempfile.gettempdir()) / f"jax_mdlm_test_cache_{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
