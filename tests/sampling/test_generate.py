@@ -163,6 +163,7 @@ def decode_program(params, key, config, options):
         canvas.valid,
         key,
         np.int32(0),
+        np.float32(0),
         config=config,
         options=options,
         region=canvas.region,
