@@ -199,9 +199,13 @@ def _seconds(retry_after: str | None) -> float:
     try:
         return max(float(retry_after), 0.0)
     except ValueError:
-        pass
+        return _until(retry_after)
+
+
+def _until(date: str) -> float:
+    """Seconds from now to an HTTP date; 0 where it is past, or none."""
     try:
-        moment = email.utils.parsedate_to_datetime(retry_after)
+        moment = email.utils.parsedate_to_datetime(date)
     except ValueError:
         return 0.0
     return max(moment.timestamp() - time.time(), 0.0)

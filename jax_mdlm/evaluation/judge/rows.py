@@ -59,11 +59,11 @@ class Row:
         """The number at a path; a string that is one counts too."""
         value = self._value(path)
         try:
-            if not isinstance(value, bool):
-                return float(value)
-        except (TypeError, ValueError):
-            pass
-        raise self.wrong(f"the number {_shown(path)}", value)
+            if isinstance(value, bool):
+                raise TypeError("true and false are no numbers here")
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise self.wrong(f"the number {_shown(path)}", value) from error
 
     def wrong(self, expected: str, value: Any) -> ConfigError:
         """The error for a field that is not what it must be."""
