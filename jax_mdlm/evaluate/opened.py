@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+import jax
 from etils import epath
 
 from jax_mdlm import command
@@ -11,7 +12,8 @@ from jax_mdlm.config import Config
 from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import Template, make_template
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.sampling import SampleOptions, options_from
+from jax_mdlm.evaluation.tasks import Task
+from jax_mdlm.sampling import Answer, SampleOptions, generate, options_from
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.training.run import load_for_sampling
 from jax_mdlm.workdir import load_config
@@ -40,6 +42,20 @@ class Opened:
     template: Template
     options: SampleOptions
     step: int
+
+    def answers(self, task: Task) -> list[Answer]:
+        """Decodes every row of a task, as the run's `sample` settings say."""
+        return list(
+            generate(
+                self.params,
+                self.config.model,
+                task.prompts(self.tokenizer, self.template),
+                self.options,
+                jax.random.key(self.config.sample.seed),
+                batch_size=self.config.sample.batch_size,
+                layout=self.layout,
+            )
+        )
 
 
 def open_run(workdir: str, overrides: Sequence[str]) -> Opened:

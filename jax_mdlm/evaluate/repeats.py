@@ -22,7 +22,6 @@ from jax_mdlm.evaluate.opened import open_run
 from jax_mdlm.evaluation.repeats import Counts, Report, compare, summarise
 from jax_mdlm.evaluation.statistics import Interval
 from jax_mdlm.evaluation.tasks import open_task
-from jax_mdlm.sampling import generate
 
 _COLUMNS = {  # field of a report -> its heading
     "exact": "exact match",
@@ -85,16 +84,7 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
                 f"{config.data.source}; give rows with --file (--write FILE writes some)"
             )
         task = open_task(config, opened.workdir, split=args.split, file=args.file, limit=args.limit)
-        answers = generate(
-            opened.params,
-            config.model,
-            task.prompts(opened.tokenizer, opened.template),
-            opened.options,
-            jax.random.key(config.sample.seed),
-            batch_size=config.sample.batch_size,
-            layout=opened.layout,
-        )
-        texts = [opened.tokenizer.decode(answer.tokens) for answer in answers]
+        texts = [opened.tokenizer.decode(answer.tokens) for answer in opened.answers(task)]
         expected = [reference for (reference,) in task.references]
         counts = [compare(*texts) for texts in zip(expected, texts, strict=True)]
         trained.append(counts)

@@ -28,7 +28,6 @@ from jax_mdlm.evaluation.slack_places import (
     top,
 )
 from jax_mdlm.evaluation.tasks import open_task
-from jax_mdlm.sampling import generate
 
 _GAPS = {  # key of `Places.per_gap` -> its name in text and figure
     "start": "at the start",
@@ -62,16 +61,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config, ids = opened.config, opened.tokenizer.ids
     task = open_task(config, opened.workdir, split=args.split, file=args.file, limit=args.limit)
     targets = draw_targets(config, task, opened.tokenizer)
-    answers = generate(
-        opened.params,
-        config.model,
-        task.prompts(opened.tokenizer, opened.template),
-        opened.options,
-        jax.random.key(config.sample.seed),
-        batch_size=config.sample.batch_size,
-        layout=opened.layout,
-    )
-    decoded = [of_answer(answer, ids) for answer in answers]
+    decoded = [of_answer(answer, ids) for answer in opened.answers(task)]
     record = {
         "run": config.name,
         "rows_from": task.name,
