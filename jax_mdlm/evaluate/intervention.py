@@ -7,6 +7,7 @@ curve is decoded once. The first model is what the others are compared with.
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -166,6 +167,8 @@ def decode_all(
     opened: Opened, task: Task, intervention: Intervention, strengths: Sequence[float], seeds: int
 ) -> list[list[Decoded]]:
     """[strength][decoding seed]; what the work directory holds already is read."""
+    # Rendered once, and only where a decoding is missing.
+    prompts = functools.cache(lambda: task.prompts(opened.tokenizer, opened.template))
     decodings = []
     for strength in strengths:
         chosen = intervention if strength > 0 else None
@@ -185,8 +188,8 @@ def decode_all(
                 opened.params,
                 opened.config.model,
                 task,
+                prompts(),
                 opened.tokenizer,
-                opened.template,
                 options,
                 strength=strength,
                 seed=seed,

@@ -17,7 +17,6 @@ from etils import epath
 
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import Template
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.scores import distinct, repetition
 from jax_mdlm.evaluation.statistics import Curve
@@ -53,8 +52,8 @@ def decode(
     params: Params,
     config: ModelConfig,
     task: Task,
+    prompts: Sequence[Sequence[int]],
     tokenizer: Tokenizer,
-    template: Template,
     options: SampleOptions,
     *,
     strength: float,
@@ -68,8 +67,8 @@ def decode(
       params: Parameters.
       config: The network.
       task: Rows and metric.
+      prompts: Of the rows, as `task.prompts` renders them.
       tokenizer: Of the run.
-      template: Of the run.
       options: How to decode; with the intervention, where `strength` is above 0.
       strength: Of the intervention.
       seed: Of the decoding: interventions and noise.
@@ -80,7 +79,7 @@ def decode(
         generate(
             params,
             config,
-            task.prompts(tokenizer, template),
+            prompts,
             options,
             jax.random.key(seed),
             batch_size=batch_size,
