@@ -91,6 +91,11 @@ def validate(config: Config) -> Config:
         f"{config.sample.length // config.sample.block_length} blocks; raise sample.steps",
     )
     require(
+        model.uncounted_id < 0 or config.sample.cache == "none",
+        "sample.cache keeps keys at the positions they had, and with model.uncounted_id positions "
+        f"move; set sample.cache=none, got {config.sample.cache}",
+    )
+    require(
         0 <= config.sample.threshold <= 1,
         f"sample.threshold must lie between 0 and 1, got {config.sample.threshold}",
     )

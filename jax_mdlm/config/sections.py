@@ -23,6 +23,8 @@ class ModelConfig:
     mlp: int = 12288  # F, hidden width of the gated MLP
     max_length: int = 4096  # slots; the longest canvas
     rope_theta: float = 500000.0  # base of the rotary angles
+    # Exploratory: slots that hold this token do not count as positions; slack's id, -1 = all count.
+    uncounted_id: int = -1
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"  # residual stream and matrices
     param_dtype: Literal["bfloat16", "float32"] = "float32"  # master weights
@@ -76,7 +78,8 @@ class DataConfig:
     split: str = "train"  # TFDS split that is trained on
     validation_split: str = "validation"  # TFDS split of the evaluation during training
     validation_percent: float = 1.0  # % of rows held out by hash where the source has no such split
-    prompt_field: str = "prompt"  # catalogue datasets: feature that holds the prompt
+    # catalogue datasets: feature that holds the prompt; with pretraining empty = none does
+    prompt_field: str = "prompt"
     response_field: str = "response"  # catalogue datasets: feature that holds the response
     template: Literal["llada", "plain"] = "llada"  # chat headers, or prompt + separator + response
     prompt_slots: int = 0  # prompts are filled up with pad to this many slots, then the response

@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from jax_mdlm.config import Config, ConfigError
-from jax_mdlm.conversion import boxes, shards
+from jax_mdlm.conversion import boxes, published, shards
 from jax_mdlm.conversion.exporting import KINDS, Exported
 from jax_mdlm.conversion.merging import read_box, stored_params
 from jax_mdlm.conversion.reading import Meter
@@ -64,6 +64,7 @@ def export_adapter(
     """
     with reaching(workdir):
         config = load_config(workdir)
+        published.check_published_positions(config.model, workdir)
         checkpoints = open_existing(workdir)
     try:
         step = choose_step(checkpoints, step)

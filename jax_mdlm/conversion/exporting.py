@@ -74,6 +74,7 @@ def export_weights(
     """
     with reaching(workdir):
         config = load_config(workdir)
+        published.check_published_positions(config.model, workdir)
         checkpoints = open_existing(workdir)
     try:
         step = choose_step(checkpoints, step)

@@ -7,6 +7,7 @@ is not LLaDA's value for most of them: what is refused here would compute someth
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -208,6 +209,15 @@ def settings_of(
         if value is not None:
             described[key] = value
     return dict(sorted(described.items()))
+
+
+def check_published_positions(config: ModelConfig, origin: os.PathLike[str]) -> None:
+    """Raises ConfigError where published code would turn keys and queries by other angles."""
+    if config.uncounted_id >= 0:
+        raise ConfigError(
+            f"{os.fspath(origin)} was trained with model.uncounted_id={config.uncounted_id} and "
+            "published code counts every slot: it would run another network; export a run with -1"
+        )
 
 
 def _fresh(config: ModelConfig, ids: TokenIds) -> dict[str, Any]:

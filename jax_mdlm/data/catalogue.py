@@ -9,14 +9,14 @@ import importlib.util
 import io
 import logging
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.examples import Example, pair
+from jax_mdlm.data.examples import Example, Message, pair
 
 FILE_FORMAT = "array_record"
 
@@ -161,27 +161,32 @@ def catalogue_examples(
 ) -> list[Example]:
     """Rows of a prepared dataset as one question and one answer each.
 
+    Pre-training with an empty `data.prompt_field` reads texts from `data.response_field`.
+
     Raises:
       ConfigError: the fields of the config are not features of the dataset, or hold no text.
     """
     known: Any = builder.info.features
     features = list(known or ())
-    for flag in ("prompt_field", "response_field"):
+    flags = ["prompt_field", "response_field"]
+    if config.pretraining and not config.prompt_field:
+        flags = ["response_field"]
+    for flag in flags:
         field = getattr(config, flag)
         if field not in features:
             raise ConfigError(
                 f"data.{flag} must be a feature of {builder.name}, one of {', '.join(features)}, "
                 f"got {field}"
             )
-    return [
-        pair(
-            as_text(row[config.prompt_field], f"{builder.name}/{split}:{i} {config.prompt_field}"),
-            as_text(
-                row[config.response_field], f"{builder.name}/{split}:{i} {config.response_field}"
-            ),
-        )
-        for i, row in enumerate(read_all(builder, split))
-    ]
+
+    def text(row: Mapping[str, Any], number: int, flag: str) -> str:
+        field = getattr(config, flag)
+        return as_text(row[field], f"{builder.name}/{split}:{number} {field}")
+
+    rows = enumerate(read_all(builder, split))
+    if len(flags) == 1:
+        return [(Message("text", text(row, i, "response_field")),) for i, row in rows]
+    return [pair(*(text(row, i, flag) for flag in flags)) for i, row in rows]
 
 
 def as_text(value: Any, subject: str) -> str:

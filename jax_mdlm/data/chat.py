@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from jax_mdlm.config import DataConfig
 from jax_mdlm.data.examples import Example, Message, parse_messages
 from jax_mdlm.data.special import HEADER_END, HEADER_START, START, TERMINATOR
 from jax_mdlm.data.tokenizer import Tokenizer
@@ -89,6 +90,16 @@ def make_template(
         return LladaTemplate(slots=prompt_slots)
     separator = HEADER_END if len(tokenizer.encode(HEADER_END)) == 1 else "\n"
     return PlainTemplate(separator, tokenizer.token(tokenizer.ids.terminator), slots=prompt_slots)
+
+
+def template_of(config: DataConfig, tokenizer: Tokenizer) -> Template:
+    """How prompts read for a model that was trained with these settings.
+
+    Pre-training joins the messages of a row by newlines, so a prompt is the text up to there.
+    """
+    if config.pretraining:
+        return PlainTemplate(separator="\n", terminator="\n")
+    return make_template(config.template, tokenizer, config.prompt_slots)
 
 
 def history(template: Template, messages: Sequence[Message]) -> list[str]:

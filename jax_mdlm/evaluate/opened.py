@@ -10,7 +10,7 @@ from etils import epath
 from jax_mdlm import command
 from jax_mdlm.config import Config
 from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import Template, make_template
+from jax_mdlm.data.chat import Template, template_of
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.tasks import Task
 from jax_mdlm.sampling import Answer, SampleOptions, generate, options_from
@@ -81,7 +81,7 @@ def open_run(workdir: str, overrides: Sequence[str]) -> Opened:
         layout=layout,
         params=run.params,
         tokenizer=run.tokenizer,
-        template=make_template(config.data.template, run.tokenizer, config.data.prompt_slots),
+        template=template_of(config.data, run.tokenizer),
         options=options_from(config.sample, config.objective.collapse, run.tokenizer.ids),
         step=run.step,
     )

@@ -10,7 +10,7 @@ from etils import epath
 
 from jax_mdlm.config import Config
 from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import make_template
+from jax_mdlm.data.chat import template_of
 from jax_mdlm.data.corpus import Corpus, open_references
 from jax_mdlm.data.pipeline import evaluation_batches
 from jax_mdlm.evaluation.tasks import evaluate_pronunciations
@@ -68,7 +68,7 @@ def _pronunciations(
     words = open_references(config.data, workdir, "validation")
     words = words[: config.train.evaluate_rows or None]
     options = options_from(config.sample, config.objective.collapse, corpus.tokenizer.ids)
-    template = make_template(config.data.template, corpus.tokenizer, config.data.prompt_slots)
+    template = template_of(config.data, corpus.tokenizer)
 
     def measure(params: Params) -> dict[str, float]:
         scores = evaluate_pronunciations(

@@ -87,7 +87,7 @@ class Block(nnx.Module):
         own = layers.rotate(heads(h, self.k_proj), *rotary), heads(h, self.v_proj)
         keys, values = past(own)
         x, h = window(x), window(h)
-        cos, sin = (window(angle[None])[0] for angle in rotary)
+        cos, sin = (window(angle) for angle in rotary)
         mixed = attend(layers.rotate(heads(h, self.q_proj), cos, sin), keys, values, valid)
         x = x + linear(mixed.reshape(*x.shape[:-1], -1), self.attn_out, inputs=2)
         h = layers.rms_norm(x, self.ff_norm[...], eps=eps)
@@ -115,7 +115,8 @@ class Denoiser(nnx.Module):
     ) -> jax.Array:
         """int32 [B, L] -> [B, L, D], after the final norm."""
         dtype = jnp.dtype(config.compute_dtype)
-        rotary = layers.rotary_angles(tokens.shape[1], config.head_dim, config.rope_theta)
+        positions = layers.positions(tokens, config.uncounted_id)
+        rotary = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
         x = layers.lookup(self.wte.get_value(), tokens).astype(dtype)
         # Without this the gather leaves the stream sharded like the table, over vocab and embed.
         x = constrain(layout, x, "batch", "length", None)
@@ -165,7 +166,7 @@ def encode(
       params: As from `init`, any float dtype.
       tokens: int32 [B, L], masks included.
       config: Layout; static.
-      valid: bool [B, L]; slots that may be attended to. None = all. Positions count every slot.
+      valid: bool [B, L]; slots that may be attended to. None = all.
       layout: Mesh and rules for constraints on activations; None = leave it to the compiler.
 
     Returns:

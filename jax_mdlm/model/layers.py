@@ -71,22 +71,40 @@ def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float) -> jax.Array:
     return wide.astype(x.dtype) * weight.astype(x.dtype)
 
 
-def rotary_angles(
-    length: int, head_dim: int, theta: float, first: int | jax.Array = 0
-) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of `position * theta^(-2i / H)` (arXiv 2104.09864); padding counts.
+def positions(tokens: jax.Array, uncounted_id: int, first: int | jax.Array = 0) -> jax.Array:
+    """What rotary angles are made of: the number of a slot, padding counts.
+
+    With `uncounted_id` (exploratory) the number of slots before it that hold another token: what
+    stands behind a slack keeps the position that it has in the text, and moves when a mask turns
+    out to be slack.
 
     Args:
-      length: L, slots.
-      head_dim: H, even.
-      theta: Base of the frequencies.
+      tokens: int32 [B, L].
+      uncounted_id: Token whose slots are not counted; negative = all are.
       first: Position of the first slot.
 
     Returns:
-      Two float32 arrays [L, H / 2].
+      int32 [1, L], or [B, L] with `uncounted_id`.
+    """
+    if uncounted_id < 0:
+        return first + jnp.arange(tokens.shape[1])[None]
+    counted = (tokens != uncounted_id).astype(jnp.int32)
+    return first + jnp.cumsum(counted, axis=1) - counted
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of `position * theta^(-2i / H)` (arXiv 2104.09864).
+
+    Args:
+      positions: int32 [B, L], or [1, L] for all rows.
+      head_dim: H, even.
+      theta: Base of the frequencies.
+
+    Returns:
+      Two float32 arrays [B or 1, L, H / 2].
     """
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = (first + jnp.arange(length)).astype(jnp.float32)[:, None] * frequency
+    angle = positions.astype(jnp.float32)[..., None] * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -95,14 +113,14 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
     Args:
       x: [B, L, N, H].
-      cos: float32 [L, H / 2].
-      sin: float32 [L, H / 2].
+      cos: float32 [B or 1, L, H / 2].
+      sin: float32 [B or 1, L, H / 2].
 
     Returns:
       [B, L, N, H] in the dtype of `x`.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 

@@ -80,10 +80,18 @@ def encode_window(
 
     Returns:
       [B, width, D] after the final norm, and the cache or None.
+
+    Raises:
+      ValueError: a cache, and positions that depend on what stands outside the window.
     """
-    num_slots = tokens.shape[1]
+    if config.uncounted_id >= 0 and past is not None:
+        raise ValueError(
+            "a window with a cache does not see the slots before it, which "
+            f"model.uncounted_id={config.uncounted_id} must count; decode without a cache"
+        )
     inside = window.start - window.first  # the block's first place among the slots that run
-    rotary = layers.rotary_angles(num_slots, config.head_dim, config.rope_theta, window.first)
+    positions = layers.positions(tokens, config.uncounted_id, window.first)
+    rotary = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
     # Windows are small and may not divide into the mesh's context axis; whole canvases do.
     length = None if past is not None else "length"
 

@@ -19,7 +19,7 @@ from etils import epath
 
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.chat import make_template
+from jax_mdlm.data.chat import template_of
 from jax_mdlm.data.corpus import open_tokenizer
 from jax_mdlm.progress import Progress
 from jax_mdlm.sample import chat, show
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         prompts = read_prompts(args.prompts, args.file, args.response)
     # What can be refused is refused before the parameters are read, which may take minutes.
     tokenizer = open_tokenizer(config.data, workdir)
-    template = make_template(config.data.template, tokenizer, config.data.prompt_slots)
+    template = template_of(config.data, tokenizer)
     options = options_from(
         config.sample, config.objective.collapse, tokenizer.ids, trace=bool(args.trace)
     )

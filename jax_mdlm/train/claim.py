@@ -70,6 +70,11 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
             f"model.vocab_size must hold the tokenizer's {corpus.tokenizer.vocab_size} ids, got "
             f"{config.model.vocab_size}; raise it or set it to 0"
         )
+    if config.model.uncounted_id not in (-1, corpus.tokenizer.ids.slack):
+        raise ConfigError(
+            f"model.uncounted_id must be slack's id, {corpus.tokenizer.ids.slack}, or -1 (all "
+            f"slots count), got {config.model.uncounted_id}"
+        )
     if origin is not None:
         origin.check(config.model)  # before the directory is claimed for these settings
     if jax.process_index() == 0:

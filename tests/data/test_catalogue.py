@@ -62,6 +62,19 @@ def test_rows_of_a_prepared_dataset(data_dir: epath.Path) -> None:
     assert len(open_rows(config(validation_split="dev", split="train[:7]"), data_dir, "train")) == 7
 
 
+def test_pretraining_reads_texts_where_no_field_holds_a_prompt(data_dir: epath.Path) -> None:
+    texts = config(
+        prompt_field="", response_field="question", pretraining=True, validation_split="dev"
+    )
+    rows = open_rows(texts, data_dir, "train")
+    assert {message.content for row in rows.examples for message in row} == {
+        f"{i} ü?" for i in range(100)
+    }
+    assert all(len(row) == 1 for row in rows.examples)
+    with pytest.raises(ConfigError, match=r"data\.prompt_field must be a feature of toy_"):
+        open_rows(config(prompt_field=""), data_dir, "train")
+
+
 def test_validation_is_held_out_where_there_is_no_such_split(data_dir: epath.Path) -> None:
     settings = config(validation_percent=20.0)
     train, validation = (open_rows(settings, data_dir, s) for s in ("train", "validation"))

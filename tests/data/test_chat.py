@@ -2,13 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_mdlm.config import ConfigError
-from jax_mdlm.data.chat import answers, make_template, render_example, render_prompt
+from jax_mdlm.config import ConfigError, DataConfig
+from jax_mdlm.data.assemble import assemble
+from jax_mdlm.data.chat import (
+    answers,
+    make_template,
+    render_example,
+    render_prompt,
+    template_of,
+)
 from jax_mdlm.data.examples import Message, pair
+from jax_mdlm.data.table import make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 
 MESSAGES = st.lists(
@@ -121,3 +130,17 @@ def test_prompts_are_filled_up_to_their_slots(symbols) -> None:
     assert short[:4] == render_prompt(symbols, "abc", make_template("plain", symbols))
     assert short[4:] == [symbols.ids.pad] * 4
     assert len(long) == 10, "a longer prompt stays as it is"
+
+
+def test_prompts_of_pretraining_read_as_its_texts(llada: Tokenizer, make_rows) -> None:
+    """A pre-training row joins its messages by newlines; a prompt is its beginning."""
+    config = DataConfig(pretraining=True, length=64, max_labels=64)
+    row = pair("copy 12", "34 and 5")
+    table = make_table(make_rows([row]), config, llada)
+    text = assemble(table, np.array([0]), config).labels[0].tolist()
+    prompt = render_prompt(llada, row[:1], template_of(config, llada))
+    assert llada.decode(prompt, False) == "copy 12\n"
+    assert text[: len(prompt)] == prompt
+    assert llada.decode(text[len(prompt) :], True) == "34 and 5"
+    plain = DataConfig(template="plain", prompt_slots=5)
+    assert template_of(plain, llada) == make_template("plain", llada, 5)
