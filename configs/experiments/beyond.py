@@ -25,8 +25,8 @@ def get_runs() -> dict[str, list[str]]:
         "ctc_merge": ["slack_max=0.5", "ctc_weight=4"],
         "lambda 8": ["slack_max=0.5", "ctc_weight=8"],
         "s_max 1": ["slack_max=1", "ctc_weight=4"],
-        "lambda 8, s_max 1": ["slack_max=1", "ctc_weight=8"],
-        "slack_only, lambda 8, s_max 1": ["slack_max=1", "ctc_weight=8", "collapse=slack_only"],
+        "lambda 8 s_max 1": ["slack_max=1", "ctc_weight=8"],
+        "slack_only lambda 8 s_max 1": ["slack_max=1", "ctc_weight=8", "collapse=slack_only"],
     }
     return {
         name: [*BASE, *(f"--config.objective.{change}" for change in words)]
