@@ -11,18 +11,19 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from jax_mdlm import command
 from jax_mdlm.config import Config, ConfigError, to_json
 from jax_mdlm.evaluate import intervention
+from jax_mdlm.evaluate.children import Children, cores_of
 from jax_mdlm.evaluate.figures import draw_rows, pyplot
+from jax_mdlm.workdir import choose_step, load_config, open_existing
 
 RECORD = "run.json"  # in a work directory, when its training has ended
 
@@ -64,14 +65,19 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     pyplot()
     intervention.check_strengths(args)
     runs = list_runs(args, overrides)
-    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        places = [cores_of(number, args.jobs) for number in range(args.jobs)]
+    children = Children()
+    places = [cores_of(number, args.jobs) for number in range(args.jobs)]
+
+    def work(one: Run) -> Run:
+        place = places.pop()
         try:
-            for one in pool.map(lambda one: train_and_decode(one, args, places), runs):
-                print(f"done: {one.name}, seed {one.seed}, {one.workdir}", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what runs may end, no more begins
-            raise
+            return train_and_decode(one, args, children, place)
+        finally:
+            places.append(place)
+
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool, children.until_stopped():
+        for one in pool.map(work, runs):
+            print(f"done: {one.name}, seed {one.seed}, {one.workdir}", flush=True)
     names = list(dict.fromkeys(one.name for one in runs))
     models = [
         f"{name}=" + ",".join(str(one.workdir) for one in runs if one.name == name)
@@ -79,7 +85,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     ]
     words = [word for model in models for word in ("--workdir", model)]
     folder = Path(args.output)
-    call("evaluate", ["intervention", *words, *flags(args), "--output", str(folder)], None)
+    words += [*flags(args), "--output", str(folder)]
+    children.call("evaluate", ["intervention", *words], set(), None)
     record = json.loads((folder / "intervention.json").read_text())
     write_table(folder, runs, record)
     draw_rows(str(folder / "runs.png"), record)
@@ -134,39 +141,51 @@ def digest(config: Config) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
 
-def train_and_decode(one: Run, args: argparse.Namespace, places: list[set[int]]) -> Run:
-    """Trains a model if it is not there, and decodes it under every intervention."""
-    place = places.pop()
-    try:
-        record = one.workdir / RECORD
-        if not record.exists():
-            began = time.monotonic()
-            words = [
-                *one.words,
-                f"--config.train.seed={one.seed}",
-                f"--config.data.data_dir={Path(args.folder).absolute() / 'data'}",
-                "--workdir",
-                str(one.workdir),
-            ]
-            call("train", words, place, one.workdir)
-            minutes = round((time.monotonic() - began) / 60, 2)
-            config = parse(one.words)
-            record.write_text(
-                json.dumps(
-                    {
-                        "name": one.name,
-                        "seed": one.seed,
-                        "steps": config.train.steps,
-                        "minutes": minutes,
-                        "words": list(one.words),
-                    }
-                )
-            )
-        model = ["--workdir", f"{one.name}={one.workdir}"]
-        call("evaluate", ["intervention", *model, *flags(args), "--json"], place, one.workdir)
-    finally:
-        places.append(place)
+def train_and_decode(
+    one: Run, args: argparse.Namespace, children: Children, place: set[int]
+) -> Run:
+    """Trains a model if it is not there, and decodes it under every intervention.
+
+    Raises:
+      ConfigError: a command failed, or the training was stopped before its end.
+    """
+    record, log = one.workdir / RECORD, one.workdir.with_name(one.workdir.name + ".log")
+    if not record.exists():
+        began = time.monotonic()
+        words = [
+            *one.words,
+            f"--config.train.seed={one.seed}",
+            f"--config.data.data_dir={Path(args.folder).absolute() / 'data'}",
+            "--workdir",
+            str(one.workdir),
+        ]
+        children.call("train", words, place, log)
+        steps = check_trained(one)
+        minutes = round((time.monotonic() - began) / 60, 2)
+        about = {"name": one.name, "seed": one.seed, "steps": steps, "minutes": minutes}
+        record.write_text(json.dumps(about | {"words": list(one.words)}))
+    words = ["--workdir", f"{one.name}={one.workdir}", *flags(args), "--json"]
+    children.call("evaluate", ["intervention", *words], place, log)
     return one
+
+
+def check_trained(one: Run) -> int:
+    """The steps of a run; `train` also ends well where it was asked to stop.
+
+    Raises:
+      ConfigError: it has not come to its end.
+    """
+    folder = epath.Path(one.workdir)
+    checkpoints = open_existing(folder)
+    step = choose_step(checkpoints, None)
+    checkpoints.close()
+    steps = load_config(folder).train.steps
+    if step < steps:
+        raise ConfigError(
+            f"{one.name} (seed {one.seed}) must be trained for {steps} steps, it was stopped at "
+            f"{step}; the same command goes on"
+        )
+    return steps
 
 
 def flags(args: argparse.Namespace) -> list[str]:
@@ -174,47 +193,6 @@ def flags(args: argparse.Namespace) -> list[str]:
     names = ("kind", "direction", "share", "seeds", "split", "file", "metric", "limit")
     words = [f"--{name}={getattr(args, name)}" for name in names]
     return [*words, "--strengths", *(f"{strength:g}" for strength in args.strengths)]
-
-
-def cores_of(number: int, jobs: int) -> set[int]:
-    """The cores of one of several jobs; all of them where they are fewer, or cannot be set."""
-    if not hasattr(os, "sched_getaffinity"):
-        return set()
-    cores = sorted(os.sched_getaffinity(0))
-    return set(cores[number::jobs]) or set(cores)
-
-
-def call(name: str, words: Sequence[str], place: set[int] | None, workdir: Path | None = None):
-    """Runs a command of this package; with a work directory its output goes to `<workdir>.log`.
-
-    Raises:
-      ConfigError: it failed; the last line that it said is passed on.
-    """
-    environment = dict(os.environ)
-    if workdir is not None:
-        cache = workdir.absolute().parent / "compilation_cache"
-        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-        workdir.parent.mkdir(parents=True, exist_ok=True)
-    line = [sys.executable, "-m", f"jax_mdlm.{name}", *words]
-    log = None if workdir is None else workdir.with_name(workdir.name + ".log")
-    with open(os.devnull if log is None else log, "a") as out:
-        process = subprocess.Popen(
-            line,
-            env=environment,
-            stdout=None if log is None else out,
-            stderr=None if log is None else subprocess.STDOUT,
-        )
-        if place and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(process.pid, place)
-        try:
-            code = process.wait()
-        except BaseException:
-            process.terminate()  # it saves and ends
-            process.wait()
-            raise
-    if code:
-        last = "" if log is None else log.read_text().strip().rpartition("\n")[2]
-        raise ConfigError(f"{' '.join(line[1:])} must end well, it ended with {code}: {last}")
 
 
 def write_table(folder: Path, runs: Sequence[Run], record: dict[str, Any]) -> None:

@@ -1,7 +1,12 @@
 """`evaluate sweep`: lists, digests, and a real sweep of tiny models that goes on where it was."""
 
+import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +14,8 @@ import pytest
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate import main
-from jax_mdlm.evaluate.sweep import cores_of, digest, parse
+from jax_mdlm.evaluate.children import cores_of
+from jax_mdlm.evaluate.sweep import digest, parse
 from tests.training.conftest import write_rows
 
 LISTS = sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*.py"))
@@ -80,6 +86,37 @@ def test_a_sweep_goes_on_where_it_was(tmp_path, capsys):
         assert path.stat().st_mtime_ns == when, "trained once"
     for name in ("intervention.json", "intervention.png", "runs.png"):
         assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_stopped_stops_what_it_runs(tmp_path, number):
+    """The training saves, is not taken for a finished one, and the same command goes on."""
+    pytest.importorskip("matplotlib")
+    runs = list_file(tmp_path)
+    text = runs.read_text()
+    runs.write_text(text.replace("=0']", "=0', '--config.train.steps=100000']"))
+    words = ["--runs", str(runs), "--folder", str(tmp_path / "models"), "--split=validation"]
+    words += ["--strengths", "0", "0.5", "--seeds=1", "--output", str(tmp_path / "out")]
+    line = [sys.executable, "-m", "jax_mdlm.evaluate", "sweep", *words]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.rglob("commit_success.txt")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        # Only the sweep is signalled; its children have to hear of it.
+        process.send_signal(number)
+        errors = process.communicate(timeout=120)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail("something was still running")
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], errors
+    (log,) = (tmp_path / "models").glob("*.log")
+    assert "stopped by a signal and saved at step" in log.read_text()
+    assert not list(tmp_path.rglob("run.json"))
 
 
 def test_a_training_that_fails_is_named(tmp_path):
