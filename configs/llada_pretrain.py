@@ -13,8 +13,8 @@ which fill the 4,096 slots at the largest slack share, so that runs of one lengt
 text; for CE on full rows set `--config.data.max_labels=4096`.
 
 Hardware: a TPU slice with 16 chips or more; 5.7 GB a chip on v5e 4x4, by the TPU compiler
-(`python -m jax_mdlm.plan --config llada_pretrain --topology v5e:4x4`); nothing was measured on a TPU
-yet. "LLaDA" marks the recipe of arXiv 2502.09992, "our choice" what it does not say.
+(`python -m jax_mdlm.plan --config llada_pretrain --topology v5e:4x4`). Nothing was measured on a
+TPU yet. "LLaDA" marks the recipe of arXiv 2502.09992, "our choice" what it does not say.
 """
 
 from jax_mdlm.config import (
