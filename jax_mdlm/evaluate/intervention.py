@@ -258,7 +258,7 @@ def print_table(record: dict[str, Any]) -> None:
     models = record["models"]
     print(f"{record['metric']}, {record['rows']:,} rows of {record['task']}")
     print(f"{record['intervention']}, {record['decodings']} decodings a strength; 95 % intervals")
-    width = max(24, *(len(name) + 2 for name in models))
+    width = max(27, *(len(name) + 2 for name in models))
     print("strength".ljust(12) + "".join(name.rjust(width) for name in models))
     for number, strength in enumerate(record["strengths"]):
         cells = (percent(one["rates"][number]) for one in models.values())
