@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate.figures import draw_curves, pyplot
 from jax_mdlm.evaluate.opened import Opened, open_run
 from jax_mdlm.evaluation.intervention import Decoded, Store, curve_of, decode, seeds_for
+from jax_mdlm.evaluation.scores import metric_named
 from jax_mdlm.evaluation.statistics import (
     STATISTICS,
     Curve,
     Interval,
+    Spread,
     bootstrap_curve,
     bootstrap_differences,
     permutation_test,
@@ -118,8 +121,8 @@ def parse_models(words: Sequence[str]) -> list[Model]:
 
 def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) -> Measured:
     """Decodes a model at every strength, all its training seeds."""
-    strengths = check_strengths(args)
-    trained, task, step = [], None, 0
+    strengths = check_flags(args)
+    trained, first, step = [], None, 0
     for workdir in model.workdirs:
         opened = open_run(workdir, overrides)
         task = open_task(
@@ -130,15 +133,28 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
             limit=args.limit,
             metric=args.metric,
         )
+        first = first or task
+        check_same_rows(first, task, workdir)
         step = opened.step
         trained.append(decode_all(opened, task, intervention_of(args), strengths, args.seeds))
-    assert task is not None
+    assert first is not None
     names = ("slack_share", "distinct", "repetition", "calls")
     means = []
     for number in range(len(strengths)):
         runs = [one for runs in trained for one in runs[number]]
         means.append({name: sum(getattr(r, name) for r in runs) / len(runs) for name in names})
-    return Measured(curve_of(strengths, trained), means, task, step)
+    return Measured(curve_of(strengths, trained), means, first, step)
+
+
+def check_same_rows(first: Task, other: Task, workdir: str) -> None:
+    """Raises ConfigError where two tasks are not one: their errors cannot be compared."""
+    if (first.digest, first.metric.name) != (other.digest, other.metric.name):
+        raise ConfigError(
+            f"--workdir {workdir} must be decoded on the same rows and metric as the first, "
+            f"{len(first.references):,} of {first.name} by {first.metric.name}, got "
+            f"{len(other.references):,} of {other.name} by {other.metric.name}; give --file and "
+            "--metric"
+        )
 
 
 def intervention_of(args: argparse.Namespace) -> Intervention:
@@ -146,16 +162,23 @@ def intervention_of(args: argparse.Namespace) -> Intervention:
     return Displace(args.direction) if args.kind == "displace" else Boundary(args.share)
 
 
-def check_strengths(args: argparse.Namespace) -> list[float]:
-    """The strengths, ascending.
+def check_flags(args: argparse.Namespace) -> list[float]:
+    """The strengths, ascending; what flags alone can say is refused before anything is decoded.
 
     Raises:
-      ConfigError: none, one that is no probability, or no seed.
+      ConfigError: strengths that are no probabilities or lack 0; no seed; a metric, share or file
+        that cannot be used.
     """
+    if args.metric:
+        metric_named(args.metric)
+    if args.kind == "boundary" and not 0 <= args.share < 1:
+        raise ConfigError(f"--share must be 0 or more and below 1, got {args.share}")
+    if args.file and not epath.Path(args.file).exists():
+        raise ConfigError(f"--file: no file {args.file}; correct the path")
     strengths = sorted(set(args.strengths))
-    if len(strengths) < 2 or strengths[0] < 0 or strengths[-1] > 1:
+    if len(strengths) < 2 or strengths[0] != 0 or strengths[-1] > 1:
         raise ConfigError(
-            f"--strengths must be two or more probabilities, got {args.strengths}; for one "
+            f"--strengths must be 0 and one or more probabilities, got {args.strengths}; for one "
             "score without intervention use evaluate pronunciations or evaluate harness"
         )
     if args.seeds < 1:
@@ -210,23 +233,20 @@ def decode_all(
 def report(measured: dict[str, Measured], args: argparse.Namespace) -> dict[str, Any]:
     """Everything that is said of the models, as JSON values."""
     (first, base), *others = measured.items()
+    spread = Spread.of([one.curve for one in measured.values()])
     models = {}
     for name, one in measured.items():
         models[name] = {
             "step": one.step,
             "training_seeds": len(one.curve.errors),
-            "rates_of_training_seeds": one.curve.rates.tolist(),
-            **plain(bootstrap_curve(one.curve)),
+            "rates_of_training_seeds": [list(map(number, row)) for row in one.curve.rates.tolist()],
+            **plain(bootstrap_curve(one.curve, spread=spread)),
             "means": one.means,
         }
     against = {}
     for name, other in others:
-        try:
-            against[name] = plain(bootstrap_differences(base.curve, other.curve))
-        except ValueError as error:
-            raise ConfigError(
-                f"--workdir {name} must be decoded on the rows of {first}; {error}"
-            ) from error
+        check_same_rows(base.task, other.task, name)
+        against[name] = plain(bootstrap_differences(base.curve, other.curve, spread=spread))
         against[name]["p"] = permutation_test(base.curve, other.curve).tolist()
     return {
         "task": base.task.name,
@@ -235,6 +255,7 @@ def report(measured: dict[str, Measured], args: argparse.Namespace) -> dict[str,
         "intervention": repr(intervention_of(args)),
         "strengths": base.curve.strengths.tolist(),
         "decodings": args.seeds,
+        "degrees_of_freedom_of_training_seeds": spread.freedom,
         "models": models,
         "against": {"model": first, "differences": against},
     }
@@ -244,8 +265,7 @@ def plain(found: dict[str, Any]) -> dict[str, Any]:
     """Intervals as [value, low, high]; what is not a number as null."""
 
     def numbers(interval: Interval) -> list[float | None]:
-        values = dataclasses.astuple(interval)
-        return [round(v, 6) if math.isfinite(v) else None for v in values]
+        return list(map(number, dataclasses.astuple(interval)))
 
     return {
         name: [numbers(one) for one in value] if isinstance(value, list) else numbers(value)
@@ -253,11 +273,19 @@ def plain(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def number(value: float) -> float | None:
+    """For JSON, which has no nan."""
+    return round(value, 6) if math.isfinite(value) else None
+
+
 def print_table(record: dict[str, Any]) -> None:
     """The curve and what follows from it, a column per model."""
     models = record["models"]
     print(f"{record['metric']}, {record['rows']:,} rows of {record['task']}")
-    print(f"{record['intervention']}, {record['decodings']} decodings a strength; 95 % intervals")
+    freedom = record["degrees_of_freedom_of_training_seeds"]
+    seeds = f"rows and training seeds ({freedom} degrees of freedom)" if freedom else "rows alone"
+    print(f"{record['intervention']}, {record['decodings']} decodings a strength")
+    print(f"95 % intervals over {seeds}; p over rows alone")
     width = max(27, *(len(name) + 2 for name in models))
     print("strength".ljust(12) + "".join(name.rjust(width) for name in models))
     for number, strength in enumerate(record["strengths"]):

@@ -113,6 +113,8 @@ def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[st
         ):
             prompt = tokens[: int(np.argmax(response))].tolist()
             texts.append(_Text(prompt, tokens[response].tolist(), int(count)))
+    # First: it is quick, and refuses rows that the rest would be scored for in vain.
+    marginal = _marginal(opened, texts) if args.marginal else []
     found = _score(opened, texts, args.samples)
     tokens = sum(text.tokens for text in texts)
     whole = add_up(found)
@@ -140,16 +142,6 @@ def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[st
         ],
     }
     if args.marginal:
-        marginal = marginal_log_likelihood(
-            opened.params,
-            opened.config.model,
-            [(text.prompt, text.response[: text.tokens]) for text in texts],
-            opened.tokenizer.ids,
-            frames=opened.config.sample.length,
-            collapse=opened.config.objective.collapse,
-            batch_size=opened.config.sample.batch_size,
-            layout=opened.layout,
-        )
         fits = [value for value in marginal if value > -math.inf]
         for row, value in zip(record["rows"], marginal, strict=True):
             row["marginal"] = value if value > -math.inf else None
@@ -159,6 +151,19 @@ def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[st
         record["marginal_nats_per_token"] = -sum(fits) / length if fits else None
         record["without_alignment"] = len(marginal) - len(fits)
     return record
+
+
+def _marginal(opened: Opened, texts: Sequence[_Text]) -> list[float]:
+    return marginal_log_likelihood(
+        opened.params,
+        opened.config.model,
+        [(text.prompt, text.response[: text.tokens]) for text in texts],
+        opened.tokenizer.ids,
+        frames=opened.config.sample.length,
+        collapse=opened.config.objective.collapse,
+        batch_size=opened.config.sample.batch_size,
+        layout=opened.layout,
+    )
 
 
 def _choices(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[str, Any]:
@@ -210,12 +215,13 @@ def _read_questions(name: str) -> Iterator[Question]:
     path = epath.Path(name)
     if not path.exists() or path.is_dir():
         raise ConfigError(f"--file: no file {name}; correct the path")
-    number = 0
+    found = False
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
+                found = True
                 yield parse_question(line, f"{name}:{number}")
-    if not number:
+    if not found:
         raise ConfigError(f"--file: {name} is empty; give a file with one JSON object a line")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jax_mdlm.config import ConfigError
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluate.figures import pyplot
 from jax_mdlm.evaluate.opened import open_run
@@ -55,6 +56,8 @@ def add(tasks: Any) -> None:
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Draws targets, decodes every row, and says where slack stands in both."""
+    if args.bins < 1:
+        raise ConfigError(f"--bins must be 1 or more, got {args.bins}")
     if args.figure:
         pyplot()  # a package that is missing is said before the decoding
     opened = open_run(args.workdir, overrides)

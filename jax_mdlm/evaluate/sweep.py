@@ -63,7 +63,7 @@ def add(tasks: Any) -> None:
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Trains what is missing, decodes, writes table and figures. Touches no device itself."""
     pyplot()
-    intervention.check_strengths(args)
+    intervention.check_flags(args)
     runs = list_runs(args, overrides)
     children = Children()
     places = [cores_of(number, args.jobs) for number in range(args.jobs)]
@@ -108,19 +108,33 @@ def list_runs(args: argparse.Namespace, overrides: Sequence[str]) -> list[Run]:
             f"{args.jobs}"
         )
     found: dict[str, list[str]] = command.load_function(args.runs, "get_runs")()
-    chosen = [name for name in args.only.split(",") if name] or list(found)
+    chosen = list(dict.fromkeys(name for name in args.only.split(",") if name)) or list(found)
     unknown = [name for name in chosen if name not in found]
     if unknown:
         raise ConfigError(
             f"--only must name runs of {args.runs}, {', '.join(found)}; got {unknown}"
         )
+    digests: dict[str, str] = {}
+    for name in chosen:
+        config = parse(found[name])
+        if config.train.seed:
+            raise ConfigError(
+                f"run {name} of {args.runs} must leave train.seed at 0, got {config.train.seed}; "
+                "--training-seeds N trains it with 0 to N - 1"
+            )
+        if config.data.source == "chat_jsonl" and args.split == "test" and not args.file:
+            raise ConfigError(
+                f"run {name} of {args.runs} has no test split, data.source is chat_jsonl; name "
+                "test rows with --file, or set --split=validation"
+            )
+        twin = digests.setdefault(digest(config), name)
+        if twin != name:
+            raise ConfigError(
+                f"runs {twin} and {name} of {args.runs} have the same settings; leave one out"
+            )
+    places = {name: one for one, name in digests.items()}
     return [
-        Run(
-            name,
-            tuple(found[name]),
-            seed,
-            Path(args.folder) / f"{digest(parse(found[name]))}-seed{seed}",
-        )
+        Run(name, tuple(found[name]), seed, Path(args.folder) / f"{places[name]}-seed{seed}")
         for seed in range(args.training_seeds)
         for name in chosen
     ]
@@ -151,7 +165,7 @@ def train_and_decode(
     """
     record, log = one.workdir / RECORD, one.workdir.with_name(one.workdir.name + ".log")
     if not record.exists():
-        began = time.monotonic()
+        whole, began = not one.workdir.exists(), time.monotonic()
         words = [
             *one.words,
             f"--config.train.seed={one.seed}",
@@ -161,7 +175,8 @@ def train_and_decode(
         ]
         children.call("train", words, place, log)
         steps = check_trained(one)
-        minutes = round((time.monotonic() - began) / 60, 2)
+        # Of a training that was interrupted nobody knows how long the first part took.
+        minutes = round((time.monotonic() - began) / 60, 2) if whole else None
         about = {"name": one.name, "seed": one.seed, "steps": steps, "minutes": minutes}
         record.write_text(json.dumps(about | {"words": list(one.words)}))
     words = ["--workdir", f"{one.name}={one.workdir}", *flags(args), "--json"]

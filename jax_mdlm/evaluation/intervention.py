@@ -8,6 +8,7 @@ curves mean.
 import dataclasses
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.scores import distinct, repetition
 from jax_mdlm.evaluation.statistics import Curve
 from jax_mdlm.evaluation.tasks import Task, slack_share
-from jax_mdlm.sampling import SampleOptions, generate
+from jax_mdlm.sampling import AtRandom, SampleOptions, generate
 from jax_mdlm.sharding import Layout
 
 FOLDER = "interventions"  # in the work directory
@@ -116,15 +117,16 @@ class Store:
         made = make()
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
-            part = self._folder / f"{digest}.json.part"
+            part = self._folder / f"{digest}.json.{uuid.uuid4().hex[:8]}.part"
             part.write_text(json.dumps({"what": what, "decoded": dataclasses.asdict(made)}))
-            part.rename(path)
+            part.replace(path)  # another evaluation of this run may have been quicker
         return made
 
 
 def seeds_for(strength: float, seeds: int, options: SampleOptions) -> range:
     """Decodings that differ: one where nothing is drawn."""
-    random = strength > 0 or options.temperature > 0
+    order = getattr(options.strategy, "order", options.strategy)
+    random = strength > 0 or options.temperature > 0 or isinstance(order, AtRandom)
     return range(seeds if random else 1)
 
 

@@ -145,5 +145,18 @@ METRICS = {
 }
 
 
+def metric_named(name: str) -> Metric:
+    """One of `METRICS`.
+
+    Raises:
+      ConfigError: there is none of that name, or a package that it needs is missing.
+    """
+    if name not in METRICS:
+        raise ConfigError(f"metric must be one of {', '.join(METRICS)}, got {name!r}")
+    if name == "chrf":
+        _chrf("", [""])
+    return METRICS[name]
+
+
 def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(words[at : at + size]) for at in range(len(words) - size + 1)]

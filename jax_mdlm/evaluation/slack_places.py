@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jax_mdlm.config import Config
+from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.examples import Example, Message, parse_messages
@@ -156,8 +156,13 @@ def draw_targets(config: Config, task: Task, tokenizer: Tokenizer) -> list[Respo
       tokenizer: Of the run.
 
     Raises:
-      ConfigError: as `make_table`.
+      ConfigError: as `make_table`; a pre-training run.
     """
+    if config.data.pretraining:
+        raise ConfigError(
+            "where slack stands is compared between answers and targets, and a run with "
+            "data.pretraining=true has no answers; name another run"
+        )
     ids = tokenizer.ids
     examples = [
         (*_messages(conversation), Message("assistant", references[0]))

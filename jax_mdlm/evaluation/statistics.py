@@ -1,12 +1,12 @@
 """Intervals and tests of scores, by resampling what could have been drawn otherwise.
 
 Enters: a score per row, per strength, per training seed. Leaves: numbers with intervals. Rows are
-resampled with all their decodings, and training seeds as wholes, so that what belongs together
-stays together.
+resampled with all their decodings. Training seeds are few, and resampling two or three of them
+would promise far too much: their part is Student's t (`Spread`).
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -57,8 +57,45 @@ class Curve:
 
     @property
     def rates(self) -> np.ndarray:
-        """float64 [T, S]; error rate of each training seed."""
-        return self.errors.sum(-1) / self.units.sum(-1)
+        """float64 [T, S]; error rate of each training seed; nan where there is no unit."""
+        return _quotient(self.errors.sum(-1), self.units.sum(-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """How far trainings of one model lie apart that differ in the seed alone.
+
+    Relative to the mean rate of their model, and taken to be the same for all models: of two or
+    three seeds each, no model's own spread would be known.
+
+    Attributes:
+      deviations: float64 [R, S]; relative deviations of all trainings from their model's mean.
+      freedom: Degrees of freedom, trainings less models; 0 = nothing is known.
+    """
+
+    deviations: np.ndarray
+    freedom: int
+
+    @classmethod
+    def of(cls, curves: Sequence[Curve]) -> "Spread":
+        """The spread that the models of one comparison share."""
+        parts = []
+        for curve in curves:
+            mean = curve.rates.mean(0)
+            parts.append((curve.rates - mean) / np.where(mean == 0, 1.0, mean))
+        return cls(np.concatenate(parts), sum(len(part) - 1 for part in parts))
+
+    def draw(self, rng: np.random.Generator, samples: int, trainings: int) -> np.ndarray:
+        """Factors float64 [samples, S] of a mean over `trainings` seeds: 1 and multivariate t.
+
+        With deviations D of f degrees of freedom, `1 + z D / sqrt(f T) sqrt(f / chi2_f)` has the
+        covariance of the mean of T seeds and t's tails.
+        """
+        if not self.freedom:
+            return np.ones((samples, self.deviations.shape[1]))
+        normal = rng.standard_normal((samples, len(self.deviations))) @ self.deviations
+        tails = np.sqrt(rng.chisquare(self.freedom, (samples, 1)))
+        return 1 + normal / tails / np.sqrt(trainings)
 
 
 # What is said of a curve: functions of strengths [S] and rates [..., S].
@@ -113,21 +150,28 @@ def bootstrap_mean(
 
 
 def bootstrap_curve(
-    curve: Curve, *, samples: int = 2000, seed: int = 0, level: float = 0.95
+    curve: Curve,
+    *,
+    spread: Spread | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> dict[str, Interval | list[Interval]]:
     """A curve and what is said of it, with intervals.
 
     Args:
       curve: Errors of a model.
-      samples: Resamplings, of training seeds and of rows at once.
+      spread: Of training seeds; default: that of this model's own.
+      samples: Resamplings of rows, each with a draw of the training seeds' part.
       seed: Of the resampling. Two curves of the same rows and the same seed are resampled alike.
       level: Coverage.
 
     Returns:
-      `rates`: an interval per strength; and one per entry of `STATISTICS`. With one training seed
-      the intervals say nothing of how another training would have ended.
+      `rates`: an interval per strength; and one per entry of `STATISTICS`. Where the spread has no
+      degree of freedom the intervals say nothing of how another training would have ended.
     """
-    value, draws = curve.rates.mean(0), _resampled(curve, samples, seed)
+    draws = _resampled(curve, samples, seed, spread or Spread.of([curve]))
+    value = curve.rates.mean(0)
     result: dict[str, Interval | list[Interval]] = {
         "rates": [_interval(float(value[s]), draws[:, s], level) for s in range(len(value))]
     }
@@ -138,13 +182,27 @@ def bootstrap_curve(
 
 
 def bootstrap_differences(
-    first: Curve, second: Curve, *, samples: int = 2000, seed: int = 0, level: float = 0.95
+    first: Curve,
+    second: Curve,
+    *,
+    spread: Spread | None = None,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> dict[str, Interval | list[Interval]]:
     """`second - first`, of the same rows: both are resampled alike, training seeds apart.
 
+    Args:
+      first: What is compared with.
+      second: The other.
+      spread: As in `bootstrap_curve`; default: that of these two.
+      samples: As there.
+      seed: As there.
+      level: As there.
+
     Returns:
       As `bootstrap_curve`; and for each statistic but `pearson` under `<name>_ratio` the quotient
-      `second / first`.
+      `second / first`, without an interval where the sign of the divisor is not certain.
 
     Raises:
       ValueError: other strengths or another number of rows.
@@ -152,7 +210,8 @@ def bootstrap_differences(
     _check_pair(first, second)
     strengths = first.strengths
     values = [first.rates.mean(0), second.rates.mean(0)]
-    draws = [_resampled(first, samples, seed), _resampled(second, samples, seed, seeds=1)]
+    spread = spread or Spread.of([first, second])
+    draws = [_resampled(c, samples, seed, spread, k) for k, c in enumerate((first, second))]
     change, changes = values[1] - values[0], draws[1] - draws[0]
     result: dict[str, Interval | list[Interval]] = {
         "rates": [_interval(float(change[s]), changes[:, s], level) for s in range(len(change))]
@@ -162,7 +221,7 @@ def bootstrap_differences(
         resampled_a, resampled_b = (statistic(strengths, draw) for draw in draws)
         result[name] = _interval(float(b - a), resampled_b - resampled_a, level)
         if name != "pearson":
-            ratios = resampled_b / np.where(resampled_a == 0, np.nan, resampled_a)
+            ratios = resampled_b / np.where(resampled_a * a > 0, resampled_a, np.nan)
             ratio = float(b / a) if a else float("nan")
             result[f"{name}_ratio"] = _interval(ratio, ratios, level)
     return result
@@ -173,8 +232,9 @@ def permutation_test(
 ) -> np.ndarray:
     """Paired test per strength: is a row's error as likely to be larger in one as in the other?
 
-    A row's errors are its errors per unit, averaged over training seeds; the sign of each row's
-    difference is flipped at random.
+    It asks about these trained models on other rows, not about other trainings: two seeds of one
+    model usually differ by this test. A row's errors are its errors per unit, averaged over
+    training seeds; the sign of each row's difference is flipped at random.
 
     Returns:
       float64 [S]; two-sided p values, at least 1 / (samples + 1).
@@ -201,20 +261,24 @@ def _check_pair(first: Curve, second: Curve) -> None:
         raise ValueError("two curves are compared at the same strengths and on the same rows")
 
 
-def _resampled(curve: Curve, samples: int, seed: int, seeds: int = 0) -> np.ndarray:
-    """Rates float64 [samples, S] of resampled rows and, independently, training seeds."""
+def _resampled(
+    curve: Curve, samples: int, seed: int, spread: Spread, number: int = 0
+) -> np.ndarray:
+    """Rates float64 [samples, S] of resampled rows, with the training seeds' part drawn."""
     trained, num_strengths, num_rows = curve.errors.shape
-    rng = np.random.default_rng([seed, 1, seeds])
-    picks = rng.multinomial(trained, np.full(trained, 1 / trained), samples) / trained  # [B, T]
     rates = np.empty((samples, num_strengths))
     done = 0
     for weights in _row_weights(num_rows, samples, seed):
-        part = picks[done : done + len(weights)]
         errors = np.einsum("bn,tsn->bts", weights, curve.errors, optimize=True)
         units = np.einsum("bn,tsn->bts", weights, curve.units, optimize=True)
-        rates[done : done + len(part)] = np.einsum("bt,bts->bs", part, errors / units)
-        done += len(part)
-    return rates
+        rates[done : done + len(weights)] = _quotient(errors, units).mean(1)
+        done += len(weights)
+    factors = spread.draw(np.random.default_rng([seed, 1, number]), samples, trained)
+    return np.maximum(rates * factors, 0.0)
+
+
+def _quotient(errors: np.ndarray, units: np.ndarray) -> np.ndarray:
+    return np.divide(errors, units, out=np.full(errors.shape, np.nan), where=units > 0)
 
 
 def _row_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
@@ -228,8 +292,10 @@ def _row_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _interval(value: float, draws: np.ndarray, level: float) -> Interval:
-    draws = draws[np.isfinite(draws)]
-    if not draws.size:
+    """No ends where more draws are no number than lie outside of one: an end may be anywhere."""
+    finite = np.isfinite(draws)
+    if np.mean(~finite) > (1 - level) / 2:
         return Interval(value, float("nan"), float("nan"))
+    draws = draws[finite]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))

@@ -18,7 +18,7 @@ from jax_mdlm.data.corpus import open_references, open_split
 from jax_mdlm.data.jsonl import read_jsonl
 from jax_mdlm.data.rows import Split
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.evaluation.scores import METRICS, Metric, nearest
+from jax_mdlm.evaluation.scores import Metric, metric_named, nearest
 from jax_mdlm.sampling import Answer, SampleOptions, generate, response_end
 from jax_mdlm.sharding import Layout
 
@@ -77,9 +77,8 @@ def open_task(
     Raises:
       ConfigError: no such metric, split or file; a row that cannot be used.
     """
-    if metric and metric not in METRICS:
-        raise ConfigError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    chosen = METRICS[metric or ("characters" if file else _USUAL.get(config.data.source, "exact"))]
+    usual = "characters" if file else _USUAL.get(config.data.source, "exact")
+    chosen = metric_named(metric or usual)
     stop = limit or None
     if config.data.source == "pronunciations" and not file:
         words = open_references(config.data, workdir, split)[:stop]
@@ -87,11 +86,20 @@ def open_task(
             f"pronunciations/{split}", [w for w, _ in words], [tuple(r) for _, r in words], chosen
         )
     if file:
-        examples, name = read_jsonl(DataConfig(files=file)).examples, file
+        read = read_jsonl(DataConfig(files=file))
+        examples, origins, name = read.examples, read.origins, file
     else:
         rows = open_split(config.data, workdir, split)
-        examples, name = rows.examples, rows.name
-    ends = [(example, answers(example)[-1]) for example in examples[:stop]]
+        examples, origins, name = rows.examples, rows.origins, rows.name
+    ends = []
+    for example, origin in zip(examples[:stop], origins, strict=False):
+        found = answers(example)
+        if not found or not example[found[-1]].content.strip():
+            raise ConfigError(
+                f"{origin} must have an answer to be scored against, got "
+                f"{'an empty one' if found else 'a text alone'}; give rows with answers in --file"
+            )
+        ends.append((example, found[-1]))
     return Task(
         name,
         [example[:end] for example, end in ends],

@@ -1,5 +1,6 @@
 """`evaluate intervention`: the command end to end on a tiny run, its arguments, what it keeps."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,9 +9,12 @@ import pytest
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate import main
-from jax_mdlm.evaluate.intervention import parse_models
+from jax_mdlm.evaluate.intervention import check_same_rows, parse_models
 from jax_mdlm.evaluation import intervention
 from jax_mdlm.evaluation.intervention import Decoded, Store, curve_of, seeds_for
+from jax_mdlm.evaluation.scores import METRICS
+from jax_mdlm.evaluation.tasks import Task
+from jax_mdlm.sampling import AboveThreshold, AtRandom
 
 
 def run(workdir: Path, rows_file: Path, *words: str) -> None:
@@ -42,8 +46,9 @@ def test_training_seeds_are_folders_of_a_model(workdir, rows_file, capsys):
     run(workdir, rows_file, f"--workdir=both={workdir},{workdir}", "--seeds=1", "--limit=3")
     text = capsys.readouterr().out
     assert "character error rate, 3 rows of" in text
-    assert "Displace(direction='right'), 1 decodings a strength; 95 % intervals" in text
-    assert [line.split()[0] for line in text.splitlines()[2:]] == [
+    assert "Displace(direction='right'), 1 decodings a strength\n" in text
+    assert "over rows and training seeds (1 degrees of freedom); p over rows alone" in text
+    assert [line.split()[0] for line in text.splitlines()[3:]] == [
         *("strength", "0", "0.3", "1", "slope", "pearson", "area")
     ]
 
@@ -99,13 +104,18 @@ def test_nothing_random_is_decoded_once():
 
     assert len(seeds_for(0.0, 5, options)) == 1
     assert len(seeds_for(0.1, 5, options)) == 5
+    for strategy in (AtRandom(), AboveThreshold(0.9, order=AtRandom())):
+        assert len(seeds_for(0.0, 5, dataclasses.replace(options, strategy=strategy))) == 5
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--strengths", "0.5"], r"two or more probabilities, got \[0.5\]"),
-        (["--strengths", "0", "1.5"], r"two or more probabilities, got \[0.0, 1.5\]"),
+        (["--strengths", "0"], r"must be 0 and one or more probabilities, got \[0.0\]"),
+        (["--strengths", "0.1", "0.5"], r"0 and one or more probabilities, got \[0.1, 0.5\]"),
+        (["--strengths", "0", "1.5"], r"0 and one or more probabilities, got \[0.0, 1.5\]"),
+        (["--kind=boundary", "--share=2"], "--share must be 0 or more and below 1, got 2.0"),
+        (["--file=/nowhere.jsonl"], "--file: no file /nowhere.jsonl; correct the path"),
         (["--seeds", "0"], "--seeds must be 1 or more, got 0"),
         (["--metric", "bleu"], "metric must be one of symbols, .* got 'bleu'"),
         (["--config.train.steps=3"], "config.train.steps cannot be changed here"),
@@ -127,16 +137,33 @@ def test_models_have_names():
 
 
 def test_other_rows_cannot_be_compared(workdir, rows_file, tmp_path):
-    """The second model's rows must be those of the first."""
-    from types import SimpleNamespace
+    """The second model's rows must be those of the first, and their scores of one metric."""
+    first = Task("a", ["x"], [("1",)], METRICS["exact"])
+    check_same_rows(first, Task("b", ["x"], [("1",)], METRICS["exact"]), "B")
+    message = (
+        "--workdir B must be decoded on the same rows and metric as the first, 1 of a by exact, "
+        "got 1 of b by {}; give --file and --metric"
+    )
+    with pytest.raises(ConfigError, match=message.format("exact")):
+        check_same_rows(first, Task("b", ["x"], [("2",)], METRICS["exact"]), "B")
+    with pytest.raises(ConfigError, match=message.format("chrf")):
+        check_same_rows(first, Task("b", ["x"], [("1",)], METRICS["chrf"]), "B")
 
-    from jax_mdlm.evaluate.intervention import Measured, report
-    from jax_mdlm.evaluation.statistics import Curve
 
-    def measured(rows):
-        ones = np.ones((1, 2, rows))
-        return Measured(Curve(np.array([0.0, 1.0]), ones, ones), [], None, 1)
+def test_rows_without_an_answer_are_refused_before_anything_is_decoded(workdir, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", "response": " "}\n')
+    message = r"rows\.jsonl:2 must have an answer to be scored against, got an empty one; give rows"
+    with pytest.raises(ConfigError, match=message):
+        main(["intervention", "--workdir", str(workdir), "--file", str(rows)])
 
-    args = SimpleNamespace(kind="displace", direction="right", seeds=1)
-    with pytest.raises(ConfigError, match="--workdir b must be decoded on the rows of a"):
-        report({"a": measured(3), "b": measured(4)}, args)
+
+def test_what_is_no_number_is_null(workdir, rows_file, capsys):
+    """The first answer has no four words: repetition is 0 of 0."""
+    words = [f"--workdir={workdir}", "--metric=repetition", "--seeds=1", "--limit=1", "--json"]
+    run(workdir, rows_file, *words)
+    text = capsys.readouterr().out
+    assert "NaN" not in text
+    (model,) = json.loads(text)["models"].values()
+    assert model["rates_of_training_seeds"] == [[None] * 3]
+    assert model["clean"] == [None, None, None]

@@ -9,7 +9,7 @@ import pytest
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import render_prompt
-from jax_mdlm.evaluate import main
+from jax_mdlm.evaluate import likelihood, main
 from jax_mdlm.evaluate.opened import open_run
 from jax_mdlm.evaluation.likelihood import log_likelihood, marginal_log_likelihood
 
@@ -149,3 +149,24 @@ def test_choices(workdir, opened, tmp_path, capsys):
 def test_refusals(workdir, words, message):
     with pytest.raises(ConfigError, match=message):
         main(["likelihood", f"--workdir={workdir}", *words])
+
+
+def test_blank_lines_are_no_questions(workdir, tmp_path):
+    (tmp_path / "blank.jsonl").write_text("\n \n")
+    with pytest.raises(ConfigError, match=r"blank\.jsonl is empty; give a file with one JSON"):
+        main(
+            [
+                "likelihood",
+                f"--workdir={workdir}",
+                f"--file={tmp_path / 'blank.jsonl'}",
+                "--choices",
+            ]
+        )
+
+
+def test_rows_without_room_are_refused_before_they_are_scored(workdir, tmp_path, monkeypatch):
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "response": "a b " * 99}))
+    monkeypatch.setattr(likelihood, "log_likelihood", None)
+    with pytest.raises(ConfigError, match=r"it does not; add it, or more room where the row was c"):
+        main(["likelihood", f"--workdir={workdir}", f"--file={file}", "--marginal"])

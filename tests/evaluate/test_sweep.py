@@ -1,5 +1,6 @@
 """`evaluate sweep`: lists, digests, and a real sweep of tiny models that goes on where it was."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -15,7 +16,7 @@ from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate import main
 from jax_mdlm.evaluate.children import cores_of
-from jax_mdlm.evaluate.sweep import digest, parse
+from jax_mdlm.evaluate.sweep import digest, list_runs, parse
 from tests.training.conftest import write_rows
 
 LISTS = sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*.py"))
@@ -139,7 +140,8 @@ def test_a_training_that_fails_is_named(tmp_path):
         (["--only=x"], r"--only must name runs of experiments/paper, ce, .* got \['x'\]"),
         (["--training-seeds=0"], "must be 1 or more, got 0 and 1"),
         (["--config.train.steps=1"], "a sweep takes its settings from --runs"),
-        (["--strengths", "2"], "two or more probabilities"),
+        (["--strengths", "2"], "must be 0 and one or more probabilities"),
+        (["--metric=bleu"], "metric must be one of symbols, .* got 'bleu'"),
     ],
     ids=str,
 )
@@ -148,6 +150,32 @@ def test_refusals(tmp_path, words, message):
     base = ["sweep", "--runs=experiments/paper", f"--folder={tmp_path}", f"--output={tmp_path}"]
     with pytest.raises(ConfigError, match=message):
         main([*base, *words])
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ({"a": [], "b": ["--config.objective.ctc_weight=4"]}, "runs a and b of .* have the same"),
+        ({"a": ["--config.train.seed=3"]}, r"run a of .* must leave train.seed at 0, got 3; --tra"),
+        (
+            {"a": ["--config.data.source=chat_jsonl"]},
+            r"run a of .* has no test split, data\.source is chat_jsonl; name test rows",
+        ),
+    ],
+)
+def test_lists_that_cannot_be_used(tmp_path, runs, message):
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "runs.py"
+    words = {name: ["--config=pronounce", *more] for name, more in runs.items()}
+    file.write_text(f"def get_runs():\n    return {words!r}\n")
+    with pytest.raises(ConfigError, match=message):
+        main(["sweep", f"--runs={file}", f"--folder={tmp_path}", f"--output={tmp_path}"])
+
+
+def test_a_run_that_is_named_twice_is_one(tmp_path):
+    args = argparse.Namespace(runs="experiments/paper", folder=str(tmp_path), only="ce,ce")
+    args.training_seeds, args.jobs, args.split, args.file = 2, 1, "test", ""
+    assert [one.seed for one in list_runs(args, [])] == [0, 1]
 
 
 def test_a_run_names_one_config():

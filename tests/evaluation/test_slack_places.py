@@ -227,3 +227,10 @@ def test_targets_are_the_same_at_every_call(tokenizer) -> None:
     )
     for a, b in zip(first, second):
         np.testing.assert_array_equal(a.slots, b.slots)
+
+
+def test_a_pretraining_run_has_no_answers(tokenizer) -> None:
+    config = make_config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, pretraining=True))
+    with pytest.raises(ConfigError, match="a run with data.pretraining=true has no answers"):
+        draw_targets(config, make_task(2), tokenizer)

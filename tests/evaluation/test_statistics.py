@@ -6,6 +6,7 @@ import scipy.stats
 
 from jax_mdlm.evaluation.statistics import (
     Curve,
+    Spread,
     area,
     bootstrap_curve,
     bootstrap_differences,
@@ -86,6 +87,64 @@ def test_training_seeds_widen_an_interval():
     both = Curve(STRENGTHS, np.concatenate([one, other]), np.concatenate([units, units]))
     pair = bootstrap_curve(both, samples=300)["clean"]
     assert pair.high - pair.low > 4 * (alone.high - alone.low)
+
+
+def seeded(rng, seeds, sd=0.02, rows=400, rate=0.2):
+    """Trainings whose true rates lie apart by `sd`, alike at all strengths."""
+    rates = (rate + sd * rng.standard_normal(seeds))[:, None, None]
+    units = np.full((seeds, 3, rows), 50.0)
+    return Curve(STRENGTHS, rng.binomial(50, np.broadcast_to(rates, units.shape)) / 1.0, units)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_intervals_cover_where_few_seeds_lie_apart(seeds):
+    """95 of 100 even of two seeds; resampling the seeds would cover 52, 72 and 82."""
+    rng = np.random.default_rng(8)
+    inside = 0
+    for trial in range(100):
+        found = bootstrap_curve(seeded(rng, seeds), samples=400, seed=trial)["clean"]
+        inside += found.low <= 0.2 <= found.high
+    assert inside >= 90
+
+
+def test_models_lend_each_other_their_spread():
+    """Four models of two seeds: sharper than two seeds alone, and a model of one seed gets some."""
+    rng = np.random.default_rng(9)
+    inside, widths = 0, []
+    for trial in range(100):
+        curves = [seeded(rng, 2) for _ in range(4)] + [seeded(rng, 1)]
+        spread = Spread.of(curves)
+        assert spread.freedom == 4
+        shared = bootstrap_curve(curves[0], spread=spread, samples=400, seed=trial)["clean"]
+        single = bootstrap_curve(curves[4], spread=spread, samples=400, seed=trial)["clean"]
+        own = bootstrap_curve(curves[0], samples=400, seed=trial)["clean"]
+        widths.append([one.high - one.low for one in (shared, own)])
+        inside += (shared.low <= 0.2 <= shared.high) + (single.low <= 0.2 <= single.high)
+    assert inside >= 180
+    shared, own = np.median(widths, axis=0)
+    assert shared < own / 2
+
+
+def test_differences_between_equal_models_are_found_as_rarely_as_they_should():
+    rng = np.random.default_rng(10)
+    inside = 0
+    for trial in range(100):
+        curves = [seeded(rng, 3) for _ in range(2)]
+        found = bootstrap_differences(*curves, samples=400, seed=trial)
+        inside += found["clean"].low <= 0 <= found["clean"].high
+    assert inside >= 90
+
+
+def test_a_ratio_to_what_may_be_zero_has_no_ends():
+    errors = np.zeros((1, 3, 100))
+    errors[0, :, 0] = 1
+    few, more = Curve(STRENGTHS, errors, np.ones_like(errors)), errors.copy()
+    more[0, :, 1:3] = 1
+    found = bootstrap_differences(few, Curve(STRENGTHS, more, np.ones_like(errors)), samples=400)
+    assert found["clean_ratio"].value == pytest.approx(3)
+    assert np.isnan(found["clean_ratio"].low)
+    assert np.isnan(found["clean_ratio"].high)
+    assert found["clean"].low <= 0.02 <= found["clean"].high
 
 
 def test_differences_of_the_same_rows_are_sharper():

@@ -135,7 +135,7 @@ def _check(rows: Sequence[Row], ids: SpecialIds, frames: int, collapse: Collapse
         if not len(response) or response[-1] != ids.terminator:
             raise ConfigError(
                 f"response of row {number} must end with the terminator (id {ids.terminator}), "
-                "it does not; add it"
+                "it does not; add it, or more room where the row was cut off (data.max_labels)"
             )
         found = sorted(unreadable.intersection(response[:-1]))
         if found:
