@@ -23,7 +23,10 @@ class Children:
 
     @contextmanager
     def until_stopped(self) -> Iterator[None]:
-        """Whatever ends this block early, SIGTERM too, is passed on: `train` saves and ends."""
+        """A stop of this block, by SIGTERM too, is passed on: `train` saves and ends.
+
+        After an error what runs goes on to its end; nothing is started any more.
+        """
 
         def leave(number: int, frame: object) -> None:
             raise SystemExit(128 + number)
@@ -31,6 +34,10 @@ class Children:
         old = signal.signal(signal.SIGTERM, leave)
         try:
             yield
+        except Exception:
+            with self._lock:
+                self._stopped = True
+            raise
         except BaseException:
             self.stop()
             raise
