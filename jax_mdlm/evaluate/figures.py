@@ -56,9 +56,13 @@ def draw_curves(
       ConfigError: matplotlib is not installed.
     """
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    many = len(curves) > 5  # more lines than a legend has room for beside them
+    figure, axes = plt.subplots(figsize=(8.0 if many else 6.4, 4.2), layout="constrained")
+    colours: Sequence[Any] = _COLOURS
+    if len(curves) > len(_COLOURS):
+        colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(curves)))
     for number, (name, rates) in enumerate(curves.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = colours[number]
         value, low, high = (
             np.array([getattr(rate, part) for rate in rates]) for part in ("value", "low", "high")
         )
@@ -74,7 +78,10 @@ def draw_curves(
         axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    if many:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
