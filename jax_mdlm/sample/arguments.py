@@ -5,6 +5,7 @@ Prompts come as arguments, from `--file` (text lines, or JSONL rows with `prompt
 `--json`; with `--output` they go to a file, and the same command goes on where it stopped.
 `--show slack` also prints the final canvas, slack visible, and the call that fixed each slot.
 `--response 'text [MASK*8] text'` fills gaps in. `--chat` is a conversation in the terminal.
+`--html` writes a page that replays every generation, beside those of another run with `--beside`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from jax_mdlm.data.corpus import open_tokenizer
 from jax_mdlm.progress import Progress
 from jax_mdlm.sample import chat, show
 from jax_mdlm.sample.job import Job
+from jax_mdlm.sample.player import open_page
 from jax_mdlm.sample.prompts import Encoded, Prompt, encode_prompt, read_prompts
 from jax_mdlm.sample.traces import TraceWriter, open_traces
 from jax_mdlm.sampling import (
@@ -56,8 +58,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object per answer")
     parser.add_argument("--show", choices=["slack"], help="print the canvas and the commit order")
     parser.add_argument("--trace", metavar="FILE", help="JSON lines to replay the generations from")
+    parser.add_argument("--html", metavar="FILE", help="a page that replays the generations")
+    parser.add_argument("--beside", metavar="FILE", help="--trace of another run, for --html")
     parser.add_argument("--chat", action="store_true", help="a conversation in the terminal")
     args, overrides = command.split_overrides(parser, argv)
+    if args.html and args.output:
+        raise ConfigError(
+            "--html holds all generations in one page, and --output is for long lists; drop one"
+        )
+    if args.beside and not args.html:
+        raise ConfigError("--beside names what --html shows beside the run; give --html FILE, too")
     command.start_processes()
 
     workdir = epath.Path(args.workdir)
@@ -71,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     tokenizer = open_tokenizer(config.data, workdir)
     template = template_of(config.data, tokenizer)
     options = options_from(
-        config.sample, config.objective.collapse, tokenizer.ids, trace=bool(args.trace)
+        config.sample, config.objective.collapse, tokenizer.ids, trace=bool(args.trace or args.html)
     )
     encoded = [encode_prompt(prompt, tokenizer, template) for prompt in prompts]
     if encoded:
@@ -86,16 +96,20 @@ def main(argv: Sequence[str]) -> None:
         _work_through(args, run, options, layout, prompts, encoded)
         return
     answers = _answers(run, options, layout, encoded)
-    with open_traces(args.trace) as write_trace:
+    with (
+        open_traces(args.trace) as write_trace,
+        open_page(args.html, workdir.name, args.beside) as add_to_page,
+    ):
         for prompt, known, answer in zip(prompts, encoded, answers, strict=True):
             text = show.answer_text(answer, known, run.tokenizer)
-            write_trace(prompt, text, answer, run.tokenizer)
+            for write in (write_trace, add_to_page):
+                write(prompt, text, answer, run.tokenizer)
             if jax.process_index() == 0:
                 print(_shown(args, run, prompt, text, answer), flush=True)
 
 
 def _check_chat(args: argparse.Namespace) -> None:
-    others = ("prompts", "file", "response", "output", "json", "show", "trace")
+    others = ("prompts", "file", "response", "output", "json", "show", "trace", "html", "beside")
     given = [name for name in others if getattr(args, name)]
     if given:
         shown = "TEXT" if given[0] == "prompts" else f"--{given[0]}"

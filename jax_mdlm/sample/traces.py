@@ -1,8 +1,10 @@
 """The file of `--trace`: a JSON line per generation, from which a viewer replays it."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -39,9 +41,8 @@ def open_traces(path: str | None, keep: int = 0) -> Iterator[TraceWriter]:
         with open(path, "w", encoding="utf-8") as file:
             file.writelines(lines[:keep])
 
-            def write(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer) -> None:
-                record = answer_record(prompt, text) | trace_record(answer, tokenizer)
-                file.write(as_json(record) + "\n")
+            def write(*generation: Any) -> None:
+                file.write(as_json(trace_of(*generation)) + "\n")
                 file.flush()
 
             yield write
@@ -49,3 +50,33 @@ def open_traces(path: str | None, keep: int = 0) -> Iterator[TraceWriter]:
         raise ConfigError(
             f"--trace {path} must be a file that can be written, but {error}"
         ) from error
+
+
+def trace_of(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A generation as a line of the file holds it."""
+    return answer_record(prompt, text) | trace_record(answer, tokenizer)
+
+
+def read_traces(path: str) -> list[dict[str, Any]]:
+    """All generations of a file.
+
+    Raises:
+      ConfigError: the file cannot be read, or a line is no generation.
+    """
+    records = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} must be a file of --trace, but {error}") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            record = None
+        if not isinstance(record, dict) or "changes" not in record:
+            raise ConfigError(
+                f"{path}:{number} must be a generation of --trace, it is not; write the file again "
+                "with python -m jax_mdlm.sample --trace"
+            )
+        records.append(record)
+    return records

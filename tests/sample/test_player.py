@@ -1,0 +1,178 @@
+"""The page of `--html`: what is in it, and what a real browser makes of it."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jax_mdlm.config import ConfigError
+from jax_mdlm.sample import main
+from jax_mdlm.sample.player import page
+from jax_mdlm.sample.traces import read_traces
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+ODD = "</script><script>alert(1)</script> <!-- & \u2028 'a' \"b\" ü"
+RECORD = {
+    "prompt": ODD,
+    "response": "ab",
+    "calls": 3,
+    "start": ["░", "░", "░", "x"],
+    "changes": [[0, 1, "b"], [1, 0, "a"], [1, 2, "b"], [2, 2, "·"]],
+    "confidence": [0.25, 1.0, 0.5, None],
+}
+
+
+def data_of(html: str) -> dict:
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    return json.loads(text)
+
+
+def test_the_records_come_back_and_cannot_become_markup():
+    html = page({"left": [RECORD], "right": [RECORD, RECORD]})
+    left, right = data_of(html)["runs"]
+    assert (left["name"], len(left["generations"]), len(right["generations"])) == ("left", 1, 2)
+    found = left["generations"][0]
+    assert found.pop("shown") == ODD
+    assert found == {name: RECORD[name] for name in found}
+    assert html.count("<script") == html.count("</script>") == 2
+    assert "alert(1)</script>" not in html
+
+
+def test_nothing_is_fetched_and_the_page_is_small():
+    html = page({"run": [RECORD]})
+    assert "default-src 'none'" in html
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", html)
+    assert len(html.encode()) < 20_000
+
+
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"prompt": "a"}, "a"),
+        ({"question": "b"}, "b"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "c"}]}, "c"),
+    ],
+)
+def test_prompts_of_every_form(row, shown):
+    record = {name: value for name, value in RECORD.items() if name != "prompt"} | row
+    assert data_of(page({"run": [record]}))["runs"][0]["generations"][0]["shown"] == shown
+
+
+def test_two_runs_from_the_command(talking, tmp_path):
+    _, workdir = talking
+    trace, html = tmp_path / "other.jsonl", tmp_path / "page.html"
+    words = ["--workdir", str(workdir), "--config.mesh.fsdp=-1", "what is", "masked"]
+    main([*words, "--trace", str(trace)])
+    main([*words, "--html", str(html), "--beside", str(trace)])
+    own, other = data_of(html.read_text())["runs"]
+    assert (own["name"], other["name"]) == (workdir.name, "other")
+    assert own["generations"] == other["generations"]
+    assert [one["response"] for one in own["generations"]] == [
+        record["response"] for record in read_traces(str(trace))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--html=a", "--output=b"], "--html holds all generations in one page, and --output is"),
+        (["--beside=a"], "--beside names what --html shows beside the run; give --html FILE"),
+        (["--html=a", "--beside=/no/file"], "/no/file must be a file of --trace, but"),
+        (["--html=/no/folder/a"], "--html /no/folder/a must be a file that can be written, but"),
+    ],
+)
+def test_refusals(talking, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        main(["--workdir", str(talking[1]), "--config.mesh.fsdp=-1", "x", *words])
+
+
+def test_other_files_are_no_traces(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for text in ("[1]", "{", '{"prompt": "a"}'):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"rows\.jsonl:1 must be a generation of --trace, it"):
+            read_traces(str(path))
+    with pytest.raises(ConfigError, match="run a must hold at least one generation to replay"):
+        page({"a": []})
+
+
+# Runs inside the page: uses it as a person does, and leaves what was seen in the document.
+DRIVE = """
+const seen = {errors: []}, wait = time => new Promise(done => setTimeout(done, time));
+const slots = () => [...document.querySelectorAll("article")].map(article =>
+  [...article.querySelectorAll("li")].map(slot => slot.firstChild.textContent));
+const texts = () => [...document.querySelectorAll(".text")].map(text => text.textContent);
+const press = key =>
+  document.body.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+const look = () => ({slots: slots(), texts: texts(), where: where.textContent});
+addEventListener("error", event => seen.errors.push(event.message));
+document.addEventListener("securitypolicyviolation", event => seen.errors.push(event.blockedURI));
+(async () => {
+  seen.begin = look();
+  speed.value = 30;
+  play.click();
+  await wait(10);
+  seen.playing = play.textContent;
+  while (play.textContent !== "Play") await wait(20);
+  seen.end = look();
+  seen.merged = [...document.querySelectorAll("article .merged")].map(slot => slot.title);
+  seen.status = by("status").textContent;
+  call.value = 2;
+  call.dispatchEvent(new Event("input"));
+  seen.scrubbed = look();
+  press("ArrowLeft");
+  seen.left = look();
+  press("End");
+  press("Home");
+  seen.home = look();
+  press(" ");
+  await wait(10);
+  press(" ");
+  seen.stopped = play.textContent;
+  const result = document.createElement("pre");
+  result.id = "seen";
+  result.textContent = JSON.stringify(seen);
+  document.body.append(result);
+})();
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium: .ci/run installs it")
+@pytest.mark.parametrize("width", [1200, 400])
+def test_a_browser_plays_scrubs_and_ends_with_the_text(tmp_path: Path, width: int) -> None:
+    html = page({"one": [RECORD], "other": [RECORD | {"calls": 2, "response": "abb"}]})
+    path = tmp_path / "page.html"
+    path.write_text(html.replace("open();\n</script>", f"open();\n{DRIVE}</script>"), "utf-8")
+    assert BROWSER is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-quic"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},800"]
+    flags += ["--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"]
+    found = subprocess.run(
+        [BROWSER, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in found.stderr
+    result = re.search(r'<pre id="seen">(.*?)</pre>', found.stdout, re.S)
+    assert result, found.stdout[-2000:]
+    seen = json.loads(result[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert seen["errors"] == []
+    masks, end = ["░", "░", "░", "x"], ["a", "b", "·", "x"]
+    assert seen["begin"]["slots"] == seen["home"]["slots"] == [masks, masks]
+    assert seen["begin"]["where"] == "0 of 3"
+    assert seen["playing"] == "Stop"
+    assert seen["end"] == {
+        "slots": [end, ["a", "b", "b", "x"]],
+        "texts": ["ab", "abb"],
+        "where": "3 of 3",
+    }
+    assert seen["merged"] == ["slot 3: slack, merged this call"]
+    assert seen["status"] == "one: finished: ab. other: finished: abb"
+    assert seen["scrubbed"]["slots"] == [["a", "b", "b", "x"]] * 2
+    assert seen["scrubbed"]["texts"] == ["4 of 4 slots fixed", "abb"]
+    assert seen["left"]["slots"] == [["░", "b", "░", "x"]] * 2
+    assert seen["stopped"] == "Play"
