@@ -45,7 +45,7 @@ def page(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     }
     # `</script>` and `<!--` end or change a script element wherever they stand.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = importlib.resources.files(__package__).joinpath("player.html")
+    template = importlib.resources.files("jax_mdlm.sample").joinpath("player.html")
     return template.read_text(encoding="utf-8").replace("@DATA@", text)
 
 
