@@ -99,7 +99,12 @@ def test_a_sweep_that_is_stopped_stops_what_it_runs(tmp_path, number):
     runs.write_text(text.replace("=0']", "=0', '--config.train.steps=100000']"))
     words = ["--runs", str(runs), "--folder", str(tmp_path / "models"), "--split=validation"]
     words += ["--strengths", "0", "0.5", "--seeds=1", "--output", str(tmp_path / "out")]
-    line = [sys.executable, "-m", "jax_mdlm.evaluate", "sweep", *words]
+    # What a shell starts in the background ignores SIGINT, and so would all that it starts.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from jax_mdlm import command, evaluate; command.run(evaluate.main)"
+    )
+    line = [sys.executable, "-c", code, "sweep", *words]
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
