@@ -79,4 +79,6 @@ def read_traces(path: str) -> list[dict[str, Any]]:
                 "with python -m jax_mdlm.sample --trace"
             )
         records.append(record)
+    if not records:
+        raise ConfigError(f"{path} must hold at least one generation of --trace, it is empty")
     return records

@@ -96,6 +96,9 @@ def test_other_files_are_no_traces(tmp_path):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"rows\.jsonl:1 must be a generation of --trace, it"):
             read_traces(str(path))
+    path.write_text("")
+    with pytest.raises(ConfigError, match=r"rows\.jsonl must hold at least one generation of --tr"):
+        read_traces(str(path))
     with pytest.raises(ConfigError, match="run a must hold at least one generation to replay"):
         page({"a": []})
 
