@@ -47,6 +47,8 @@ OWNED = {
     "torch": ("conversion/pickles.py",),  # where it is installed, to read pickles safely
     "tensorflow": (),
     "lm_eval": ("evaluation/harness",),
+    "gradio": ("sample/web.py",),
+    "IPython": ("sample/notebook.py",),
 }
 
 

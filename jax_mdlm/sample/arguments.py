@@ -6,6 +6,7 @@ Prompts come as arguments, from `--file` (text lines, or JSONL rows with `prompt
 `--show slack` also prints the final canvas, slack visible, and the call that fixed each slot.
 `--response 'text [MASK*8] text'` fills gaps in. `--chat` is a conversation in the terminal.
 `--html` writes a page that replays every generation, beside those of another run with `--beside`.
+`--web` is a conversation in the browser (extra `colab`), with `--share` at a public address.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import template_of
 from jax_mdlm.data.corpus import open_tokenizer
 from jax_mdlm.progress import Progress
-from jax_mdlm.sample import chat, show
+from jax_mdlm.sample import chat, show, web
+from jax_mdlm.sample.dialogue import Dialogue
 from jax_mdlm.sample.job import Job
 from jax_mdlm.sample.player import open_page
 from jax_mdlm.sample.prompts import Encoded, Prompt, encode_prompt, read_prompts
@@ -61,6 +63,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--html", metavar="FILE", help="a page that replays the generations")
     parser.add_argument("--beside", metavar="FILE", help="--trace of another run, for --html")
     parser.add_argument("--chat", action="store_true", help="a conversation in the terminal")
+    parser.add_argument("--web", action="store_true", help="a conversation in the browser")
+    parser.add_argument("--share", action="store_true", help="--web at a public address, too")
     args, overrides = command.split_overrides(parser, argv)
     if args.html and args.output:
         raise ConfigError(
@@ -68,12 +72,14 @@ def main(argv: Sequence[str]) -> None:
         )
     if args.beside and not args.html:
         raise ConfigError("--beside names what --html shows beside the run; give --html FILE, too")
+    if args.share and not args.web:
+        raise ConfigError("--share gives --web a public address; give --web, too")
     command.start_processes()
 
     workdir = epath.Path(args.workdir)
     config = command.apply_overrides(load_config(workdir), overrides, section="sample")
-    if args.chat:
-        _check_chat(args)
+    if args.chat or args.web:
+        _check_conversation(args)
         prompts = []
     else:
         prompts = read_prompts(args.prompts, args.file, args.response)
@@ -81,7 +87,10 @@ def main(argv: Sequence[str]) -> None:
     tokenizer = open_tokenizer(config.data, workdir)
     template = template_of(config.data, tokenizer)
     options = options_from(
-        config.sample, config.objective.collapse, tokenizer.ids, trace=bool(args.trace or args.html)
+        config.sample,
+        config.objective.collapse,
+        tokenizer.ids,
+        trace=bool(args.trace or args.html or args.web),
     )
     encoded = [encode_prompt(prompt, tokenizer, template) for prompt in prompts]
     if encoded:
@@ -89,8 +98,9 @@ def main(argv: Sequence[str]) -> None:
     command.use_compilation_cache(workdir / "compilation_cache")
     layout = make_layout(config.mesh)
     run = load_for_sampling(workdir, config, layout)
-    if args.chat:
-        chat.converse(run, options, template, layout)
+    if args.chat or args.web:
+        dialogue = Dialogue(run, options, template, layout)
+        web.serve(dialogue, args.share) if args.web else chat.converse(dialogue)
         return
     if args.output:
         _work_through(args, run, options, layout, prompts, encoded)
@@ -108,15 +118,16 @@ def main(argv: Sequence[str]) -> None:
                 print(_shown(args, run, prompt, text, answer), flush=True)
 
 
-def _check_chat(args: argparse.Namespace) -> None:
+def _check_conversation(args: argparse.Namespace) -> None:
+    own = "--web" if args.web else "--chat"
     others = ("prompts", "file", "response", "output", "json", "show", "trace", "html", "beside")
-    given = [name for name in others if getattr(args, name)]
+    given = [name for name in (*others, *(["chat"] if args.web else [])) if getattr(args, name)]
     if given:
         shown = "TEXT" if given[0] == "prompts" else f"--{given[0]}"
-        raise ConfigError(f"--chat asks for its prompts itself and takes no {shown}; drop one")
+        raise ConfigError(f"{own} asks for its prompts itself and takes no {shown}; drop one")
     if jax.process_count() > 1:
-        raise ConfigError("--chat runs in one process, not on the workers of a pod")
-    if not sys.stdin.isatty() or not sys.stdout.isatty():
+        raise ConfigError(f"{own} runs in one process, not on the workers of a pod")
+    if args.chat and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError("--chat needs a terminal; give prompts as arguments or with --file")
 
 

@@ -5,6 +5,7 @@ in a notebook (as the `srcdoc` of a frame), without a network and without this p
 """
 
 import contextlib
+import html
 import importlib.resources
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +16,18 @@ import jax
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.sample.show import MASK_SIGN, SLACK_SIGN
+from jax_mdlm.sample.still import style
 from jax_mdlm.sample.traces import TraceWriter, read_traces, trace_of
 
 _FIELDS = ("calls", "start", "changes", "confidence", "response")
 
 
-def page(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def page(runs: Mapping[str, Sequence[Mapping[str, Any]]], ended: bool = False) -> str:
     """HTML that replays the generations of one run, or of two side by side.
 
     Args:
       runs: Records of `--trace` by the name of their run, in the same order of prompts.
+      ended: It opens with the finished canvas, for who has just watched it; else with the first.
 
     Returns:
       A whole document, about 11 kB and what the records take. Nothing in it is fetched, and no text
@@ -38,6 +41,7 @@ def page(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     data = {
         "mask": MASK_SIGN,
         "slack": SLACK_SIGN,
+        "ended": ended,
         "runs": [
             {"name": name, "generations": [_generation(record) for record in records]}
             for name, records in runs.items()
@@ -46,7 +50,24 @@ def page(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     # `</script>` and `<!--` end or change a script element wherever they stand.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     template = importlib.resources.files("jax_mdlm.sample").joinpath("player.html")
-    return template.read_text(encoding="utf-8").replace("@DATA@", text)
+    return template.read_text("utf-8").replace("@STYLE@", style()).replace("@DATA@", text)
+
+
+def framed(document: str, height: int = 480) -> str:
+    """A page of `page` as an element that stands in another page: a notebook's output, a chat.
+
+    Args:
+      document: The whole page.
+      height: Pixels; what is longer scrolls.
+
+    Returns:
+      An `iframe` that holds the page itself (`srcdoc`) and may run its script and nothing else.
+    """
+    return (
+        f'<iframe srcdoc="{html.escape(document)}" sandbox="allow-scripts" '
+        'title="Denoising, call by call" '
+        f'style="width: 100%; height: {height}px; border: 0"></iframe>'
+    )
 
 
 @contextlib.contextmanager

@@ -151,10 +151,11 @@ class CanvasView:
 class Pace:
     """How many calls pass between two frames: few enough to watch, too many to be held up.
 
-    Frames come at most every 1/15 second, and showing them takes at most a tenth of the time.
+    Frames come at most every `seconds`, and showing them takes at most a tenth of the time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = _FRAME_SECONDS) -> None:
+        self._between = seconds
         self._calls, self._asked, self._frame_seconds = 0, 0.0, 0.0
         self._seconds_per_call = 0.0
 
@@ -164,7 +165,7 @@ class Pace:
         if self._calls == 0:
             self._calls = 1
             return 1
-        span = max(_FRAME_SECONDS, _CALLS_PER_FRAME_TIME * self._frame_seconds)
+        span = max(self._between, _CALLS_PER_FRAME_TIME * self._frame_seconds)
         wanted = math.ceil(span / max(self._seconds_per_call, 1e-9))
         self._calls = min(max(wanted, 1), 2 * self._calls)
         return self._calls

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from jax_mdlm.data.chat import make_template
 from jax_mdlm.sample.chat import Conversation
+from jax_mdlm.sample.dialogue import Dialogue
 from jax_mdlm.sampling import SampleOptions, options_from
 from jax_mdlm.training.run import Run
 from tests.sample.conftest import talking_config
@@ -28,7 +29,8 @@ class Talk:
 
     def __post_init__(self) -> None:
         self.template = make_template("llada", self.run.tokenizer)
-        self.conversation = Conversation(self.run, self.options, self.template, None, self.console)
+        dialogue = Dialogue(self.run, self.options, self.template, None)
+        self.conversation = Conversation(dialogue, self.console)
 
     def ask(self, message: str) -> str:
         """What is printed for it."""

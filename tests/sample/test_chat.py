@@ -16,8 +16,9 @@ from jax_mdlm.config import ConfigError, MeshConfig
 from jax_mdlm.containers import SampleState
 from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.data.examples import Message
-from jax_mdlm.sample import chat
-from jax_mdlm.sample.chat import Conversation, fit, report
+from jax_mdlm.sample import chat, dialogue
+from jax_mdlm.sample.chat import Conversation
+from jax_mdlm.sample.dialogue import Dialogue, Question, fit, report
 from jax_mdlm.sample.view import Reader, plain
 from jax_mdlm.sampling import Answer, SampleOptions, make_canvas, read_answers, stream
 from jax_mdlm.sharding import make_layout
@@ -153,8 +154,8 @@ def test_a_long_conversation_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) 
     slots = np.full(8, now.options.ids.terminator, np.int32)
     answer = Answer(words, slots, np.zeros(8, int), np.zeros(8, bool), 8)
 
-    def generated(self: Conversation, ids: list[int], key: jax.Array) -> tuple[Answer, float]:
-        prompts.append(ids)
+    def generated(self: Conversation, question: Question) -> tuple[Answer, float]:
+        prompts.append(question.ids)
         return answer, 1.0
 
     monkeypatch.setattr(Conversation, "_generate", generated)
@@ -177,7 +178,7 @@ def test_one_program_on_a_mesh(
     layout = make_layout(MeshConfig(data=2, fsdp=1, tensor=2), eight_devices[:4])
     params = jax.device_put(run.params, layout.replicated)
     spread = dataclasses.replace(now.run, params=params)
-    conversation = Conversation(spread, now.options, now.template, layout, now.console)
+    conversation = Conversation(Dialogue(spread, now.options, now.template, layout), now.console)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         conversation.ask("a question")
     found = re.compile(r"Compiling \S*continue_batch\b")
@@ -202,12 +203,12 @@ def test_an_answer_that_spells_the_mask_is_not_remembered(
     now = talk(run)
     spelled = [run.tokenizer.encode(letter)[0] for letter in "see <|mdm_mask|>"]
     assert now.options.ids.mask not in spelled
-    original = chat.read_answers
+    original = dialogue.read_answers
 
     def spelling(state: SampleState, count: int, options: SampleOptions) -> list:
         return [dataclasses.replace(a, tokens=spelled) for a in original(state, count, options)]
 
-    monkeypatch.setattr(chat, "read_answers", spelling)
+    monkeypatch.setattr(dialogue, "read_answers", spelling)
     printed = now.ask(QUESTION)
     assert printed.startswith("see <|mdm_mask|>\n")
     told = " ".join(printed.split())
@@ -218,9 +219,9 @@ def test_an_answer_that_spells_the_mask_is_not_remembered(
 def test_answers_are_no_markup(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     now = talk(run)
     evil = run.tokenizer.encode("[red]a[/red] \x1b[2J [/]")
-    original = chat.read_answers
+    original = dialogue.read_answers
     monkeypatch.setattr(
-        chat,
+        dialogue,
         "read_answers",
         lambda *args: [dataclasses.replace(a, tokens=evil) for a in original(*args)],
     )

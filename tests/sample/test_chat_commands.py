@@ -11,8 +11,9 @@ import pytest
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.data.examples import Message
-from jax_mdlm.sample import chat
+from jax_mdlm.sample import chat, dialogue
 from jax_mdlm.sample.chat import Conversation, converse
+from jax_mdlm.sample.dialogue import Dialogue
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.training.run import Run
 from tests.sample.talk import Talk, talk
@@ -46,9 +47,8 @@ def transcript(
     script = Script(*lines)
     monkeypatch.setattr("builtins.input", script)
     monkeypatch.setenv("COLUMNS", "200")
-    converse(
-        now.run, now.options, now.template, make_layout(now.run.config.mesh, jax.devices()[:1])
-    )
+    layout = make_layout(now.run.config.mesh, jax.devices()[:1])
+    converse(Dialogue(now.run, now.options, now.template, layout))
     assert script.lines == []
     return capsys.readouterr().out.splitlines()
 
@@ -146,7 +146,7 @@ def test_prompts_of_a_fixed_width_are_answered_alone(
     now.template = dataclasses.replace(now.template, slots=100)
     alone = []
     monkeypatch.setattr(
-        chat, "render_prompt", lambda *args: alone.append(args[1]) or render_prompt(*args)
+        dialogue, "render_prompt", lambda *args: alone.append(args[1]) or render_prompt(*args)
     )
     printed = transcript(monkeypatch, capsys, now, "a", "b", EOFError)
     assert printed[1] == "every message is answered alone: this model knows prompts of 100 slots"
