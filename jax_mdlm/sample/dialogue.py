@@ -91,6 +91,23 @@ class Dialogue:
         """Whether the model knows single messages only."""
         return bool(self.template.slots)
 
+    def with_settings(self, *overrides: str) -> "Dialogue":
+        """The same parameters with other `--config.sample.NAME=VALUE`.
+
+        Raises:
+          ConfigError: a setting cannot be used, or decides how parameters are read.
+        """
+        old, options = self.run.config, self.options
+        config = command.apply_overrides(old, overrides, section="sample")
+        if (config.mesh, config.sample.weights) != (old.mesh, old.sample.weights):
+            raise ConfigError(
+                "sample.weights and mesh settings say how parameters are read, and they have been; "
+                "open another dialogue"
+            )
+        run = dataclasses.replace(self.run, config=config)
+        options = options_from(config.sample, options.collapse, options.ids, trace=options.trace)
+        return Dialogue(run, options, self.template, self._layout)
+
     def ask(self, message: str, turns: Sequence[Turn], number: int) -> Question:
         """A message with as much of the conversation as fits.
 

@@ -6,6 +6,7 @@ Enters: a dialogue and a message. Leaves: HTML. `notebook` puts it below a cell,
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from jax_mdlm.sample.dialogue import Dialogue, Turn, left_out, report, status
 from jax_mdlm.sample.player import framed, page
@@ -26,12 +27,14 @@ class Picture:
       text: The answer; empty until it is finished.
       notes: What is to be said beside it: what it cost, turns that were left out.
       turns: The conversation behind it; until the end the one before it.
+      record: The generation so far, as `--trace` writes it.
     """
 
     html: str
     text: str
     notes: str
     turns: list[Turn]
+    record: dict[str, Any]
 
 
 def pictures(
@@ -54,17 +57,18 @@ def pictures(
     run, before = dialogue.run, list(turns)
     question = dialogue.ask(message, before, number)
     gone = left_out(question, run.config.model.max_length)
+    record: dict[str, Any] = {}
     if not dialogue.is_compiled(question):
-        yield Picture('<p role="status">compiling...</p>', "", gone, before)
+        yield Picture('<p role="status">compiling...</p>', "", gone, before, record)
         dialogue.compile(question)
     prompt = Prompt(message, None, {"prompt": message})
-    pace, began, answer, record = Pace(_FRAME_SECONDS), time.perf_counter(), None, {}
+    pace, began, answer = Pace(_FRAME_SECONDS), time.perf_counter(), None
     for frame in dialogue.frames(question, pace):
         with pace.frame():
             answer = frame.answer
             record = trace_of(prompt, dialogue.text(answer), answer, run.tokenizer)
             html = still(record, status(answer, dialogue.options))
-            yield Picture(html, "", gone, before)
+            yield Picture(html, "", gone, before, record)
     assert answer is not None
     cost = report(answer, time.perf_counter() - began, dialogue.options)
     text = dialogue.text(answer)
@@ -75,4 +79,5 @@ def pictures(
         text,
         "; ".join(note for note in notes if note),
         before if told is None else told,
+        record,
     )

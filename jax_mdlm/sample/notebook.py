@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 
-from jax_mdlm.sample.dialogue import Dialogue, Turn
+from jax_mdlm.sample.dialogue import Dialogue, Turn, open_dialogue
 from jax_mdlm.sample.live import pictures
 from jax_mdlm.sample.player import framed, page
 
+__all__ = ["Chat", "describe_device", "open_dialogue", "replay", "weights_that_fit"]
+
 _GIB = 2**30
-_ROOM = {"full": 24 * _GIB, "int8": 12 * _GIB}  # of a chip, for LLaDA-8B and its canvas
+ROOM = {"full": 24 * _GIB, "int8": 12 * _GIB}  # of a chip, for LLaDA-8B and its canvas
 
 
 class Chat:
@@ -23,6 +25,7 @@ class Chat:
     def __init__(self, dialogue: Dialogue) -> None:
         """Begins one; `dialogue` as from `open_dialogue`."""
         self.turns: list[Turn] = []
+        self.records: list[dict[str, Any]] = []  # of `--trace`, for `replay` and `page`
         self._dialogue, self._number = dialogue, 0
 
     def say(self, message: str) -> str:
@@ -45,6 +48,7 @@ class Chat:
                 handle.update(shown)
         assert picture is not None
         self.turns, self._number = picture.turns, self._number + 1
+        self.records.append(picture.record)
         return picture.text
 
 
@@ -65,14 +69,14 @@ def describe_device() -> str:
     first = jax.devices()[0]
     room = _memory(first)
     if not room:
-        return f"{first.device_kind}: no accelerator"
+        return f"{first.device_kind}, no accelerator: what is shown here uses a small model"
     return f"{jax.device_count()} x {first.device_kind}, {room / _GIB:.0f} GiB each"
 
 
 def weights_that_fit() -> str:
     """`sample.weights` with which LLaDA-8B fits one chip of this runtime; empty: none does."""
     room = _memory(jax.devices()[0])
-    return next((name for name, least in _ROOM.items() if room >= least), "")
+    return next((name for name, least in ROOM.items() if room >= least), "")
 
 
 class _Shown:

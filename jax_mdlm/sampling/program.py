@@ -6,7 +6,7 @@ Enters: parameters and a canvas on the device. Leaves: a `SampleState`. Everythi
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -127,21 +127,53 @@ def lower(
     Returns:
       The lowered program; `.compile().memory_analysis()` has its memory in bytes per device.
     """
+    params, inputs, region = _abstract(config, options, layout, weights, prompt_slots, rows)
+    return decode_batch.lower(
+        params, *inputs, config=config, options=options, region=region, layout=layout
+    )
+
+
+def lower_part(
+    config: ModelConfig,
+    options: SampleOptions,
+    layout: Layout,
+    *,
+    weights: Literal["full", "int8"] = "full",
+    prompt_slots: int,
+    rows: int = 1,
+) -> jax.stages.Lowered:
+    """As `lower`, the program of a part of `stream`."""
+    params, inputs, region = _abstract(config, options, layout, weights, prompt_slots, rows)
+    first = functools.partial(
+        first_state, config=config, options=options, region=region, layout=layout
+    )
+    state = jax.eval_shape(first, params, *inputs)
+    until = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.replicated)
+    return continue_batch.lower(
+        params, state, inputs[1], until, config=config, options=options, layout=layout
+    )
+
+
+def _abstract(
+    config: ModelConfig,
+    options: SampleOptions,
+    layout: Layout,
+    weights: Literal["full", "int8"],
+    prompt_slots: int,
+    rows: int,
+) -> tuple[Params, tuple[Any, ...], Region]:
+    """Parameters, the other inputs of `decode_batch`, and the region, as shapes."""
     region = options.region(prompt_slots)
     shape = (rows, region.start + region.limit)
     whole = layout.replicated
-    return decode_batch.lower(
-        model.abstract_prepared(config, weights, layout),
+    inputs = (
         jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.rows),
         jax.ShapeDtypeStruct(shape, jnp.bool_, sharding=layout.rows),
         jax.eval_shape(lambda: jax.random.key(0)),
         jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),
-        config=config,
-        options=options,
-        region=region,
-        layout=layout,
     )
+    return model.abstract_prepared(config, weights, layout), inputs, region
 
 
 def _make_denoise(

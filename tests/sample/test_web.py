@@ -97,6 +97,16 @@ def test_a_finished_still_is_the_page_of_its_record(dialogue: Dialogue) -> None:
         assert sum("mask" in kinds for kinds, _, _ in part) == masked
 
 
+def test_other_settings_keep_the_parameters(dialogue: Dialogue) -> None:
+    fast = dialogue.with_settings("--config.sample.steps=2")
+    assert fast.run.params is dialogue.run.params
+    picture = list(live.pictures(fast, "what is", [], 0))[-1]
+    assert picture.notes.startswith("2 calls, ")
+    assert list(live.pictures(dialogue, "what is", [], 0))[-1].notes.startswith("8 calls, ")
+    with pytest.raises(ConfigError, match=r"sample\.weights and mesh settings say how parameters"):
+        dialogue.with_settings("--config.sample.weights=int8")
+
+
 def test_gradio_streams_to_a_client(dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real server on this machine, and a client that talks to it over HTTP."""
     pytest.importorskip("gradio")
@@ -178,6 +188,8 @@ def test_a_notebook_shows_canvases_and_the_page(
     assert "srcdoc" in pieces[-1]
     assert len(chat.turns) == 1
     chat.say("masked")
+    assert chat.records[0]["response"] == text
+    assert len(chat.records) == 2
     assert len(chat.turns) == 2
     pieces.clear()
     notebook.replay({"one": [RECORD], "two": [RECORD]}, height=300)
@@ -187,18 +199,18 @@ def test_a_notebook_shows_canvases_and_the_page(
 @pytest.mark.parametrize(
     ("platform", "stats", "weights", "told"),
     [
-        ("cpu", None, "", "cpu: no accelerator"),
+        ("cpu", None, "", "cpu, no accelerator: what is shown here uses a small model"),
         ("tpu", {"bytes_limit": 16909336576}, "int8", "1 x TPU v5 lite, 16 GiB each"),
         ("tpu", {"bytes_limit": 33550237696}, "full", "1 x TPU v6 lite, 31 GiB each"),
         ("gpu", {"bytes_limit": 8 * 2**30}, "", "1 x NVIDIA, 8 GiB each"),
-        ("tpu", {}, "", "TPU v2: no accelerator"),
+        ("tpu", {}, "", "TPU v2, no accelerator: what is shown here uses a small model"),
     ],
 )
 def test_what_a_chip_holds(
     monkeypatch: pytest.MonkeyPatch, platform: str, stats: dict | None, weights: str, told: str
 ) -> None:
     class Device:
-        device_kind = told.split(":")[0].split(",")[0].removeprefix("1 x ")
+        device_kind = told.split(",")[0].removeprefix("1 x ")
 
         def memory_stats(self) -> dict | None:
             return stats
