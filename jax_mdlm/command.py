@@ -201,18 +201,27 @@ def _leave(code: int) -> typing.NoReturn:
 
 
 def _find(name: str) -> Path:
-    package = Path(__file__).parent
-    folders = [Path("configs"), package.parent / "configs", package / "configs"]
+    folders = _folders()
     candidates = [Path(name)] + [folder / f"{name}.py" for folder in folders]
     candidates += [folder / Path(name).name for folder in folders[1:]]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    shipped = sorted({file.stem for folder in folders for file in folder.glob("*.py")})
     raise ConfigError(
         f"config file {name!r} was not found; give a path to a .py file or one of the shipped "
-        f"names: {', '.join(shipped)}"
+        f"names: {', '.join(shipped_configs())}"
     )
+
+
+def _folders() -> list[Path]:
+    """Where config files are: here, in a checkout, in an installed package."""
+    package = Path(__file__).parent
+    return [Path("configs"), package.parent / "configs", package / "configs"]
+
+
+def shipped_configs() -> list[str]:
+    """Names of the config files that came with the package."""
+    return sorted({file.stem for folder in _folders() for file in folder.glob("*.py")})
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:

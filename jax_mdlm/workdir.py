@@ -23,6 +23,7 @@ from jax_mdlm.containers import Params
 from jax_mdlm.model import lora, table
 from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError, open_checkpoints
 
+_QUICKSTART = "runs/quickstart"  # what launch/quickstart.sh trains, seen from the checkout
 _UNFINISHED = "import_unfinished"  # exists while weights are imported
 _IMPORTED = {_UNFINISHED, "checkpoints", "source", "tokenizer", "config.json", "config.json.tmp"}
 
@@ -53,7 +54,7 @@ def load_config(workdir: epath.Path) -> Config:
     if not path.exists():
         raise ConfigError(
             f"work directory {workdir} must hold config.json, it does not; train one with "
-            f"python -m jax_mdlm.train --config pronounce --workdir {workdir}"
+            f"{_how_to_train(workdir, 'pronounce')}"
         )
     try:
         text = path.read_text()
@@ -65,6 +66,16 @@ def load_config(workdir: epath.Path) -> Config:
         return from_json(text, str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a config: {error}") from error
+
+
+def _how_to_train(workdir: epath.Path, config: str) -> str:
+    """The command that fills a work directory: the quickstart's script for its own, in a checkout.
+
+    That script also installs what the training needs; an installed wheel does not have it.
+    """
+    if workdir == epath.Path(_QUICKSTART) and epath.Path("launch/quickstart.sh").exists():
+        return "sh launch/quickstart.sh"
+    return f"python -m jax_mdlm.train --config {config} --workdir {workdir}"
 
 
 def save_config(workdir: epath.Path, config: Config) -> None:
@@ -139,8 +150,8 @@ def open_existing(workdir: epath.Path) -> Checkpoints:
             return checkpoints
         checkpoints.close()
     raise ConfigError(
-        f"work directory {workdir} must hold a checkpoint, none is there; train one with "
-        f"python -m jax_mdlm.train --config FILE --workdir {workdir}"
+        f"work directory {workdir} must hold a checkpoint, none is there; wait for its training's "
+        f"first one, or begin the training again with {_how_to_train(workdir, 'FILE')}"
     )
 
 

@@ -198,3 +198,17 @@ def test_control_c_is_one_line(
         command.run(main)
     assert raised.value.code == 130
     assert capsys.readouterr().err == "error: interrupted; nothing that is not whole will be used\n"
+
+
+def test_the_package_lists_its_commands() -> None:
+    """Every command that can be run, and nothing else."""
+    from jax_mdlm.__main__ import COMMANDS
+
+    shown = subprocess.run(
+        [sys.executable, "-m", "jax_mdlm"], capture_output=True, text=True, check=True
+    ).stdout
+    package = Path(command.__file__).parent
+    runnable = {path.parent.name for path in package.glob("*/__main__.py")} | {"convert"}
+    assert set(COMMANDS) == runnable
+    assert all(f"python -m jax_mdlm.{name} " in shown for name in runnable)
+    assert "llada_ctc, llada_lora, llada_pretrain, numbers, pronounce" in shown

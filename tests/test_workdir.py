@@ -8,6 +8,8 @@ from etils import epath
 from jax_mdlm import workdir
 from jax_mdlm.config import Config, ConfigError
 
+ROOT = Path(__file__).parent.parent
+
 
 def test_an_import_claims_clears_and_releases(tmp_path: Path) -> None:
     folder = epath.Path(tmp_path / "run")
@@ -44,3 +46,35 @@ def test_a_directory_without_a_config_is_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"config.json is not a config: "):
         workdir.load_config(epath.Path(tmp_path))
+
+
+def test_the_next_step_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a checkout the quickstart's own script; elsewhere the command that it runs."""
+    script = (ROOT / "launch" / "quickstart.sh").read_text()
+    quickstart = epath.Path(script.split("workdir=")[1].split()[0])
+    command = "python -m jax_mdlm.train --config pronounce --workdir"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"; train one with {command} {quickstart}$"):
+        workdir.load_config(quickstart)
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "quickstart.sh").write_text(script)
+    for same in (quickstart, epath.Path(f"./{quickstart}/")):
+        with pytest.raises(
+            ConfigError, match=r"it does not; train one with sh launch/quickstart.s"
+        ):
+            workdir.load_config(same)
+    with pytest.raises(ConfigError, match=rf"; train one with {command} runs/mine$"):
+        workdir.load_config(epath.Path("runs/mine"))
+
+
+def test_the_next_step_before_the_first_checkpoint(tmp_path: Path) -> None:
+    folder = epath.Path(tmp_path / "run")
+    workdir.save_config(folder, Config(name="x"))
+    with pytest.raises(
+        ConfigError,
+        match=r"none is there; wait for its training's first one, or begin the training again with "
+        rf"python -m jax_mdlm.train --config FILE --workdir {folder}$",
+    ):
+        workdir.open_existing(folder)

@@ -63,9 +63,10 @@ class FastTokenizer:
                 plain = plain.replace(token, " ")
             for symbol, _ in splitter.pre_tokenize_str(plain):
                 if symbol not in known:
+                    own = _shorten(plain.strip())  # without what a template put around it
                     return ConfigError(
-                        f"text {_shorten(text)!r} holds {symbol!r}, which the tokenizer does not "
-                        "know; use symbols of the training data only"
+                        f"text {own!r} holds {symbol!r}, which the tokenizer does not know; use "
+                        "symbols of the training data only"
                     )
         return error
 

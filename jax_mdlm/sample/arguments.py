@@ -51,7 +51,9 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("prompts", nargs="*", metavar="TEXT", help="prompts; none: read stdin")
-    parser.add_argument("--workdir", required=True, help="of a training run or an import")
+    parser.add_argument(
+        "--workdir", required=True, help="of a run (sh launch/quickstart.sh) or import"
+    )
     parser.add_argument("--file", help="prompts from a file; *.jsonl is read as JSON lines")
     parser.add_argument(
         "--response", metavar="TEXT", help="response with gaps, e.g. 'a [MASK*3] b'"

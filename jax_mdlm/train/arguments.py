@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command; raises ConfigError for what the user can mend."""
     watch = Goodput(time.perf_counter)
     parser = argparse.ArgumentParser(prog="python -m jax_mdlm.train", description=__doc__)
-    parser.add_argument("--config", required=True, help="FILE[:preset] or a shipped name")
+    parser.add_argument("--config", required=True, help="FILE[:preset] or a name, e.g. pronounce")
     parser.add_argument("--workdir", help="folder or gs:// path; default: runs/<config's name>")
     args, overrides = command.split_overrides(parser, argv)
     config = command.parse_config(args.config, overrides)

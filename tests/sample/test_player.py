@@ -1,5 +1,6 @@
 """The page of `--html`: what is in it, and what a real browser makes of it."""
 
+import html
 import json
 import re
 import shutil
@@ -10,7 +11,8 @@ import pytest
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.sample import main
-from jax_mdlm.sample.player import page
+from jax_mdlm.sample.player import framed, page
+from jax_mdlm.sample.still import still
 from jax_mdlm.sample.traces import read_traces
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -25,27 +27,35 @@ RECORD = {
 }
 
 
-def data_of(html: str) -> dict:
-    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+def slots_of(fragment: str) -> list[tuple[str, str, str]]:
+    """(classes, title, width of the bar) of each slot of a canvas that stands alone."""
+    found = re.findall(r'<li class="(.*?)" title="(.*?)" style="--sure: (.*?)">', fragment)
+    return [(kinds, html.unescape(title), sure) for kinds, title, sure in found]
+
+
+def data_of(document: str) -> dict:
+    (text,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', document, re.S
+    )
     return json.loads(text)
 
 
 def test_the_records_come_back_and_cannot_become_markup():
-    html = page({"left": [RECORD], "right": [RECORD, RECORD]})
-    left, right = data_of(html)["runs"]
+    document = page({"left": [RECORD], "right": [RECORD, RECORD]})
+    left, right = data_of(document)["runs"]
     assert (left["name"], len(left["generations"]), len(right["generations"])) == ("left", 1, 2)
     found = left["generations"][0]
     assert found.pop("shown") == ODD
     assert found == {name: RECORD[name] for name in found}
-    assert html.count("<script") == html.count("</script>") == 2
-    assert "alert(1)</script>" not in html
+    assert document.count("<script") == document.count("</script>") == 2
+    assert "alert(1)</script>" not in document
 
 
 def test_nothing_is_fetched_and_the_page_is_small():
-    html = page({"run": [RECORD]})
-    assert "default-src 'none'" in html
-    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", html)
-    assert len(html.encode()) < 20_000
+    document = page({"run": [RECORD]})
+    assert "default-src 'none'" in document
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", document)
+    assert len(document.encode()) < 20_000
 
 
 @pytest.mark.parametrize(
@@ -63,11 +73,11 @@ def test_prompts_of_every_form(row, shown):
 
 def test_two_runs_from_the_command(talking, tmp_path):
     _, workdir = talking
-    trace, html = tmp_path / "other.jsonl", tmp_path / "page.html"
+    trace, written = tmp_path / "other.jsonl", tmp_path / "page.html"
     words = ["--workdir", str(workdir), "--config.mesh.fsdp=-1", "what is", "masked"]
     main([*words, "--trace", str(trace)])
-    main([*words, "--html", str(html), "--beside", str(trace)])
-    own, other = data_of(html.read_text())["runs"]
+    main([*words, "--html", str(written), "--beside", str(trace)])
+    own, other = data_of(written.read_text())["runs"]
     assert (own["name"], other["name"]) == (workdir.name, "other")
     assert own["generations"] == other["generations"]
     assert [one["response"] for one in own["generations"]] == [
@@ -122,6 +132,8 @@ document.addEventListener("securitypolicyviolation", event => seen.errors.push(e
   seen.playing = play.textContent;
   while (play.textContent !== "Play") await wait(20);
   seen.end = look();
+  seen.kinds = [...document.querySelector("article").querySelectorAll("li")].map(slot =>
+    [slot.className, slot.title, slot.style.getPropertyValue("--sure")]);
   seen.merged = [...document.querySelectorAll("article .merged")].map(slot => slot.title);
   seen.status = by("status").textContent;
   call.value = 2;
@@ -136,25 +148,41 @@ document.addEventListener("securitypolicyviolation", event => seen.errors.push(e
   await wait(10);
   press(" ");
   seen.stopped = play.textContent;
+  parent.postMessage(seen, "*");
+})();
+"""
+# In the page around it, or in the page itself: what was seen becomes a part of the document.
+NOTE = """
+addEventListener("message", event => {
   const result = document.createElement("pre");
   result.id = "seen";
-  result.textContent = JSON.stringify(seen);
+  result.textContent = JSON.stringify(event.data);
   document.body.append(result);
-})();
+});
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium: .ci/run installs it")
-@pytest.mark.parametrize("width", [1200, 400])
-def test_a_browser_plays_scrubs_and_ends_with_the_text(tmp_path: Path, width: int) -> None:
-    html = page({"one": [RECORD], "other": [RECORD | {"calls": 2, "response": "abb"}]})
+@pytest.mark.parametrize(("width", "inside"), [(1200, False), (400, False), (1000, True)])
+def test_a_browser_plays_scrubs_and_ends_with_the_text(
+    tmp_path: Path, width: int, inside: bool
+) -> None:
+    """Alone on a wide and a narrow screen, and in the frame of a notebook's output."""
+    document = page({"one": [RECORD], "other": [RECORD | {"calls": 2, "response": "abb"}]})
+    driven = document.replace(
+        "open();\n</script>", f"open();\n{NOTE * (not inside)}{DRIVE}</script>"
+    )
+    if inside:
+        driven = f"<!doctype html><title>x</title><script>{NOTE}</script>{framed(driven)}"
     path = tmp_path / "page.html"
-    path.write_text(html.replace("open();\n</script>", f"open();\n{DRIVE}</script>"), "utf-8")
+    path.write_text(driven, "utf-8")
     assert BROWSER is not None
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
     flags += ["--disable-background-networking", "--disable-component-update", "--disable-quic"]
     flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},800"]
+    # A frame of another process would not share the virtual clock.
+    flags += ["--disable-features=IsolateSandboxedIframes"]
     flags += ["--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"]
     found = subprocess.run(
         [BROWSER, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
@@ -173,6 +201,7 @@ def test_a_browser_plays_scrubs_and_ends_with_the_text(tmp_path: Path, width: in
         "texts": ["ab", "abb"],
         "where": "3 of 3",
     }
+    assert [tuple(one) for one in seen["kinds"]] == slots_of(still(RECORD))
     assert seen["merged"] == ["slot 3: slack, merged this call"]
     assert seen["status"] == "one: finished: ab. other: finished: abb"
     assert seen["scrubbed"]["slots"] == [["a", "b", "b", "x"]] * 2

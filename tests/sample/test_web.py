@@ -12,7 +12,7 @@ from jax_mdlm.sample import live, main, notebook, web
 from jax_mdlm.sample.dialogue import Dialogue, open_dialogue
 from jax_mdlm.sample.player import framed, page
 from jax_mdlm.sample.still import still
-from tests.sample.test_player import ODD, RECORD, data_of
+from tests.sample.test_player import ODD, RECORD, data_of, slots_of
 
 
 @pytest.fixture(scope="module")
@@ -20,21 +20,15 @@ def dialogue(talking) -> Dialogue:
     return open_dialogue(talking[1], ["--config.mesh.fsdp=-1"])
 
 
-def slots(fragment: str) -> list[tuple[str, str, str]]:
-    """(classes, title, width of the bar) of each slot."""
-    found = re.findall(r'<li class="(.*?)" title="(.*?)" style="--sure: (.*?)">', fragment)
-    return [(kinds, html.unescape(title), sure) for kinds, title, sure in found]
-
-
 def test_a_still_says_what_the_page_says() -> None:
-    assert slots(still(RECORD)) == [
+    assert slots_of(still(RECORD)) == [
         ("slot fixed", "slot 1: a 25 % sure", "25%"),
         ("slot fixed", "slot 2: b 100 % sure", "100%"),
         ("slot slack merged fresh", "slot 3: slack, merged this call", "0%"),
         ("slot fixed given", "slot 4: x given", "100%"),
     ]
     begun = RECORD | {"calls": 1, "changes": [[0, 1, "·"]], "confidence": [None, 0.5, None, None]}
-    assert slots(still(begun)) == [
+    assert slots_of(still(begun)) == [
         ("slot mask", "slot 1: mask", "0%"),
         ("slot slack fresh", "slot 2: slack this call 50 % sure", "50%"),
         ("slot mask", "slot 3: mask", "0%"),
@@ -46,7 +40,7 @@ def test_a_still_is_no_markup() -> None:
     fragment = still(RECORD | {"start": [ODD] * 4, "changes": []}, note="<b>")
     assert "<script" not in fragment
     assert "<b>" not in fragment
-    assert next(title for _, title, _ in slots(fragment)) == f"slot 1: {ODD} given"
+    assert next(title for _, title, _ in slots_of(fragment)) == f"slot 1: {ODD} given"
     assert "■" in still(RECORD | {"start": ["<|eot_id|>"] * 4, "changes": []})
 
 
@@ -92,8 +86,8 @@ def test_a_finished_still_is_the_page_of_its_record(dialogue: Dialogue) -> None:
             continue
         calls, masked = int(found[1]), int(found[2])
         changes = [change for change in record["changes"] if change[0] < calls]
-        part = slots(still(record | {"calls": calls, "changes": changes}))
-        assert [kinds for kinds, _, _ in slots(picture.html)] == [kinds for kinds, _, _ in part]
+        part = slots_of(still(record | {"calls": calls, "changes": changes}))
+        assert [kinds for kinds, _, _ in slots_of(picture.html)] == [kinds for kinds, _, _ in part]
         assert sum("mask" in kinds for kinds, _, _ in part) == masked
 
 
