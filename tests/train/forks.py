@@ -1,22 +1,24 @@
-"""Processes of the train command, cheap to start and real to kill.
+"""Processes of the commands, cheap to start and real to kill.
 
 Importing JAX and the package costs seconds of processor time, much more than the runs of these
 tests. So one process (this module's `main`) imports them, starts no backend and no thread, and
 forks for every run that it is asked for: the child is a process of its own that runs the command
-from the first line of `main` on, with its own backend, and dies of a signal like any other.
+as `python -m` does, with its own backend, and dies of a signal like any other.
 """
 
 import contextlib
 import fcntl
+import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
@@ -102,12 +104,19 @@ class Crowd:
 
 
 class Forks:
-    """The forking process, seen from the tests."""
+    """The forking process, seen from the tests.
 
-    def __init__(self) -> None:
-        environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    Args:
+      imports: Modules that the children find imported.
+    """
+
+    def __init__(self, *imports: str) -> None:
+        environment = os.environ | {
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "OPENBLAS_NUM_THREADS": "1",  # NumPy and SciPy start theirs while they are imported
+        }
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.train.forks"],
+            [sys.executable, "-m", "tests.train.forks", *(imports or ["jax_mdlm.train"])],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -121,14 +130,42 @@ class Forks:
 
     def start(self, log: Path, *argv: str, **env: str) -> Child:
         """Runs `python -m jax_mdlm.train ARGV` in a new process."""
-        assert self._server.stdin is not None
         log.touch()  # it is looked at before the child has opened it
-        request = {"argv": argv, "log": str(log), "env": env}
+        streams = (Path(os.devnull), log, log)
+        return self.run(["-m", "jax_mdlm.train", *argv], streams, env, ROOT)
+
+    def run(
+        self,
+        words: Sequence[str],
+        streams: tuple[Path, Path, Path],
+        env: Mapping[str, str],
+        folder: Path,
+        *,
+        executable: str = "",
+    ) -> Child:
+        """Runs `python WORDS` in a new process.
+
+        Args:
+          words: `-m MODULE`, `-c TEXT`, `-` or `FILE`, and arguments.
+          streams: What it reads, prints, and prints for errors; the last two are appended to.
+          env: Variables, beside those of this process; what JAX reads while it is imported has been
+            read.
+          folder: Where it runs.
+          executable: What it takes for its Python, to start others with.
+        """
+        assert self._server.stdin is not None
+        request = {
+            "words": words,
+            "streams": [str(path) for path in streams],
+            "env": dict(env),
+            "folder": str(folder),
+            "executable": executable or sys.executable,
+        }
         self._server.stdin.write(json.dumps(request).encode() + b"\n")
         count = len(self._begun)
         while len(self._begun) == count:
             self.read(1)
-        return Child(self, self._begun[-1], log)
+        return Child(self, self._begun[-1], streams[1])
 
     def read(self, timeout: float) -> None:
         """Takes in what the server says."""
@@ -156,9 +193,9 @@ class Forks:
 
 
 @contextlib.contextmanager
-def forking() -> Iterator[Forks]:
+def forking(*imports: str) -> Iterator[Forks]:
     """A server for a while."""
-    forks = Forks()
+    forks = Forks(*imports)
     try:
         yield forks
     finally:
@@ -166,10 +203,9 @@ def forking() -> Iterator[Forks]:
 
 
 def main() -> None:
-    """Forks for every line of stdin: `{"argv", "log", "env"}`; prints `[pid, code or null]`."""
-    import jax_mdlm.train
-    from jax_mdlm import command
-
+    """Forks for every line of stdin, a request of `Forks.run`; prints `[pid, code or null]`."""
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) <= 2, "a fork would lose threads"
     running: set[int] = set()
     rest = b""
@@ -184,7 +220,6 @@ def main() -> None:
                 pid = os.fork()
                 if pid == 0:
                     _become(request)
-                    command.run(jax_mdlm.train.main)
                     return
                 running.add(pid)
                 _say(pid, None)
@@ -199,13 +234,25 @@ def main() -> None:
 
 
 def _become(request: dict) -> None:
-    """What a new process would have: its arguments, variables and streams."""
+    """What a new process would have: its variables, folder and streams; then runs its command."""
     os.environ.update(request["env"])
-    sys.argv = ["train", *request["argv"]]
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
+    os.chdir(request["folder"])
+    sys.executable = request["executable"]
+    for target, path in enumerate(request["streams"]):
+        how = os.O_WRONLY | os.O_CREAT | os.O_APPEND if target else os.O_RDONLY
+        os.dup2(os.open(path, how), target)
+    first, *rest = request["words"]
+    sys.path[0] = os.getcwd() if first.startswith("-") else str(Path(first).parent)
+    if first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first in ("-", "-c"):
+        text = rest.pop(0) if first == "-c" else sys.stdin.read()
+        sys.argv = [first, *rest]
+        exec(text, {"__name__": "__main__"})
+    else:
+        sys.argv = [first, *rest]
+        runpy.run_path(first, run_name="__main__")
 
 
 def _say(pid: int, code: int | None) -> None:
