@@ -11,7 +11,9 @@ and export read them.
 """
 
 import dataclasses
+import difflib
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -53,8 +55,8 @@ def load_config(workdir: epath.Path) -> Config:
     path = workdir / "config.json"
     if not path.exists():
         raise ConfigError(
-            f"work directory {workdir} must hold config.json, it does not; train one with "
-            f"{_how_to_train(workdir, 'pronounce')}"
+            f"work directory {workdir} must hold config.json, it does not; {_nearest(workdir)}"
+            f"train one with {_how_to_train(workdir, 'pronounce')}"
         )
     try:
         text = path.read_text()
@@ -66,6 +68,16 @@ def load_config(workdir: epath.Path) -> Config:
         return from_json(text, str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a config: {error}") from error
+
+
+def _nearest(workdir: epath.Path) -> str:
+    """A work directory beside it whose name is nearly the same, as a question; else empty."""
+    beside = Path(workdir).parent
+    if "://" in os.fspath(workdir) or not beside.is_dir():
+        return ""
+    names = [path.parent.name for path in beside.glob("*/config.json")]
+    close = difflib.get_close_matches(workdir.name, names, n=1)
+    return f"did you mean {beside / close[0]}? Else " if close else ""
 
 
 def _how_to_train(workdir: epath.Path, config: str) -> str:

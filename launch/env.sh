@@ -25,7 +25,7 @@ install() {
     uv pip install --quiet --python .venv/bin/python -e ".[$1]"
   else
     [ -x .venv/bin/python ] || "$(find_python)" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".[$1]"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 -e ".[$1]"
   fi
   cp pyproject.toml "$stamp"
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Trains, evaluates and samples the pronunciation model on this machine: about 12 minutes on two
-# CPU cores, installation included. Run again, it goes on where it stopped.
+# Trains, evaluates and samples the pronunciation model on this machine: 8 minutes on two CPU
+# cores, installation included. Run again, it goes on where it stopped.
 #   sh launch/quickstart.sh [--config.section.field=value ...]
 set -eu
 cd "$(dirname "$0")/.."

@@ -78,3 +78,15 @@ def test_the_next_step_before_the_first_checkpoint(tmp_path: Path) -> None:
         rf"python -m jax_mdlm.train --config FILE --workdir {folder}$",
     ):
         workdir.open_existing(folder)
+
+
+def test_a_folder_with_nearly_the_same_name_is_asked_for(tmp_path: Path) -> None:
+    for name in ("quickstart", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(ConfigError) as raised:
+        workdir.load_config(epath.Path(tmp_path / "quikstart"))
+    meant = f"; did you mean {tmp_path / 'quickstart'}? Else train one with python -m jax_mdlm.train "
+    assert meant in str(raised.value)
+    with pytest.raises(ConfigError, match="it does not; train one with"):
+        workdir.load_config(epath.Path(tmp_path / "llada"))

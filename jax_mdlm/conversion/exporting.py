@@ -14,7 +14,7 @@ import numpy as np
 from etils import epath
 
 from jax_mdlm.config import Config
-from jax_mdlm.conversion import boxes, published, shards
+from jax_mdlm.conversion import boxes, prompting, published, shards
 from jax_mdlm.conversion.boxes import Box
 from jax_mdlm.conversion.merging import stored_params
 from jax_mdlm.conversion.reading import Meter
@@ -226,4 +226,7 @@ def _write_files(
         itemsize = shards.DTYPES[KINDS[dtype]].itemsize
         (folder / INDEX).write_text(shards.index_of(plan, itemsize, scalars))
     settings = published.settings_of(config.model, ids, dtype, source)
+    settings.pop(prompting.KEY, None)
+    if told := prompting.describe(config):
+        settings[prompting.KEY] = told
     (folder / CONFIG).write_text(to_json(settings))

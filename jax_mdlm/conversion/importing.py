@@ -20,6 +20,7 @@ from jax_mdlm.config import (
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.conversion import boxes, published
 from jax_mdlm.conversion.boxes import Box
+from jax_mdlm.conversion.prompting import prompted
 from jax_mdlm.conversion.reading import Meter, read_box
 from jax_mdlm.conversion.source import Source, copy_files, kept_files
 from jax_mdlm.data.corpus import tokenizer_folder
@@ -134,7 +135,7 @@ def config_of(source: Source, name: str) -> Config:
     slots = source.config.max_length
     new = max(1, min(128, slots // 2))
     block = max(size for size in range(1, 33) if new % size == 0)
-    return Config(
+    config = Config(
         name=name,
         model=source.config,
         # Without a slack id the weights have never seen slack: nothing merges, "22" stays "22".
@@ -150,6 +151,7 @@ def config_of(source: Source, name: str) -> Config:
         ),
         sample=SampleConfig(length=new, block_length=block, steps=new),
     )
+    return prompted(config, source.settings, str(source.folder / "config.json"))
 
 
 def _given(index: int | None) -> int:

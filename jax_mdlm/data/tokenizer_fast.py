@@ -64,9 +64,10 @@ class FastTokenizer:
             for symbol, _ in splitter.pre_tokenize_str(plain):
                 if symbol not in known:
                     own = _shorten(plain.strip())  # without what a template put around it
+                    lower = f" ({symbol.lower()!r} is one)" if symbol.lower() in known else ""
                     return ConfigError(
                         f"text {own!r} holds {symbol!r}, which the tokenizer does not know; use "
-                        "symbols of the training data only"
+                        f"symbols of the training data only{lower}"
                     )
         return error
 

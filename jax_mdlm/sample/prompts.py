@@ -94,7 +94,10 @@ def read_prompts(words: Sequence[str], file: str | None, response: str | None) -
             text = line.strip()
             prompts.append(Prompt(text, response, {"prompt": text}))
     if not prompts:
-        raise ConfigError(f"{name} must hold at least one prompt, it is empty")
+        raise ConfigError(
+            f"{name} must hold at least one prompt, it is empty; give words as arguments, a "
+            "--file, or --chat"
+        )
     return prompts
 
 

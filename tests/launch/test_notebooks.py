@@ -56,7 +56,7 @@ def test_a_notebook_is_thin_and_holds_no_output(path: Path) -> None:
             assert cell["execution_count"] is None
         assert len(cell["source"]) <= 45, cell["id"]
     text = path.read_text("utf-8")
-    assert "git+" not in text
+    assert "github.com" not in text, "the project has no address of its own"
     assert "trust_remote_code" not in text
 
 
@@ -66,6 +66,7 @@ def test_all_begin_alike(path: Path) -> None:
     first = code_of(path)[0]
     assert first == code_of(NOTEBOOKS[0])[0]
     assert "[colab,tpu]" in first
+    assert 'COPY = ""' in first
     assert "describe_device()" in first
 
 
