@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that must hold before a commit: format, lint, types, tests. Fifteen minutes, two cores.
+# Everything that must hold before a commit: format, lint, types, tests. Ten minutes, two cores.
 #   sh launch/test.sh [pytest arguments]
 set -eu
 cd "$(dirname "$0")/.."
