@@ -1,4 +1,4 @@
-"""Against PyTorch: exports load there, its pickles are imported, the README's lines merge as we do.
+"""Against PyTorch: exports load there, its pickles are imported, the guide's lines merge as we do.
 
 The oracle is `tests/reference/llada_torch.py`, itself checked against the published code's numbers.
 """
@@ -32,6 +32,7 @@ from tests.reference.llada_torch import Llada, load_folder, read_tensors
 pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parent.parent.parent
+GUIDE = ROOT / "docs" / "guides" / "conversion.md"
 GOLDEN = ROOT / "tests" / "data" / "llada_random_mha"
 GOLDEN_IDS = SpecialIds(mask=150, slack=149, pad=151, eos=151, terminator=152, never_merged=(153,))
 GROUPED = {
@@ -249,21 +250,21 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, place: str) -> 
         conversion.load(str(tmp_path / "run"))  # nothing that looks whole was left
 
 
-# --- the README's lines for PyTorch users ---
+# --- the lines of docs/guides/conversion.md for PyTorch users ---
 
 
 @pytest.fixture(scope="module")
 def lines() -> dict:
-    """The names that the README's block defines; fails where the block is missing."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    """The names that the guide's block defines; fails where the block is missing."""
+    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
     found = [block for block in blocks if "def merge_(" in block]
-    assert len(found) == 1, "README.md must hold one python block that defines merge_ and strip"
+    assert len(found) == 1, "the guide must hold one python block that defines merge_ and strip"
     names: dict = {}
-    exec(compile(found[0], "README.md", "exec"), names)
+    exec(compile(found[0], GUIDE.name, "exec"), names)
     return names
 
 
-def test_the_readmes_merge_is_ours(lines: dict) -> None:
+def test_the_guides_merge_is_ours(lines: dict) -> None:
     rng, prompt, merged = np.random.default_rng(0), 5, 0
     names = {"slack_id": 9, "mask_id": 8, "special_ids": [7, 6, 9]}
     ids = SpecialIds(mask=8, slack=9, pad=7, eos=7, terminator=6)
@@ -278,13 +279,13 @@ def test_the_readmes_merge_is_ours(lines: dict) -> None:
     assert merged > 100
 
 
-def test_the_readmes_strip_drops_slack_and_nothing_else(lines: dict) -> None:
+def test_the_guides_strip_drops_slack_and_nothing_else(lines: dict) -> None:
     rows = lines["strip"](torch.tensor([[9, 1, 9, 9, 1], [2, 2, 8, 9, 3]]), 9)
     assert [row.tolist() for row in rows] == [[1, 1], [2, 2, 8, 3]]
 
 
 @torch.no_grad()
-def test_lladas_loop_with_the_readmes_lines_is_our_sampler(lines: dict) -> None:
+def test_lladas_loop_with_the_guides_lines_is_our_sampler(lines: dict) -> None:
     """LLaDA's generate.py in short (temperature 0, low-confidence remasking, whole answer)."""
     network, length, steps = load_folder(GOLDEN), 32, 8
     prompts = np.load(GOLDEN / "golden.npz")["gen_full_prompt"]
