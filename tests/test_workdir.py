@@ -86,7 +86,9 @@ def test_a_folder_with_nearly_the_same_name_is_asked_for(tmp_path: Path) -> None
         (tmp_path / name / "config.json").write_text("{}")
     with pytest.raises(ConfigError) as raised:
         workdir.load_config(epath.Path(tmp_path / "quikstart"))
-    meant = f"; did you mean {tmp_path / 'quickstart'}? Else train one with python -m jax_mdlm.train "
+    meant = (
+        f"; did you mean {tmp_path / 'quickstart'}? Else train one with python -m jax_mdlm.train "
+    )
     assert meant in str(raised.value)
     with pytest.raises(ConfigError, match="it does not; train one with"):
         workdir.load_config(epath.Path(tmp_path / "llada"))
