@@ -10,8 +10,6 @@ import os
 import urllib.error
 import urllib.request
 
-import jax
-
 _ATTRIBUTES = "computeMetadata/v1/instance/attributes"
 _PATIENCE = 5.0  # seconds; the server is on the same machine
 
@@ -30,6 +28,8 @@ def on_pod() -> bool:
 
 def _platforms() -> str | None:
     """What the user chose; JAX sets "tpu,cpu" where it finds chips and libtpu."""
+    import jax
+
     return jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -2,11 +2,15 @@
 
 `--config FILE[:preset]` loads `get_config(preset)`; `--config.section.field=value` replaces one
 field, cast to its type. Whatever a user can mend ends as one line on stderr and exit code 2.
+
+This module and those named `flags` import nothing that takes long: `--help` and a mistyped flag are
+answered before JAX is loaded. `run_of` brings in the rest.
 """
 
 import argparse
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import os
 import sys
@@ -16,9 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import pydantic
-from etils import epath
 
 from jax_mdlm.cloud import on_pod
 from jax_mdlm.config import Config, ConfigError, validate
@@ -52,10 +54,21 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except BrokenPipeError:  # `... | head`: the reader left, nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception:
-        if not jax.distributed.is_initialized():
+        if not _has_joined():
             raise
         traceback.print_exc()
         _leave(1)
+
+
+def run_of(module: str) -> Callable[..., Any]:
+    """The function `run` of a module that is imported when it is called.
+
+    What a command computes with takes seconds to import, its flags nothing.
+
+    Args:
+      module: Full name.
+    """
+    return lambda *given: importlib.import_module(module).run(*given)
 
 
 def parse_config(path: str, overrides: Sequence[str]) -> Config:
@@ -168,6 +181,8 @@ def start_processes(*, detect: bool = True) -> None:
 
 
 def _join(*where: Any) -> None:
+    import jax
+
     try:
         jax.distributed.initialize(*where, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except RuntimeError as error:  # a peer that is not there yet, or never came
@@ -178,8 +193,10 @@ def _join(*where: Any) -> None:
         )
 
 
-def use_compilation_cache(folder: epath.Path) -> None:
+def use_compilation_cache(folder: os.PathLike[str]) -> None:
     """Keeps compiled programs in `folder`, unless JAX_COMPILATION_CACHE_DIR names another."""
+    import jax
+
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
 
@@ -193,11 +210,17 @@ def _fail(message: str, code: int) -> typing.NoReturn:
 
 
 def _leave(code: int) -> typing.NoReturn:
-    if jax.distributed.is_initialized():
+    if _has_joined():
         # A normal exit waits at a barrier for peers that may still be in a collective with us.
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _has_joined() -> bool:
+    """Whether this process is one of several; JAX is not loaded for the answer."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _find(name: str) -> Path:

@@ -107,32 +107,8 @@ class Run:
         return (time.perf_counter() - begin) / len(steps)
 
 
-def add_command(commands: Any) -> None:
-    """Adds `buckets` to the benchmark's commands."""
-    parser = commands.add_parser(
-        "buckets", help="tokens per second that are no padding, with and without length buckets"
-    )
-    parser.add_argument("--source", default="dialogues", help="data.source (dialogues)")
-    parser.add_argument("--files", default="", help="data.files, with --source chat_jsonl")
-    parser.add_argument("--template", choices=["llada", "plain"], default="llada")
-    parser.add_argument("--buckets", default="256,512,1024", help="data.buckets (256,512,1024)")
-    for name, default, meaning in (
-        ("length", 1024, "L, slots of the full canvas"),
-        ("batch", 8, "rows of a step on the full canvas"),
-        ("end-padding", 64, "EOS slots at most, drawn per row"),
-        ("vocab", 4096, "tokens of the byte-level BPE that is trained from the rows"),
-        ("embed", 64, "D, width"),
-        ("layers", 2, "transformer blocks"),
-        ("heads", 2, "N, heads"),
-        ("mlp", 192, "F, hidden width"),
-        ("steps", 2, "steps on each canvas in a round"),
-        ("rounds", 3, "rounds, of which the median counts; 0 = only the padding is counted"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
-    parser.set_defaults(run=_run)
-
-
-def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures training with and without length buckets."""
     if arguments.steps < 1 or arguments.rounds < 0:
         parser.error("--steps must be at least 1 and --rounds at least 0")
     bucketed = _config(parser, arguments)

@@ -68,23 +68,8 @@ def write_random_weights(folder: Path, config: ModelConfig, shard_bytes: int) ->
     return scalars * np.dtype(dtype).itemsize
 
 
-def add_command(commands: Any) -> None:
-    """Adds `convert` to the benchmark's commands."""
-    parser = commands.add_parser("convert", help="time and memory of import and export")
-    for name, default, meaning in (
-        ("layers", 17, "transformer blocks; 17 make 2.1 GB"),
-        ("embed", 2048, "D, width"),
-        ("mlp", 6144, "F, hidden width"),
-        ("vocab", 32768, "V, rows of the embedding"),
-        ("repeats", 3, "runs of each, the median counts"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
-    parser.add_argument("--settle", type=float, default=5.0, help="seconds before each run (5)")
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="on the disk to measure")
-    parser.set_defaults(run=_run)
-
-
-def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures import and export."""
     for name in ("layers", "embed", "mlp", "vocab", "repeats"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")

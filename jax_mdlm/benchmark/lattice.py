@@ -19,24 +19,8 @@ from jax_mdlm.benchmark.loss import temp_bytes
 from jax_mdlm.diffusion import ctc_loss
 
 
-def add_command(commands: Any) -> None:
-    """Adds `lattice` to the benchmark's commands."""
-    parser = commands.add_parser("lattice", help="CTC through our lattice and through optax")
-    for name, default, meaning in (
-        ("frames", 1024, "T, slots that are aligned"),
-        ("labels", 512, "U, labels of a row"),
-        ("batch", 8, "B, rows"),
-        ("repeats", 5, "timed rounds"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
-    parser.add_argument("--collapse", choices=["merge", "slack_only"], default="merge")
-    parser.add_argument(
-        "--vocab", type=int, default=0, help="V, to time optax on all classes as well (merge only)"
-    )
-    parser.set_defaults(run=_run)
-
-
-def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures CTC through our lattice, and through optax."""
     for name in ("frames", "labels", "batch", "repeats"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")

@@ -101,27 +101,8 @@ def dense_loss(
     ) / jnp.maximum(jnp.sum(counted), 1)
 
 
-def add_command(commands: Any) -> None:
-    """Adds `loss` to the benchmark's commands."""
-    parser = commands.add_parser(
-        "loss", help="memory and time of the objective, and of its dense form"
-    )
-    for name, default, meaning in (
-        ("vocab", 126464, "V, columns of the head"),
-        ("length", 1024, "L, slots of the canvas"),
-        ("labels", 512, "U, response tokens without slack"),
-        ("batch", 1, "B, rows"),
-        ("embed", 256, "D, width of the hidden states"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
-    parser.add_argument("--collapse", choices=["merge", "slack_only"], default="merge")
-    parser.add_argument("--observed", choices=["clamp", "model"], default="clamp")
-    parser.add_argument("--time", action="store_true", help="run both forms as well")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each form (5)")
-    parser.set_defaults(run=_run)
-
-
-def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures the objective, and its dense form."""
     sizes = {
         name: getattr(arguments, name) for name in ("vocab", "length", "labels", "batch", "embed")
     }

@@ -14,13 +14,14 @@ the OpenMP threads of PyTorch wait for each other and become many times slower, 
 
 import argparse
 import os
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 from jax_mdlm import model
 from jax_mdlm.benchmark import sampler_call, sampler_rival, sampler_runs
+from jax_mdlm.benchmark.flags import SETTINGS
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Params, SpecialIds
 from jax_mdlm.sampling import (
@@ -32,62 +33,12 @@ from jax_mdlm.sampling import (
     bucket_length,
 )
 
-# name -> (rule of the commits, cache)
-SETTINGS: dict[str, tuple[str, Literal["none", "prefix", "dual"]]] = {
-    "quota": ("quota", "none"),
-    "prefix": ("quota", "prefix"),
-    "dual": ("quota", "dual"),
-    "threshold": ("threshold", "none"),
-    "threshold+prefix": ("threshold", "prefix"),
-    "threshold+dual": ("threshold", "dual"),
-    "factor": ("factor", "none"),
-    "factor+prefix": ("factor", "prefix"),
-    "factor+dual": ("factor", "dual"),
-}
 _EXACT = "quota"  # what the others and the rival are compared with: always run
-_DEFAULT = ",".join(name for name in SETTINGS if not name.startswith("factor"))
 _NUM_SPECIAL = 3  # ids at the end of the vocabulary
 
 
-def add_command(commands: Any) -> None:
-    """Adds `sampler` to the benchmark's commands."""
-    parser = commands.add_parser("sampler", help="time, calls and tokens of decoding")
-    for name, default, meaning in (
-        ("embed", 512, "D, width"),
-        ("heads", 8, "N, query and key heads"),
-        ("layers", 8, "transformer blocks"),
-        ("mlp", 1536, "F, hidden width"),
-        ("vocab", 32000, "V, rows of the embedding"),
-        ("prompt", 64, "tokens of each prompt"),
-        ("length", 128, "new slots"),
-        ("block", 32, "slots decoded before the next block starts"),
-        ("steps", 128, "model calls, where a quota decides"),
-        ("refresh", 0, "calls between refreshes of a cache; 0 = at each block's start"),
-        ("repeats", 3, "timed runs of each setting"),
-        (
-            "seed",
-            0,
-            "of weights and prompts; calls with a threshold vary much from one to the next",
-        ),
-        ("threads", 0, "cores that the process may use, the rival too; 0 = as it was started"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} ({default})")
-    for name, default, meaning in (
-        ("threshold", 0.9, "confidence that commits a slot, in settings of that name"),
-        ("factor", 1.0, "in settings of that name"),
-        ("head-scale", 1.0, "multiplies the head; a larger one makes the model more certain"),
-        ("commits", 0.0, "search the head's scale until `threshold` commits so many a call"),
-    ):
-        parser.add_argument(f"--{name}", type=float, default=default, help=f"{meaning} ({default})")
-    parser.add_argument("--batch", default="1,8", help="batch sizes (1,8)")
-    parser.add_argument(
-        "--settings", default=_DEFAULT, help=f"of {', '.join(SETTINGS)} (all without factor)"
-    )
-    parser.add_argument("--rival", help="a Python file that decodes as well: FILE or FILE:FUNCTION")
-    parser.set_defaults(run=_run)
-
-
-def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures decoding, and a rival if one is given."""
     batches, names = _check(parser, arguments)
     rival = sampler_rival.load(arguments.rival) if arguments.rival else None
     if arguments.threads:

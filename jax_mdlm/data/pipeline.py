@@ -9,7 +9,6 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 
-import grain
 import numpy as np
 
 from jax_mdlm.config import DataConfig, ObjectiveConfig
@@ -34,6 +33,8 @@ class TrainBatches(Iterator[Batch]):
     def __init__(
         self, table: Table, config: DataConfig, order: Order, *, share: Share, start_step: int
     ):
+        import grain  # half a second, and whoever samples needs none of it
+
         self._table, self._order = table, order
         self._own = {canvas: share.rows(canvas.rows) for canvas in order.canvases}
         self._configs = {

@@ -135,8 +135,6 @@ def _create(
 
 
 def _restore(config: TokenizerConfig, folder: epath.Path) -> Tokenizer:
-    from jax_mdlm.data import tokenizer_fast, tokenizer_sentencepiece
-
     if not (folder / MANIFEST).exists():
         raise ConfigError(
             f"{folder} holds no tokenizer; every process must see the work directory, put it on a "
@@ -149,5 +147,9 @@ def _restore(config: TokenizerConfig, folder: epath.Path) -> Tokenizer:
             f"--config.data.tokenizer.kind={kind} or use another --workdir"
         )
     if kind == "sentencepiece":
+        from jax_mdlm.data import tokenizer_sentencepiece
+
         return tokenizer_sentencepiece.load(config, folder / tokenizer_sentencepiece.FILE)
+    from jax_mdlm.data import tokenizer_fast
+
     return tokenizer_fast.load_kept(config, folder)

@@ -1,5 +1,5 @@
 """Evaluates trained runs. `python -m jax_mdlm.evaluate --help`."""
 
-from jax_mdlm.evaluate.arguments import main
+from jax_mdlm.evaluate.flags import main
 
 __all__ = ["main"]

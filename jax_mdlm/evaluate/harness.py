@@ -1,10 +1,4 @@
-"""Tasks of lm-evaluation-harness (extra `eval`), stock ones and local ones.
-
-`--tasks` names them; a local one is a YAML file in a folder that `--include` names, with
-`dataset_path: json` and its rows in `dataset_kwargs: {data_files: ...}`. `--preset` runs a task
-under the settings of LLaDA's published numbers, but for what flags say. Without a length from
-flags or a preset a task's own `max_gen_toks` is the canvas.
-"""
+"""Tasks of lm-evaluation-harness (extra `eval`), stock ones and local ones."""
 
 import argparse
 import dataclasses
@@ -19,8 +13,10 @@ from etils import epath
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate.opened import open_run
-from jax_mdlm.evaluation.harness import PRESETS, Preset, Responder, language_model
 from jax_mdlm.evaluation.harness import tasks as harness
+from jax_mdlm.evaluation.harness.language_model import language_model
+from jax_mdlm.evaluation.harness.presets import PRESETS, Preset
+from jax_mdlm.evaluation.harness.responder import Responder
 from jax_mdlm.progress import Progress
 from jax_mdlm.sampling import options_from
 from jax_mdlm.workdir import load_config
@@ -45,42 +41,6 @@ class Settings:
     samples: int
     overrides: tuple[str, ...]
     fixed: frozenset[str]
-
-
-def add(tasks: Any) -> None:
-    """The flags of `evaluate harness`."""
-    task = tasks.add_parser(
-        "harness",
-        help="tasks of lm-evaluation-harness",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    task.add_argument("--workdir", required=True, help="of a training run or an import")
-    task.add_argument("--tasks", required=True, help="tasks, groups or tags, comma-separated")
-    task.add_argument("--preset", choices=sorted(PRESETS), help="LLaDA's published settings")
-    task.add_argument(
-        "--include", action="append", default=[], metavar="DIR", help="folder with task files"
-    )
-    task.add_argument("--limit", type=float, help="documents a task; below 1: the share of them")
-    task.add_argument("--num-fewshot", type=int, help="worked examples in a prompt")
-    task.add_argument(
-        "--apply-chat-template",
-        action=argparse.BooleanOptionalAction,
-        help="render prompts with the run's template, worked examples as turns",
-    )
-    task.add_argument("--samples", type=int, help="draws of a likelihood's estimate; default 128")
-    task.add_argument(
-        "--greedy",
-        action="store_true",
-        help="also decode continuations, for tasks that ask whether they are the first choice",
-    )
-    task.add_argument(
-        "--allow-code",
-        action="store_true",
-        help="let tasks execute what the model wrote (MBPP, HumanEval); nothing confines it",
-    )
-    task.add_argument("--output", metavar="FILE", help="lm-eval's results as JSON")
-    task.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -1,9 +1,4 @@
-"""Error rates of one or more models while a share of the tokens is put on the wrong slot.
-
-`--workdir NAME=DIR[,DIR...]` names a model; several folders are its training seeds. Each decoding
-is kept in its work directory, so that the same command goes on where it was interrupted and a
-curve is decoded once. The first model is what the others are compared with.
-"""
+"""Error rates of one or more models while a share of the tokens is put on the wrong slot."""
 
 import argparse
 import dataclasses
@@ -34,8 +29,6 @@ from jax_mdlm.evaluation.statistics import (
 from jax_mdlm.evaluation.tasks import Task, open_task
 from jax_mdlm.sampling import Boundary, Displace, Intervention
 
-STRENGTHS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-
 
 class Model(NamedTuple):
     """A name and the work directories of its training seeds."""
@@ -51,31 +44,6 @@ class Measured(NamedTuple):
     means: list[dict[str, float]]
     task: Task
     step: int
-
-
-def add(tasks: Any) -> None:
-    """The flags of `evaluate intervention`."""
-    task = tasks.add_parser(
-        "intervention", help="errors while tokens are put on wrong slots", description=__doc__
-    )
-    add_flags(task)
-    task.add_argument("--workdir", action="append", required=True, metavar="[NAME=]DIR[,DIR...]")
-    task.add_argument("--output", default="", help="folder for intervention.json and .png")
-    task.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    task.set_defaults(run=run)
-
-
-def add_flags(task: argparse.ArgumentParser) -> None:
-    """What is decoded, and how it is disturbed."""
-    task.add_argument("--kind", choices=["displace", "boundary"], default="displace")
-    task.add_argument("--direction", choices=["right", "left", "both"], default="right")
-    task.add_argument("--share", type=float, default=0.5, help="boundary: when, 0 to 1")
-    task.add_argument("--strengths", type=float, nargs="+", default=list(STRENGTHS))
-    task.add_argument("--seeds", type=int, default=5, help="decodings per strength above 0")
-    task.add_argument("--split", choices=["validation", "test"], default="test")
-    task.add_argument("--file", default="", help="JSONL rows instead of a split of the source")
-    task.add_argument("--metric", default="", help="default: what is usual for the source")
-    task.add_argument("--limit", type=int, default=0, help="rows at most; 0 = all")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -40,31 +40,6 @@ class _Text:
     tokens: int  # of the response, terminator included, without the padding
 
 
-def add(tasks: Any) -> None:
-    """The flags of `evaluate likelihood`."""
-    task = tasks.add_parser("likelihood", help="nats per token, or multiple choice")
-    task.add_argument("--workdir", required=True, help="work directory of a training run")
-    rows = task.add_mutually_exclusive_group(required=True)
-    rows.add_argument("--file", help="JSON lines: conversations, or with --choices questions")
-    rows.add_argument("--split", choices=["validation", "test"], help="the run's own rows")
-    task.add_argument("--choices", action="store_true", help="score choices, take the likeliest")
-    task.add_argument("--samples", type=int, default=128, help="masks drawn for a row")
-    task.add_argument("--limit", type=int, default=0, help="rows at most; 0 = all")
-    task.add_argument(
-        "--end-padding",
-        type=int,
-        help="EOS slots behind a response, scored with it; default: data.end_padding where every "
-        "row of the training had it, else 0",
-    )
-    task.add_argument(
-        "--marginal",
-        action="store_true",
-        help="also the likelihood of a single step, over all alignments of sample.length slots",
-    )
-    task.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    task.set_defaults(run=run)
-
-
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Scores rows, or questions, and prints what was found."""
     if args.samples < 2:

@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -11,16 +10,6 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.corpus import open_references
 from jax_mdlm.evaluate.opened import open_run
 from jax_mdlm.evaluation.tasks import evaluate_pronunciations
-
-
-def add(tasks: Any) -> None:
-    """The flags of `evaluate pronunciations`."""
-    task = tasks.add_parser("pronunciations", help="phoneme and word error rate")
-    task.add_argument("--workdir", required=True, help="work directory of a training run")
-    task.add_argument("--split", choices=["validation", "test"], default="validation")
-    task.add_argument("--limit", type=int, default=0, help="words at most; 0 = all")
-    task.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    task.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -1,10 +1,4 @@
-"""Exact matches, and repeated characters that were lost or gained ("100" decoded as "10").
-
-`--workdir NAME=DIR[,DIR...]` names a model; several folders are its training seeds. The rows are
-those of the run's source (`numbers`), or of `--file`: JSONL with prompt and response. `--write
-FILE` writes the rows of `numbers` in that form, asked in words, for a model that was not trained on
-them.
-"""
+"""Exact matches, and repeated characters that were lost or gained ("100" decoded as "10")."""
 
 import argparse
 import dataclasses
@@ -31,20 +25,6 @@ _COLUMNS = {  # field of a report -> its heading
     "gained": "gained",
 }
 _SHOWN = 3  # answers that lost a repeat, per model
-
-
-def add(tasks: Any) -> None:
-    """The flags of `evaluate repeats`."""
-    task = tasks.add_parser(
-        "repeats", help="exact match and lost repeats of numbers", description=__doc__
-    )
-    task.add_argument("--workdir", action="append", default=[], metavar="[NAME=]DIR[,DIR...]")
-    task.add_argument("--split", choices=["validation", "test"], default="test")
-    task.add_argument("--file", default="", help="JSONL rows instead of a split of the source")
-    task.add_argument("--limit", type=int, default=0, help="rows at most; 0 = all")
-    task.add_argument("--write", metavar="FILE", default="", help="write rows instead of scoring")
-    task.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    task.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -1,9 +1,4 @@
-"""Where slack stands: in the targets that training draws, and in what the model decodes.
-
-Slack per slot along a response, lengths of runs, gaps (start, between tokens, tail), the tokens
-beside it, and when in the decoding it is fixed. The rows are those of the run's source, or of
-`--file`: JSONL with prompt and response. `--figure` draws six panels.
-"""
+"""Where slack stands: in the targets that training draws, and in what the model decodes."""
 
 import argparse
 import json
@@ -39,19 +34,6 @@ _GAPS = {  # key of `Places.per_gap` -> its name in text and figure
 _TOKENS = 8  # neighbours that are shown
 _TARGET = {"color": "#B0B0B0", "edgecolor": "#505050", "hatch": "///", "linewidth": 0.6}
 _DECODED = {"color": "#0B4F8A", "edgecolor": "#0B4F8A", "linewidth": 0.6}
-
-
-def add(tasks: Any) -> None:
-    """The flags of `evaluate slack`."""
-    task = tasks.add_parser("slack", help="where slack stands", description=__doc__)
-    task.add_argument("--workdir", required=True, help="work directory of a training run")
-    task.add_argument("--split", choices=["validation", "test"], default="validation")
-    task.add_argument("--file", default="", help="JSONL rows instead of a split of the source")
-    task.add_argument("--limit", type=int, default=0, help="rows at most; 0 = all")
-    task.add_argument("--bins", type=int, default=10, help="parts of a response, and of its calls")
-    task.add_argument("--figure", metavar="FILE", default="", help="*.png, *.svg or *.pdf")
-    task.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    task.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -1,10 +1,4 @@
-"""Trains a list of runs and compares them under interventions, one command from list to figure.
-
-A list is a file with `get_runs() -> {name: [words of the train command]}`; the first run is what
-the others are compared with. Every model is trained once for each training seed, in
-`FOLDER/<digest of its settings>-seed<N>`: lists that share a run share the model, and the same
-command again goes on where it was interrupted. What a model scored is kept in its work directory.
-"""
+"""Trains a list of runs and compares them under interventions, one command from list to figure."""
 
 import argparse
 import concurrent.futures
@@ -43,21 +37,6 @@ class Run:
     words: tuple[str, ...]
     seed: int
     workdir: Path
-
-
-def add(tasks: Any) -> None:
-    """The flags of `evaluate sweep`."""
-    task = tasks.add_parser(
-        "sweep", help="train a list of runs and compare them", description=__doc__
-    )
-    task.add_argument("--runs", required=True, help="a file with get_runs(), or a shipped name")
-    task.add_argument("--folder", required=True, help="where models are trained and kept")
-    task.add_argument("--training-seeds", type=int, default=1, help="models per run")
-    task.add_argument("--only", default="", help="names of runs, comma-separated; default: all")
-    task.add_argument("--jobs", type=int, default=1, help="models at a time; each gets its cores")
-    task.add_argument("--output", required=True, help="folder for table, JSON and figures")
-    intervention.add_flags(task)
-    task.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -105,8 +105,3 @@ def at(params: dict[str, Any], path: tuple[str, ...]) -> Any:
     for name in path:
         value = value[name]
     return value
-
-
-def axes() -> dict[str, Any]:
-    """The logical axes of every parameter, nested like the parameters."""
-    return tree({row.path: row.axes for row in ROWS})

@@ -10,8 +10,8 @@ from jax_mdlm.config import Config, MeshConfig
 from jax_mdlm.containers import Params
 from jax_mdlm.data.corpus import open_tokenizer
 from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.model.places import abstract_params
 from jax_mdlm.sharding import Layout, make_layout
-from jax_mdlm.training.state import abstract_params
 from jax_mdlm.workdir import restore_params
 
 

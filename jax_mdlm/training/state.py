@@ -16,7 +16,8 @@ from jax.tree_util import DictKey
 from jax_mdlm import model
 from jax_mdlm.config import Config, ModelConfig
 from jax_mdlm.containers import Params, SpecialIds, TrainState
-from jax_mdlm.model import lora, table
+from jax_mdlm.model import lora
+from jax_mdlm.model.places import check_mesh, param_shardings
 from jax_mdlm.sharding import Layout
 
 
@@ -88,31 +89,11 @@ def abstract_state(
     )
 
 
-def check_mesh(config: ModelConfig, layout: Layout) -> None:
-    """Raises ConfigError if a mesh axis does not divide a parameter's axis."""
-    for row in table.ROWS:
-        layout.check_divides("model", row.axes, table.shape(row, config))
-
-
-def abstract_params(config: ModelConfig, layout: Layout) -> Params:
-    """Shapes, dtypes and shardings of the parameters; allocates nothing.
-
-    Raises:
-      ConfigError: a mesh axis does not divide a parameter's axis.
-    """
-    check_mesh(config, layout)
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        jax.eval_shape(lambda: model.init(jax.random.key(0), config)),
-        param_shardings(layout),
-    )
-
-
 def state_shardings(config: Config, shapes: TrainState, layout: Layout) -> TrainState:
     """A sharding per leaf: parameters and moments by the table, everything else whole."""
     frozen, places = None, param_shardings(layout)
     if config.lora.rank:
-        frozen, places = places, _shardings(lora.adapter_axes(config.lora), layout)
+        frozen, places = places, _adapter_shardings(config, layout)
     by_path = _by_path(places)
     sizes = {path: leaf.shape for path, leaf in _by_path(shapes.params).items()}
 
@@ -130,18 +111,14 @@ def state_shardings(config: Config, shapes: TrainState, layout: Layout) -> Train
     return TrainState(step=whole, params=places, opt_state=moments, key=whole, frozen=frozen)
 
 
+def _adapter_shardings(config: Config, layout: Layout) -> Params:
+    axes = lora.adapter_axes(config.lora)
+    return jax.tree.map(layout.sharding, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
 def _by_path(tree: Params) -> dict[tuple[str, ...], Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(entry.key for entry in path): leaf for path, leaf in leaves}
-
-
-def param_shardings(layout: Layout) -> Params:
-    """A sharding per parameter, nested like the parameters."""
-    return _shardings(table.axes(), layout)
-
-
-def _shardings(axes: Params, layout: Layout) -> Params:
-    return jax.tree.map(layout.sharding, axes, is_leaf=lambda x: isinstance(x, tuple))
 
 
 def create_state(

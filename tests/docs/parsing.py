@@ -31,7 +31,7 @@ COMMANDS = {
     "evaluate": "jax_mdlm.evaluate",
     "convert": "jax_mdlm.convert",
     "plan": "jax_mdlm.plan",
-    "benchmark": "jax_mdlm.benchmark.__main__",
+    "benchmark": "jax_mdlm.benchmark",
 }
 # Flags of other programs that prose names.
 FOREIGN = frozenset({"--internal-ip", "--internal-ips", "--strict"})

@@ -27,12 +27,15 @@ from tests.train.forks import Child, Forks
 
 # What the children find imported: all that the commands import, but for the modules that are run.
 IMPORTS = (
-    "jax_mdlm.train.arguments",
-    "jax_mdlm.evaluate.arguments",
-    "jax_mdlm.sample.arguments",
-    "jax_mdlm.plan.arguments",
+    "jax_mdlm.train.run",
+    "jax_mdlm.evaluate.intervention",
+    "jax_mdlm.evaluate.likelihood",
+    "jax_mdlm.evaluate.harness",
+    "jax_mdlm.sample.run",
+    "jax_mdlm.plan.run",
     "jax_mdlm.benchmark.sampler",
     "jax_mdlm.conversion",
+    "grain",
     "matplotlib.pyplot",
 )
 _DECODED = ("--limit", "4", "--seeds", "1", "--strengths", "0", "0.4")

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from jax_mdlm import command
+from jax_mdlm import command, plan
 from jax_mdlm.config import ConfigError, to_json
-from jax_mdlm.plan import arguments, program, report, topologies
+from jax_mdlm.plan import program, report, topologies
 from jax_mdlm.plan.plan import Plan, make_plan
 from jax_mdlm.plan.topologies import Machine, describe
 from tests.plan.conftest import cpu_machine, tiny_config
@@ -58,13 +58,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], con
         machine = cpu_machine(int(name.rpartition("x")[2]) * slices)
         return dataclasses.replace(machine, name=name, slices=slices)
 
-    monkeypatch.setattr(arguments, "describe", cpus)
+    monkeypatch.setattr("jax_mdlm.plan.run.describe", cpus)
 
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["plan", "--config", config_file, *words])
         code = 0
         try:
-            command.run(arguments.main)
+            command.run(plan.main)
         except SystemExit as stop:
             code = int(stop.code or 0)
         printed = capsys.readouterr()

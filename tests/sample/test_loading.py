@@ -1,6 +1,9 @@
-"""Parameters as sampling holds them: in the compute dtype, quantised before they are placed."""
+"""What sampling loads: packages, and parameters in the compute dtype, quantised on the host."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +16,40 @@ from jax_mdlm.model.int8 import Int8
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.training.run import load_for_sampling, load_run
 from jax_mdlm.workdir import load_config
+
+# Packages that train, prepare data or draw, or that other kinds of tokenizers need: each costs a
+# call of `sample` a tenth of a second or more. What remains is jax, orbax with tensorstore (the
+# checkpoint), tokenizers, fsspec and etils (paths), rich (the bar) and pydantic (the config).
+UNUSED = {
+    "array_record",
+    "grain",
+    "gradio",
+    "matplotlib",
+    "pandas",
+    "scipy",
+    "sentencepiece",
+    "tensorboardX",
+    "tensorflow_datasets",
+    "transformers",
+}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "symbols"])
+def test_sampling_imports_only_what_it_uses(workdir: Path, talking, kind: str) -> None:
+    folder, prompt = (workdir, "abc") if kind == "symbols" else (talking[1], "what is")
+    code = (
+        "import sys\n"
+        "from jax_mdlm import sample\n"
+        "sample.main(sys.argv[1:])\n"
+        f"assert not {UNUSED} & set(sys.modules), {UNUSED} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--workdir", str(folder), "--config.mesh.fsdp=-1", prompt],
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stderr
+    assert done.stdout.startswith(f"{prompt} -> ")
 
 
 @pytest.mark.parametrize("weights", ["full", "int8"])

@@ -116,7 +116,12 @@ class Forks:
             "OPENBLAS_NUM_THREADS": "1",  # NumPy and SciPy start theirs while they are imported
         }
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.train.forks", *(imports or ["jax_mdlm.train"])],
+            [
+                sys.executable,
+                "-m",
+                "tests.train.forks",
+                *(imports or ["jax_mdlm.train.run", "grain"]),
+            ],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,

@@ -5,40 +5,18 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluate.judge.choice import add_benchmark, add_iterations, make_benchmark
+from jax_mdlm.evaluate.judge.choice import make_benchmark
 from jax_mdlm.evaluate.judge.output import check_settings, output_file
 from jax_mdlm.evaluate.opened import open_run
-from jax_mdlm.evaluation.judge import Decoder, Question
+from jax_mdlm.evaluation.judge import Question
+from jax_mdlm.evaluation.judge.decoding import Decoder
 from jax_mdlm.evaluation.judge.records import ModelAnswer
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import barrier, from_first_process
-
-
-def add(actions: Any) -> None:
-    """The flags of `evaluate judge answers`."""
-    action = actions.add_parser("answers", help="a run's answers as the official judge reads them")
-    add_benchmark(action)
-    action.add_argument("--questions", required=True, help="the benchmark's question file")
-    action.add_argument("--workdir", required=True, help="work directory of a training run")
-    action.add_argument("--model", required=True, help="what the run is called in the file")
-    action.add_argument("--output", required=True, help="answers; the same command goes on")
-    action.add_argument("--limit", type=int, default=0, help="questions at most; 0 = all")
-    action.add_argument(
-        "--too-long",
-        choices=["error", "empty"],
-        default="error",
-        help="questions that do not fit the model: refuse, or leave the answer empty",
-    )
-    add_iterations(action)
-    action.add_argument(
-        "--official-judge", metavar="NAME", help="creative_writing: judge that the file names"
-    )
-    action.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -1,6 +1,4 @@
-"""The flag --benchmark and what it stands for."""
-
-import argparse
+"""What the flag --benchmark stands for."""
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluation.judge import ArenaHard, Benchmark, CreativeWriting, MtBench, WildBench
@@ -10,18 +8,6 @@ _PLAIN: dict[str, Benchmark] = {
     "mt_bench": MtBench(),
     "wildbench": WildBench(),
 }
-
-
-def add_benchmark(action: argparse.ArgumentParser) -> None:
-    """The flag that all actions have."""
-    names = [*_PLAIN, "creative_writing"]
-    action.add_argument("--benchmark", required=True, choices=names)
-
-
-def add_iterations(action: argparse.ArgumentParser) -> None:
-    """The flag of those that read questions."""
-    text = "creative_writing: answers to each prompt (default 1)"
-    action.add_argument("--iterations", type=int, help=text)
 
 
 def make_benchmark(

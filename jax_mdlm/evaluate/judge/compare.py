@@ -6,10 +6,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluate.judge.choice import add_benchmark, add_iterations, make_benchmark
+from jax_mdlm.evaluate.judge.choice import make_benchmark
 from jax_mdlm.evaluate.judge.output import check_settings, output_file
 from jax_mdlm.evaluation.judge import (
     Benchmark,
@@ -26,32 +25,6 @@ from jax_mdlm.evaluation.judge.wording import NAME
 from jax_mdlm.progress import Progress
 
 _SAVE_EVERY = 20  # matches; a file is written whole, and replies are long
-
-
-def add(actions: Any) -> None:
-    """The flags of `evaluate judge compare`."""
-    action = actions.add_parser("compare", help="let a judge compare two models, in both orders")
-    add_benchmark(action)
-    action.add_argument("--questions", required=True, help="the benchmark's question file")
-    action.add_argument(
-        "--answers",
-        required=True,
-        action="append",
-        metavar="FILE[#MODEL]",
-        help="twice: the model that is measured, then the one it is measured against",
-    )
-    action.add_argument("--output", required=True, help="judgments; the same command goes on")
-    action.add_argument("--url", required=True, help="base address, e.g. http://localhost:8000/v1")
-    action.add_argument("--judge-model", required=True, metavar="NAME", help="as the server knows")
-    action.add_argument("--key-env", metavar="VARIABLE", help="environment variable of the key")
-    action.add_argument("--limit", type=int, default=0, help="questions at most; 0 = all")
-    action.add_argument("--parallel", type=int, default=4, help="matches under way at a time")
-    action.add_argument("--timeout", type=float, default=300.0, help="seconds without an answer")
-    action.add_argument("--attempts", type=int, default=8, help="requests for one reply, at most")
-    action.add_argument("--temperature", type=float, default=0.0, help="of the judge")
-    action.add_argument("--max-tokens", type=int, default=0, help="of a reply; 0 = the server's")
-    add_iterations(action)
-    action.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -6,18 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluate.judge.choice import add_benchmark, make_benchmark
+from jax_mdlm.evaluate.judge.choice import make_benchmark
 from jax_mdlm.evaluation.judge import MeanGrade, WinRate, mean_grades, win_rates
-
-
-def add(actions: Any) -> None:
-    """The flags of `evaluate judge report`."""
-    action = actions.add_parser("report", help="win rates and mean grades with 95 % intervals")
-    add_benchmark(action)
-    action.add_argument("--judgments", required=True, help="a file of judgments")
-    action.add_argument("--baseline", metavar="MODEL", help="measure all others against it")
-    action.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    action.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

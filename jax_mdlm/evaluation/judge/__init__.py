@@ -8,7 +8,6 @@ from jax_mdlm.evaluation.judge.arena_hard import ArenaHard
 from jax_mdlm.evaluation.judge.client import Client, Endpoint
 from jax_mdlm.evaluation.judge.comparing import find_matches, judge_matches, not_judged, one_model
 from jax_mdlm.evaluation.judge.creative_writing import CreativeWriting
-from jax_mdlm.evaluation.judge.decoding import Decoder
 from jax_mdlm.evaluation.judge.mt_bench import MtBench
 from jax_mdlm.evaluation.judge.records import Benchmark, Judge, Question
 from jax_mdlm.evaluation.judge.scores import MeanGrade, WinRate, mean_grades, win_rates
@@ -19,7 +18,6 @@ __all__ = [
     "Benchmark",
     "Client",
     "CreativeWriting",
-    "Decoder",
     "Endpoint",
     "Judge",
     "MeanGrade",

@@ -20,7 +20,7 @@ from jax_mdlm.config import (
 from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import LladaTemplate
 from jax_mdlm.data.tokenizer import load_tokenizer
-from jax_mdlm.evaluation.harness import Responder
+from jax_mdlm.evaluation.harness.responder import Responder
 from jax_mdlm.sampling import options_from
 from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.workdir import load_config, save_config

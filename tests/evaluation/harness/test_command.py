@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluate.arguments import main
+from jax_mdlm.evaluate import main
 from tests.evaluation.harness.conftest import TASKS
 
 

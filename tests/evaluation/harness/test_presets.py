@@ -3,8 +3,8 @@
 import pytest
 
 from jax_mdlm.config import SampleConfig
-from jax_mdlm.evaluation.harness import PRESETS, Preset
 from jax_mdlm.evaluation.harness import tasks as harness
+from jax_mdlm.evaluation.harness.presets import PRESETS, Preset
 
 
 def test_base_has_the_arguments_of_the_script():

@@ -10,7 +10,7 @@ from jax_mdlm.config import ConfigError, TokenizerConfig
 from jax_mdlm.data.chat import LladaTemplate, PlainTemplate, render_prompt
 from jax_mdlm.data.special import HEADER_END
 from jax_mdlm.data.tokenizer import load_tokenizer
-from jax_mdlm.evaluation.harness import Asked, Responder, Scored
+from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
 from jax_mdlm.evaluation.likelihood import log_likelihood
 from jax_mdlm.sampling import SampleOptions, generate
 

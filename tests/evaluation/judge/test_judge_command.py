@@ -15,7 +15,7 @@ from jax_mdlm.config import (
 )
 from jax_mdlm.data.examples import Message
 from jax_mdlm.data.tokenizer import load_tokenizer
-from jax_mdlm.evaluate.arguments import main
+from jax_mdlm.evaluate import main
 from jax_mdlm.evaluation.judge import decoding
 from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.workdir import save_config

@@ -1,8 +1,4 @@
-"""Trains: `python -m jax_mdlm.train --config configs/pronounce.py --workdir runs/pronounce`.
-
-The same command again resumes where the work directory stands; SIGTERM or Ctrl-C saves and exits 0,
-a second one ends at once. Where another process of a pod is lost it exits with 75: start it again.
-"""
+"""A training run from its flags to its last step."""
 
 import argparse
 import time
@@ -21,13 +17,9 @@ from jax_mdlm.train.peers import Peers
 from jax_mdlm.training.parts import fit_batch
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the command; raises ConfigError for what the user can mend."""
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Trains, or goes on training; raises ConfigError for what the user can mend."""
     watch = Goodput(time.perf_counter)
-    parser = argparse.ArgumentParser(prog="python -m jax_mdlm.train", description=__doc__)
-    parser.add_argument("--config", required=True, help="FILE[:preset] or a name, e.g. pronounce")
-    parser.add_argument("--workdir", help="folder or gs:// path; default: runs/<config's name>")
-    args, overrides = command.split_overrides(parser, argv)
     config = command.parse_config(args.config, overrides)
     workdir = epath.Path(args.workdir or f"runs/{config.name}")
 

@@ -6,17 +6,10 @@ libtpu (`pip install 'jax[tpu]'`) and neither a TPU nor data. Exit code 3: somet
 """
 
 import argparse
-import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
-from jax_mdlm.plan import report
-from jax_mdlm.plan.plan import Plan, make_plan
-from jax_mdlm.plan.search import flags, search
-from jax_mdlm.plan.topologies import describe
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,46 +31,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--tries", type=int, default=6, help="compiles of --search, a topology")
     parser.add_argument("--json", action="store_true", help="one JSON object per topology")
     args, overrides = command.split_overrides(parser, argv)
-    _check(args)
-    config = command.parse_config(args.config, overrides)
-    if args.slices > 1 and config.mesh.data == 1:
-        config = dataclasses.replace(
-            config, mesh=dataclasses.replace(config.mesh, data=args.slices)
-        )
-    machines = [describe(name, args.slices) for name in args.topology]
-    plans = []
-    for machine in machines:
-        if args.search:
-            found = search(config, machine, args.tries)
-        else:
-            found = [make_plan(config, machine, "sample" if args.sample else "train")]
-        plans.append(found[0])
-        print(_shown(found, args), end="", flush=True)
-    if len(plans) > 1 and not args.json:
-        print("\n" + report.table(plans), end="")
-    if not all(plan.fits for plan in plans):
-        sys.exit(3)
-
-
-def _check(args: argparse.Namespace) -> None:
     for name in ("slices", "tries"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.search and args.sample:
         raise ConfigError("--search looks for a training step's choices; drop it or --sample")
-
-
-def _shown(found: list[Plan], args: argparse.Namespace) -> str:
-    """One plan, or the best of a search with what else was tried."""
-    best = found[0]
-    if args.json:
-        record = report.record(best)
-        if args.search:
-            tried = [report.record(plan) | {"flags": flags(plan)} for plan in found]
-            record |= {"flags": flags(best), "tried": tried}
-        return json.dumps(record) + "\n"
-    text = report.as_text(best)
-    if args.search:
-        text += "\n" + report.table(found)
-        text += f"\nflags of the first: {flags(best)}\n" if best.fits else "\nnothing fits\n"
-    return text
+    command.run_of("jax_mdlm.plan.run")(args, overrides)
