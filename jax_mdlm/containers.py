@@ -8,7 +8,6 @@ Layers are scanned and have no letter. (Optax's CTC calls our L and U "T" and "N
 import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -59,7 +58,8 @@ class ParamRow:
     num_inputs: int
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """Clean rows: prompt, response, end padding, then slots that are not valid.
 
@@ -81,7 +81,8 @@ class Batch:
     label_count: jax.Array
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Corruption:
     """What the step makes of a `Batch`: slack inserted, noise drawn.
 
@@ -110,7 +111,8 @@ class Corruption:
     weight: jax.Array
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """What a run carries from step to step; donated.
 
@@ -144,7 +146,8 @@ class Region:
     limit: int
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Trace:
     """What every call did, for viewers that replay a generation.
 
@@ -159,7 +162,8 @@ class Trace:
     confidence: jax.Array
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SampleState:
     """The carry of the sampler's loop.
 
@@ -188,7 +192,7 @@ class SampleState:
     committed_at: jax.Array
     done: jax.Array
     key: jax.Array
-    region: Region = flax.struct.field(pytree_node=False)
+    region: Region = dataclasses.field(metadata={"static": True})
     score: jax.Array | None = None
     cache: Any = None
     trace: Trace | None = None
@@ -196,7 +200,8 @@ class SampleState:
     disturbed: jax.Array | None = None
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Mean:
     """A mean whose parts are added across microbatches and hosts, and divided once.
 

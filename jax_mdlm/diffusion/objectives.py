@@ -7,7 +7,8 @@ Cross-entropy needs four numbers per slot (`logits`), CTC the `1 + U` columns of
 row's labels name (`lattice`).
 """
 
-import flax.struct
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +18,8 @@ from jax_mdlm.diffusion.ctc import clamp_observed, ctc_feasible, ctc_loss
 from jax_mdlm.diffusion.logits import Constrain, Parts, SlotLogits, slot_logits
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class RowCounts:
     """Rows that each term is averaged over.
 

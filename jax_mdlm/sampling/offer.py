@@ -4,14 +4,16 @@ Enters: logits. Leaves: an `Offer`, from which a strategy (`commit`) takes some.
 and top-p act on the draw of the token; confidence and scores are of the distribution as predicted.
 """
 
-import flax.struct
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
 from jax_mdlm.containers import SpecialIds
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Offer:
     """One token per slot.
 
@@ -27,7 +29,7 @@ class Offer:
     confidence: jax.Array
     logits: jax.Array
     last: jax.Array
-    mask_id: int = flax.struct.field(pytree_node=False)
+    mask_id: int = dataclasses.field(metadata={"static": True})
 
 
 def propose(

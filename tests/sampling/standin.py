@@ -15,7 +15,6 @@ other logits than a full one.
 import dataclasses
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +31,8 @@ CODES = 16
 UNSEEN = 0  # the code of such a slot
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Tables:
     left: np.ndarray  # [V + 1, V]
     own: np.ndarray  # [V + 1, V]
@@ -170,12 +170,13 @@ def _beside(values: jax.Array, away: int, outside: int) -> tuple[jax.Array, jax.
     return padded[:, : -2 * away], padded[:, 2 * away :]
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Fixed:
     """Offers the same at each slot in every call, whatever stands in the canvas."""
 
     logits: np.ndarray  # [B, L, V]
-    options: SampleOptions = flax.struct.field(pytree_node=False)
+    options: SampleOptions = dataclasses.field(metadata={"static": True})
 
     def full(
         self, canvas: jax.Array, start: jax.Array, end: jax.Array

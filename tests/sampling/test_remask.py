@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +28,8 @@ def options_with(**changes) -> SampleOptions:
     return SampleOptions(**{**plain, "remask": True, **changes})
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Script:
     """Offers `text[n]` with `strength[n]` while `n` masks are left in the row, one block."""
 

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -42,7 +41,8 @@ class Setting:
     layout: Layout | None
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Canvases:
     """Rows with nothing masked.
 
@@ -57,7 +57,8 @@ class Canvases:
     count: jax.Array
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Draws:
     """Which masks each canvas gets; a row has many canvases.
 
