@@ -154,6 +154,11 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def note(text: str) -> None:
+    """Prints a line on stderr: what is being done, before it takes long."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def start_processes(*, detect: bool = True) -> None:
     """Joins the other processes of a pod, before the first use of a device.
 

@@ -1,6 +1,11 @@
-"""The console of a run: a progress bar with the time that is left, and a line per report."""
+"""The console of a run: how far it is, what is left, and a line per report.
 
-from collections.abc import Mapping
+On a terminal a bar moves. Elsewhere, in a log, lines say the same: those of the reports, and where
+none came for a while, one of how many are done.
+"""
+
+import time
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import (
@@ -29,12 +34,37 @@ _SHOWN_IN_TRAINING = (
 )
 
 
-class Progress:
-    """A bar on a terminal, plain lines elsewhere; silent where `active` is false."""
+# Seconds between two lines of progress in a log; later a tenth of the time that has passed, so that
+# an hour has 50 of them.
+_QUIET_SECONDS = 10.0
 
-    def __init__(self, total: int, *, start: int = 0, unit: str = "step", active: bool = True):
-        self._active = active
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere; silent where `active` is false.
+
+    Args:
+      total: How many there are.
+      start: How many were done before.
+      unit: What is counted, one of it.
+      active: Whether this process speaks.
+      clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        unit: str = "step",
+        active: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._total, self._unit, self._active, self._clock = total, unit, active, clock
         self._console = Console(stderr=True, highlight=False)
+        self._in_log = active and not self._console.is_terminal
+        self._began = self._spoken = clock()
+        # When the first was done, and its number: what is compiled before it is no one's pace.
+        self._first: tuple[float, int] | None = None
         self._bar = RichProgress(
             TextColumn(unit),
             MofNCompleteColumn(),
@@ -43,7 +73,7 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not (active and self._console.is_terminal),
+            disable=not active or self._in_log,
         )
         self._task = self._bar.add_task(unit, total=total, completed=start)
 
@@ -57,20 +87,54 @@ class Progress:
         self._bar.stop()
 
     def advance(self, done: int) -> None:
-        """Moves the bar to `done`."""
+        """Moves the bar to `done`; in a log, says so where it has been quiet for long."""
         self._bar.update(self._task, completed=done)
+        now = self._clock()
+        if self._first is None:
+            self._first = now, done
+        quiet = max(_QUIET_SECONDS, (now - self._began) / 10)
+        since, first = self._first
+        if self._in_log and now - self._spoken >= quiet and first < done < self._total:
+            seconds = (now - since) / (done - first)
+            self.note("  ".join([f"{self._unit} {self._of(done)}", *self._pace(done, seconds)]))
 
     def line(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Prints a report above the bar."""
+        """Prints a report above the bar; one of training with its pace and what is left."""
         training = group == "train"
         names = [name for name in _SHOWN_IN_TRAINING if name in values] if training else values
         shown = [f"{name} {_short(values[name])}" for name in names]
-        self.note("  ".join([f"step {step}", *([] if training else [group]), *shown]))
+        rate = values.get("steps_per_second", 0.0) if training else 0.0
+        pace = self._pace(step, 1 / rate if rate else 0.0)
+        head = [f"{self._unit} {self._of(step)}", *([] if training else [group])]
+        self.note("  ".join([*head, *shown, *pace]))
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
         if self._active:
+            self._spoken = self._clock()
             self._console.print(text, soft_wrap=True)
+
+    def _of(self, done: int) -> str:
+        return f"{done:,}/{self._total:,}"
+
+    def _pace(self, done: int, seconds: float) -> list[str]:
+        """Seconds of one and time that is left; nothing where the pace is not known yet."""
+        if not seconds:
+            return []
+        shown = f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
+        pace = [f"{shown} s a {self._unit}"]
+        if done < self._total:
+            pace.append(f"{duration((self._total - done) * seconds)} left")
+        return pace
+
+
+def duration(seconds: float) -> str:
+    """A time as one says it: `40 s`, `6 min`, `7.2 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 99.5 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 class ByteProgress:

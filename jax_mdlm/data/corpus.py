@@ -13,6 +13,9 @@ from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
 from jax_mdlm.sharding import Share, barrier
 
+# Sources that this package prepares with TFDS.
+_TITLES = {"pronunciations": "CMUdict", "dialogues": "the dialogues of chitchat-dataset"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -58,6 +61,16 @@ def load_corpus(config: Config, workdir: epath.Path) -> Corpus:
         train=_table(train_rows, config, tokenizer),
         validation=_table(validation_rows, config, tokenizer),
     )
+
+
+def reading(config: DataConfig, workdir: epath.Path) -> str:
+    """What `load_corpus` is about to do, for the console: it may take half a minute."""
+    if config.source == "chat_jsonl":
+        return f"reading {config.files}"
+    title = _TITLES.get(config.source, config.source)
+    if config.source in _TITLES and not (data_folder(config, workdir) / config.source).exists():
+        return f"reading {title}, once: it is kept in {data_folder(config, workdir)}"
+    return f"reading {title}"
 
 
 def data_folder(config: DataConfig, workdir: epath.Path) -> epath.Path:

@@ -160,41 +160,45 @@ def decode_all(
     """[strength][decoding seed]; what the work directory holds already is read."""
     # Rendered once, and only where a decoding is missing.
     prompts = functools.cache(lambda: task.prompts(opened.tokenizer, opened.template))
-    decodings = []
-    for strength in strengths:
-        chosen = intervention if strength > 0 else None
-        options = dataclasses.replace(opened.options, intervention=chosen)
-        what = {
-            "step": opened.step,
-            "rows": [task.name, task.digest],
-            "metric": task.metric.name,
-            "options": repr(options),
-            "weights": opened.config.sample.weights,
-            "dtype": opened.config.model.compute_dtype,
-        }
-        store = Store(opened.workdir, what)
+    drawn = {strength: seeds_for(strength, seeds, opened.options) for strength in strengths}
+    progress = opened.progress(sum(map(len, drawn.values())), "decoding")
+    decodings, done = [], 0
+    with progress:
+        for strength in strengths:
+            chosen = intervention if strength > 0 else None
+            options = dataclasses.replace(opened.options, intervention=chosen)
+            what = {
+                "step": opened.step,
+                "rows": [task.name, task.digest],
+                "metric": task.metric.name,
+                "options": repr(options),
+                "weights": opened.config.sample.weights,
+                "dtype": opened.config.model.compute_dtype,
+            }
+            store = Store(opened.workdir, what)
 
-        def make(strength: float = strength, seed: int = 0, options=options) -> Decoded:
-            return decode(
-                opened.params,
-                opened.config.model,
-                task,
-                prompts(),
-                opened.tokenizer,
-                options,
-                strength=strength,
-                seed=seed,
-                batch_size=opened.config.sample.batch_size,
-                layout=opened.layout,
-            )
+            def make(strength: float = strength, seed: int = 0, options=options) -> Decoded:
+                return decode(
+                    opened.params,
+                    opened.config.model,
+                    task,
+                    prompts(),
+                    opened.tokenizer,
+                    options,
+                    strength=strength,
+                    seed=seed,
+                    batch_size=opened.config.sample.batch_size,
+                    layout=opened.layout,
+                )
 
-        first = opened.config.sample.seed
-        decodings.append(
-            [
-                store.get(strength, first + seed, lambda make=make, s=first + seed: make(seed=s))
-                for seed in seeds_for(strength, seeds, options)
-            ]
-        )
+            first = opened.config.sample.seed
+            decodings.append([])
+            for seed in drawn[strength]:
+                own = first + seed
+                made = store.get(strength, own, lambda make=make, own=own: make(seed=own))
+                decodings[-1].append(made)
+                done += 1
+                progress.advance(done)
     return decodings
 
 

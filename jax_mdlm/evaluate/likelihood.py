@@ -173,17 +173,19 @@ def _choices(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict
 
 def _score(opened: Opened, texts: Sequence[_Text], samples: int) -> list[Estimate]:
     sample = opened.config.sample
-    return log_likelihood(
-        opened.params,
-        opened.config.model,
-        [(text.prompt, text.response) for text in texts],
-        opened.tokenizer.ids,
-        jax.random.key(sample.seed),
-        samples=samples,
-        batch_size=sample.batch_size,
-        guidance=sample.guidance,
-        layout=opened.layout,
-    )
+    with opened.progress(len(texts)) as progress:
+        return log_likelihood(
+            opened.params,
+            opened.config.model,
+            [(text.prompt, text.response) for text in texts],
+            opened.tokenizer.ids,
+            jax.random.key(sample.seed),
+            samples=samples,
+            batch_size=sample.batch_size,
+            guidance=sample.guidance,
+            layout=opened.layout,
+            report=progress.advance,
+        )
 
 
 def _read_questions(name: str) -> Iterator[Question]:

@@ -13,6 +13,7 @@ from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import Template, template_of
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.tasks import Task
+from jax_mdlm.progress import Progress
 from jax_mdlm.sampling import Answer, SampleOptions, generate, options_from
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.training.run import load_for_sampling
@@ -45,17 +46,24 @@ class Opened:
 
     def answers(self, task: Task) -> list[Answer]:
         """Decodes every row of a task, as the run's `sample` settings say."""
-        return list(
-            generate(
+        prompts, answers = task.prompts(self.tokenizer, self.template), []
+        with self.progress(len(prompts)) as progress:
+            for answer in generate(
                 self.params,
                 self.config.model,
-                task.prompts(self.tokenizer, self.template),
+                prompts,
                 self.options,
                 jax.random.key(self.config.sample.seed),
                 batch_size=self.config.sample.batch_size,
                 layout=self.layout,
-            )
-        )
+            ):
+                answers.append(answer)
+                progress.advance(len(answers))
+        return answers
+
+    def progress(self, total: int, unit: str = "row") -> Progress:
+        """The console of an evaluation; one process speaks."""
+        return Progress(total, unit=unit, active=jax.process_index() == 0)
 
 
 def open_run(workdir: str, overrides: Sequence[str]) -> Opened:

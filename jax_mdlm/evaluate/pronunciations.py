@@ -22,17 +22,19 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"is {config.data.source}"
         )
     words = open_references(config.data, opened.workdir, args.split)[: args.limit or None]
-    scores = evaluate_pronunciations(
-        opened.params,
-        config.model,
-        words,
-        opened.tokenizer,
-        opened.template,
-        opened.options,
-        jax.random.key(config.sample.seed),
-        batch_size=config.sample.batch_size,
-        layout=opened.layout,
-    )
+    with opened.progress(len(words), "word") as progress:
+        scores = evaluate_pronunciations(
+            opened.params,
+            config.model,
+            words,
+            opened.tokenizer,
+            opened.template,
+            opened.options,
+            jax.random.key(config.sample.seed),
+            batch_size=config.sample.batch_size,
+            layout=opened.layout,
+            report=progress.advance,
+        )
     if args.json:
         record = {
             "split": args.split,

@@ -6,7 +6,7 @@ for pronunciations phoneme and word error rate. Prompts are decoded by `sampling
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from etils import epath
@@ -195,6 +195,7 @@ def evaluate_pronunciations(
     *,
     batch_size: int,
     layout: Layout | None = None,
+    report: Callable[[int], None] = lambda done: None,
 ) -> PronunciationScores:
     """Decodes words and scores them.
 
@@ -208,6 +209,7 @@ def evaluate_pronunciations(
       key: Typed PRNG key [] of the decoding.
       batch_size: Words per compiled call; some hundreds for a small model.
       layout: Mesh and rules; None = one device.
+      report: Called with the number of words that are decoded.
 
     Returns:
       Rates, slack share, calls and the decoded symbols.
@@ -217,9 +219,12 @@ def evaluate_pronunciations(
       ValueError: as `error_rates`.
     """
     prompts = [render_prompt(tokenizer, word, template) for word, _ in words]
-    decoded = list(
-        generate(params, config, prompts, options, key, batch_size=batch_size, layout=layout)
-    )
+    decoded = []
+    for answer in generate(
+        params, config, prompts, options, key, batch_size=batch_size, layout=layout
+    ):
+        decoded.append(answer)
+        report(len(decoded))
     hypotheses = [tokenizer.decode(answer.tokens).split() for answer in decoded]
     references = [[text.split() for text in pronunciations] for _, pronunciations in words]
     return PronunciationScores(

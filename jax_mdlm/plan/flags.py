@@ -21,7 +21,11 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--config", required=True, help="FILE[:preset] or a shipped name")
     parser.add_argument(
-        "--topology", required=True, nargs="+", metavar="NAME", help="e.g. v5e:4x4 v4:2x2x4"
+        "--topology",
+        required=True,
+        nargs="+",
+        metavar="NAME",
+        help="e.g. v5e:4x4 v4:2x2x4, or an accelerator type such as v5litepod-16",
     )
     parser.add_argument("--slices", type=int, default=1, help="such machines, over the network")
     parser.add_argument("--sample", action="store_true", help="the sampler instead of the step")

@@ -1,6 +1,7 @@
 """A plan: one program on one machine, and everything that is known of it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from jax_mdlm.config import Config
@@ -77,8 +78,16 @@ class Plan:
         return done / (6 * table.num_parameters(self.config.model) * self.tokens)
 
 
-def make_plan(config: Config, machine: Machine, mode: str) -> Plan:
+def make_plan(
+    config: Config, machine: Machine, mode: str, say: Callable[[str], None] = lambda text: None
+) -> Plan:
     """Lowers, compiles and counts.
+
+    Args:
+      config: The run.
+      machine: What it shall run on.
+      mode: `train` or `sample`.
+      say: Told what is compiled, before the minutes that it takes.
 
     Raises:
       ConfigError: config and machine do not go together.
@@ -87,6 +96,9 @@ def make_plan(config: Config, machine: Machine, mode: str) -> Plan:
     if mode == "train":
         config = fit_batch(config, make_layout(config.mesh, machine.devices))
     job = lower(config, machine.devices)
+    axes = [f"{name}={size}" for name, size in job.layout.mesh.shape.items() if size > 1]
+    shown = " ".join([f"compiling for {machine.title}, mesh", *(axes or ["of one chip"])])
+    say(f"{shown}: about 3 minutes for LLaDA-8B ...")
     memory = program.compile_job(job)
     cost = bound = None
     if memory.text:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from jax_mdlm import command
 from jax_mdlm.plan import report
 from jax_mdlm.plan.plan import Plan, make_plan
 from jax_mdlm.plan.search import flags, search
-from jax_mdlm.plan.topologies import describe
+from jax_mdlm.plan.topologies import describe, topology_of
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -20,18 +21,23 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         config = dataclasses.replace(
             config, mesh=dataclasses.replace(config.mesh, data=args.slices)
         )
-    machines = [describe(name, args.slices) for name in args.topology]
+    names = [topology_of(asked) for asked in args.topology]
+    for asked, name in zip(args.topology, names, strict=True):
+        if asked != name:
+            command.note(f"{asked} is {name}")
+    machines = [describe(name, args.slices) for name in names]
+    plan = functools.partial(make_plan, say=command.note)
     plans = []
     for machine in machines:
         if args.search:
-            found = search(config, machine, args.tries)
+            found = search(config, machine, args.tries, plan)
         else:
-            found = [make_plan(config, machine, "sample" if args.sample else "train")]
+            found = [plan(config, machine, "sample" if args.sample else "train")]
         plans.append(found[0])
         print(_shown(found, args), end="", flush=True)
     if len(plans) > 1 and not args.json:
         print("\n" + report.table(plans), end="")
-    if not all(plan.fits for plan in plans):
+    if not all(one.fits for one in plans):
         sys.exit(3)
 
 

@@ -5,7 +5,9 @@ The compiler is the real one, from libtpu; `jax.experimental.topologies` hands i
 
 import dataclasses
 import importlib.util
+import math
 import os
+import re
 from typing import Any
 
 import jax
@@ -16,6 +18,9 @@ from jax_mdlm.training.chips import CHIPS, Chip
 # What the vendor rents; libtpu also knows other shapes.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+# Accelerator types of Cloud TPU, as launch/tpu takes them: generation, and how many of what their
+# number counts a chip has (v4 and v5p: TensorCores).
+_TYPES = {"v4": ("v4", 2), "v5litepod": ("v5e", 1), "v5p": ("v5p", 2), "v6e": ("v6e", 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +45,28 @@ class Machine:
     def title(self) -> str:
         """Name and number of slices."""
         return self.name if self.slices == 1 else f"{self.name} x {self.slices}"
+
+
+def topology_of(name: str) -> str:
+    """The topology of an accelerator type of Cloud TPU: `v5litepod-16` is `v5e:4x4`.
+
+    Args:
+      name: A type, or a topology, which is returned as it is.
+
+    Raises:
+      ConfigError: a type of a size that has no usual shape.
+    """
+    found = re.fullmatch(rf"({'|'.join(_TYPES)})-(\d+)", name)
+    if found is None:
+        return name
+    generation, units = _TYPES[found[1]]
+    for shape in _shapes(generation):
+        if math.prod(map(int, shape.split("x"))) * units == int(found[2]):
+            return f"{generation}:{shape}"
+    raise ConfigError(
+        f"--topology {name} must be a slice of a usual size to be looked up, it is none; name its "
+        f"shape, one of {_known(generation)} or like them"
+    )
 
 
 def describe(name: str, slices: int = 1) -> Machine:
@@ -95,8 +122,13 @@ def _keep_to_the_host() -> None:
         os.environ.setdefault(variable, value)
 
 
-def _known() -> str:
+def _shapes(generation: str) -> tuple[str, ...]:
+    (chip,) = (chip for chip in CHIPS if chip.name == generation)
+    return _FLAT if chip.dimensions == 2 else _CUBES
+
+
+def _known(*generations: str) -> str:
     return "; ".join(
-        ", ".join(f"{chip.name}:{shape}" for shape in (_FLAT if chip.dimensions == 2 else _CUBES))
-        for chip in CHIPS
+        ", ".join(f"{name}:{shape}" for shape in _shapes(name))
+        for name in generations or [chip.name for chip in CHIPS]
     )

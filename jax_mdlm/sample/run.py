@@ -145,7 +145,7 @@ def _work_through(
     first = jax.process_index() == 0
     with (
         open_traces(args.trace, keep=job.done) as write_trace,
-        Progress(len(prompts), start=job.done, unit="rows", active=first) as progress,
+        Progress(len(prompts), start=job.done, unit="row", active=first) as progress,
     ):
         for done in job.write(records(write_trace)) if prompts[todo] else ():
             progress.advance(done)

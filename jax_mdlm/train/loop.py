@@ -57,7 +57,7 @@ def train(
         window.check()  # never save what is not finite
         with watch.doing("save"):
             checkpoint.save_state(checkpoints, state, resolved)
-        account()
+        log.write(step, "goodput", account())
 
     def evaluate() -> None:
         window.check()  # its steps end before, so that the evaluation's time is its own
@@ -67,29 +67,30 @@ def train(
         progress.line(step, "validation", values)
         throughput.restart()
 
-    def account() -> None:
-        values = watch.report() | {"lost_steps": log.lost_steps}
-        log.write(step, "goodput", values)
-        progress.note(f"step {step}  {goodput.line(values)}")
+    def account() -> dict[str, float]:
+        return watch.report() | {"lost_steps": log.lost_steps}
 
-    def report() -> None:
-        values = window.report()
+    def report(number: int, *, running: int) -> None:
+        values = window.report(running)
         if values:
-            values |= throughput.read(values.pop("tokens"))
-            values |= ctc_health(values, progress)
-            log.write(step, "train", values)
-            progress.line(step, "train", values)
+            values |= throughput.read(values.pop("tokens"), running)
+            values |= ctc_health(values, config, progress)
+            log.write(number, "train", values)
+            progress.line(number, "train", values)
 
     progress.note(f"training rows: {corpus.train.counts}")
     if config.data.buckets:
         shapes = ", ".join(f"{canvas.rows:,} x {canvas.length:,}" for canvas in order.canvases)
         progress.note(f"batches (rows x slots): {shapes}; mean rows {order.mean_rows:,.1f}")
-    progress.note(f"{table.num_parameters(config.model):,} parameters, {describe(layout)}")
+    trained = ""
     if state.frozen is not None:
-        trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        progress.note(
-            f"frozen; {trained:,} beside them are trained (LoRA, rank {config.lora.rank})"
-        )
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        trained = f"frozen; {count:,} of adapters are trained (LoRA, rank {config.lora.rank}), "
+    num_parameters = table.num_parameters(config.model)
+    progress.note(f"{num_parameters:,} parameters, {trained}{describe(layout)}")
+    if 0 < step < config.train.steps:
+        again = f"; {log.lost_steps:,} steps after it are made again" if log.lost_steps else ""
+        progress.note(f"going on from step {step:,}{again}")
     # Closed in reverse: a save that is under way is finished, whatever ends the loop.
     closing = contextlib.closing
     with (
@@ -107,47 +108,75 @@ def train(
                 with watch.doing("data"):
                     batch = layout.place_rows(next(batches))
                 shape = batch.tokens.shape
+                if shape not in compiled:
+                    progress.note(f"compiling the step for {shape[0]:,} x {shape[1]:,} slots ...")
                 with watch.doing("steps" if shape in compiled else "compile"):
                     state, metrics = train_step(state, batch)
-            compiled.add(shape)
+            if shape not in compiled:
+                compiled.add(shape)
+                throughput.restart()  # what is compiled is in no step's time
+            step += 1
             window.add(step, metrics)
             window.keep_up()
-            step += 1
             capture.done(step, metrics)
             throughput.step(shape[1])
             progress.advance(step)
             last = step == config.train.steps
-            if step % config.train.log_every == 0:
-                report()
-            if last or (config.train.evaluate_every and step % config.train.evaluate_every == 0):
+            evaluates = last or is_due(step, config.train.evaluate_every)
+            saves = last or is_due(step, config.train.save_every)
+            if is_due(step - 1, config.train.log_every):
+                report(step - 1, running=1)
+            if is_due(step, config.train.log_every) and (evaluates or saves):
+                report(step, running=0)  # what follows waits for this step anyway
+            if evaluates:
                 evaluate()
-            if last or step % config.train.save_every == 0:
+            if saves:
                 save()
         if step == first_step == config.train.steps:
             progress.note(f"nothing to do: {workdir} has made its {step} steps")
         elif step < config.train.steps:
+            if is_due(step, config.train.log_every):
+                report(step, running=0)
             if checkpoints.latest() != step:
                 save()
             with watch.doing("save"):
                 checkpoints.wait()
             progress.note(f"stopped by a signal and saved at step {step}; run again to go on")
+        if step > first_step:
+            progress.note(goodput.line(account()))
     return state
 
 
-def ctc_health(values: Mapping[str, float], progress: Progress) -> dict[str, float]:
+def is_due(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps is done after this one; 0 = never."""
+    return bool(every) and step % every == 0
+
+
+def ctc_health(values: Mapping[str, float], config: Config, progress: Progress) -> dict[str, float]:
     """How heavy CTC is beside CE; warns where rows without an alignment are common."""
     if "ctc" not in values:
         return {}
     if values["infeasible"] > 0.01:
         progress.note(
             f"warning: {values['infeasible']:.1%} of the rows have no alignment and are left out "
-            "of CTC; raise data.length or set objective.separate_repeats=true"
+            f"of CTC; {_remedy(config)}"
         )
     return {"ctc_to_ce": values["ctc_weight"] * values["ctc"] / max(values["ce"], 1e-9)}
+
+
+def _remedy(config: Config) -> str:
+    """What gives rows an alignment: slack between equal neighbours, which needs room."""
+    objective = config.objective
+    if objective.collapse == "merge" and not objective.slack_max:
+        return "set objective.slack_max above 0: without slack equal neighbours merge"
+    if objective.collapse == "merge" and not objective.separate_repeats:
+        return "set objective.separate_repeats=true, which is false here"
+    return f"raise data.length={config.data.length}, which leaves their slack no room"
 
 
 def describe(layout: Layout) -> str:
     """The mesh and its devices, for the log."""
     axes = [f"{name}={size}" for name, size in layout.mesh.shape.items() if size > 1]
-    kind = layout.mesh.devices.flat[0].device_kind
-    return f"{layout.mesh.size} {kind} device(s) {' '.join(axes)}".rstrip()
+    kind, count = layout.mesh.devices.flat[0].device_kind, layout.mesh.size
+    devices = "device" if count == 1 else "devices"
+    return f"{count} {kind} {devices} {' '.join(axes)}".rstrip()

@@ -4,10 +4,12 @@ import argparse
 import time
 from collections.abc import Sequence
 
+import jax
 from etils import epath
 
 from jax_mdlm import command
 from jax_mdlm.config import Config
+from jax_mdlm.data.corpus import reading
 from jax_mdlm.model.lora import target_rows
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.train.claim import claim
@@ -34,5 +36,7 @@ def _run(config: Config, workdir: epath.Path, watch: Goodput) -> None:
     fit_batch(config, layout)  # before anything is read
     if config.lora.rank:
         target_rows(config.lora)  # paths that are none are refused before a directory is claimed
+    if jax.process_index() == 0:
+        command.note(f"{reading(config.data, workdir)} ...")
     config, corpus = claim(config, workdir)
     train(fit_batch(config, layout), corpus, layout, workdir, watch)

@@ -1,7 +1,7 @@
 """Metrics of a run: collected on the device, divided once, written to console, JSONL, TensorBoard.
 
-`Mean`s of single steps enter; numbers per window leave. A window's metrics are fetched one step
-late, so that the host never waits for the step that is running.
+`Mean`s of single steps enter; numbers per window leave. A window is read when the step after it is
+under way, so that the host never waits for the step that is running.
 """
 
 import json
@@ -26,7 +26,7 @@ class Window:
         self._steps: list[tuple[int, Mapping[str, Mean]]] = []
 
     def add(self, step: int, metrics: Mapping[str, Mean]) -> None:
-        """Keeps a step's metrics on the device; `step` counts the updates made before it."""
+        """Keeps a step's metrics on the device; the first step is 1."""
         self._steps.append((step, metrics))
 
     def keep_up(self, ahead: int = 2) -> None:
@@ -57,8 +57,11 @@ class Window:
                     "look at the data of these steps"
                 )
 
-    def report(self) -> dict[str, float]:
+    def report(self, running: int = 1) -> dict[str, float]:
         """Averages and forgets all steps but the newest, which may still run.
+
+        Args:
+          running: So many of them stay; 0: all are averaged, the newest is waited for.
 
         Returns:
           Numbers per metric; {} where there is no step.
@@ -66,7 +69,7 @@ class Window:
         Raises:
           FloatingPointError: as `check`.
         """
-        cut = max(len(self._steps) - 1, 0)
+        cut = max(len(self._steps) - running, 0)
         self.check(cut)
         taken, self._steps = self._steps[:cut], self._steps[cut:]
         names = taken[0][1] if taken else ()
@@ -108,25 +111,37 @@ class Throughput:
 
     def restart(self) -> None:
         """Starts the clock anew, e.g. after an evaluation."""
-        self._since, self._steps, self._lengths = time.perf_counter(), 0, 0
+        self._since = time.perf_counter()
+        self._lengths: list[int] = []  # of the canvases since then
 
     def step(self, length: int | None = None) -> None:
         """Counts an update, on a canvas of this length; None = the full one."""
-        self._steps += 1
-        self._lengths += self._length if length is None else length
+        self._lengths.append(self._length if length is None else length)
 
-    def read(self, tokens_per_step: float) -> dict[str, float]:
-        """`steps_per_second`, `tokens_per_second` and perhaps `mfu` since the last restart."""
+    def read(self, tokens_per_step: float, running: int = 0) -> dict[str, float]:
+        """`steps_per_second`, `tokens_per_second` and perhaps `mfu` since the last restart.
+
+        Args:
+          tokens_per_step: Mean of the steps that are counted.
+          running: So many of the newest steps are not over; they are counted next time.
+
+        Returns:
+          Numbers; {} where no step is over.
+        """
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        steps_made, lengths = self._steps, self._lengths
-        steps = steps_made / seconds
-        tokens = steps * tokens_per_step
+        over = max(len(self._lengths) - running, 0)
+        made, left = self._lengths[:over], self._lengths[over:]
         self.restart()
+        self._lengths = left
+        if not made:
+            return {}
+        steps = len(made) / seconds
+        tokens = steps * tokens_per_step
         rates = {"steps_per_second": steps, "tokens_per_second": tokens}
         if self._peak:
             # With length buckets the mean canvas: attention's FLOPs are linear in it per token,
             # and all batches have the same number of slots.
-            length = round(lengths / steps_made) if steps_made else self._length
+            length = round(sum(made) / len(made))
             rates["mfu"] = tokens * sum(training_flops(self._config, length)) / self._peak
         return rates
 

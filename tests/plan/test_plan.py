@@ -14,7 +14,7 @@ from jax_mdlm import command, plan
 from jax_mdlm.config import ConfigError, to_json
 from jax_mdlm.plan import program, report, topologies
 from jax_mdlm.plan.plan import Plan, make_plan
-from jax_mdlm.plan.topologies import Machine, describe
+from jax_mdlm.plan.topologies import Machine, describe, topology_of
 from tests.plan.conftest import cpu_machine, tiny_config
 
 KEYS = {
@@ -76,7 +76,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], con
 def test_json_has_a_line_per_topology(run) -> None:
     code, out, err = run("--topology", "v5e:1x8", "v5e:1x4", "--json")
     records = [json.loads(line) for line in out.splitlines()]
-    assert (code, err) == (0, "")
+    assert code == 0
+    said = [line.partition(":")[0] for line in err.splitlines()]
+    assert said == ["compiling for v5e", "compiling for v5e"], "on stderr, stdout is JSON"
     assert [record["topology"] for record in records] == ["v5e:1x8", "v5e:1x4"]
     for record, chips in zip(records, (8, 4), strict=True):
         assert record.keys() >= KEYS
@@ -145,17 +147,18 @@ def test_what_does_not_fit_exits_with_3(run, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(program, "train_step", lower)
     code, out, err = run("--topology", "v5e:1x8", "--json")
     record = json.loads(out)
-    assert (code, err, record["fits"], record["flops"]) == (3, "", False, None)
+    assert err == "compiling for v5e:1x8, mesh fsdp=8: about 3 minutes for LLaDA-8B ...\n"
+    assert (code, record["fits"], record["flops"]) == (3, False, None)
     assert record["peak_hbm_bytes"] == round(21.5 * 2**30)
     code, out, err = run("--topology", "v5e:1x8")
-    assert (code, err) == (3, "")
+    assert code == 3
     assert "DOES NOT FIT" in out
     assert "23.085" in out
 
     error = jax.errors.JaxRuntimeError("INTERNAL: no such shape\nstack")
     code, out, err = run("--topology", "v5e:1x8")
     assert (code, out) == (2, "")
-    assert err == (
+    assert err.partition("\n")[2] == (
         "error: the TPU compiler refuses this program: INTERNAL: no such shape; "
         "try another mesh or shape\n"
     )
@@ -217,6 +220,52 @@ def test_a_search_prints_flags_that_work(run) -> None:
     assert len(record["tried"]) == 2
     for key in ("mesh", "microbatches", "remat", "peak_hbm_bytes", "flops"):
         assert json.loads(best)[key] == record[key]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("v5litepod-1", "v5e:1x1"),
+        ("v5litepod-8", "v5e:2x4"),
+        ("v5litepod-16", "v5e:4x4"),
+        ("v5litepod-256", "v5e:16x16"),
+        ("v6e-16", "v6e:4x4"),
+        ("v6e-64", "v6e:8x8"),
+        ("v4-8", "v4:2x2x1"),
+        ("v4-32", "v4:2x2x4"),
+        ("v5p-32", "v5p:2x2x4"),
+        ("v5p-1024", "v5p:8x8x8"),
+        ("v4:2x2x4", "v4:2x2x4"),
+        ("h100", "h100"),
+    ],
+)
+def test_accelerator_types_are_topologies(name: str, shape: str) -> None:
+    assert topology_of(name) == shape
+
+
+def test_an_accelerator_type_is_answered_with_its_topology(run) -> None:
+    code, out, err = run("--topology", "v5litepod-4", "--json", "--config.mesh.fsdp=2")
+    assert (code, json.loads(out)["topology"]) == (0, "v5e:2x2")
+    assert err.splitlines() == [
+        "v5litepod-4 is v5e:2x2",
+        "compiling for v5e:2x2, mesh fsdp=2: about 3 minutes for LLaDA-8B ...",
+    ]
+    code, out, err = run("--topology", "v4-10")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(
+        r"error: --topology v4-10 must be a slice of a usual size to be looked up, it is none; "
+        r"name its shape, one of v4:2x2x1, .*, v4:8x8x16 or like them\n",
+        err,
+    )
+
+
+def test_every_type_that_the_pod_script_takes_is_known() -> None:
+    script = (Path(__file__).parents[2] / "launch/tpu/settings.sh").read_text()
+    (message,) = re.findall(r"TYPE must begin with (.*?), got", script)
+    types = re.findall(r"(v\w+)-", message)
+    assert len(types) == 4
+    for name in types:
+        assert topology_of(f"{name}-16") != f"{name}-16"
 
 
 def test_unknown_topologies_and_a_missing_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

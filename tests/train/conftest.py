@@ -37,5 +37,5 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(forks: Forks, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     text = start(forks, config_file, workdir).finish()
-    assert f"step {STEPS}  validation  nll_bound" in text
+    assert f"step {STEPS}/{STEPS}  validation  nll_bound" in text
     return workdir

@@ -45,7 +45,7 @@ def test_two_processes_train_save_and_resume(
         child.finish()
     alone, spread = losses(undisturbed), losses(workdir)
     assert max(spread) == 40
-    # A line holds the step before it; the rate is the same until step 36.
+    # The rate is the same until step 36.
     for step in (2, 4, 6):
         assert spread[step] == pytest.approx(alone[step], rel=1e-5)
     resumed = min(step for step in spread if step > int(stopped[1]) and step < 36)

@@ -15,8 +15,10 @@ from etils import epath
 from jax_mdlm import command, evaluate, train
 from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import SpecialIds
+from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import CheckpointError, open_checkpoints
+from jax_mdlm.train.loop import ctc_health
 from jax_mdlm.training.run import load_run
 from jax_mdlm.training.state import with_slack_row
 from jax_mdlm.workdir import load_config
@@ -72,6 +74,64 @@ def test_a_finished_run_has_nothing_to_do_and_can_be_extended(
     assert lines(workdir)[-1]["step"] == STEPS + 5
 
 
+def test_the_log_says_what_is_done_before_it_takes_long(
+    forks: Forks, config_file: Path, tmp_path: Path
+) -> None:
+    """Step of total, pace and what is left; the balance once, at the end."""
+    words = ("--config.train.save_every=1", "--config.train.evaluate_every=0")
+    text = start(forks, config_file, tmp_path, *words, "--config.train.steps=3").finish()
+    patterns = [
+        r"reading \S+rows\.jsonl \.\.\.",
+        r"training rows: .*",
+        r"[\d,]+ parameters, 1 cpu device",
+        r"compiling the step for 16 x 32 slots \.\.\.",
+        r"step 1/3  loss .*  [\d.]+ s a step  \d+ s left",
+        r"step 2/3  loss .*  [\d.]+ s a step  \d+ s left",
+        r"step 3/3  loss .*  [\d.]+ s a step",
+        r"step 3/3  validation  .*",
+        r"goodput [\d.]+% of \d+ s \(.*\)",
+    ]
+    said = text.splitlines()
+    assert len(said) == len(patterns), text
+    for line, pattern in zip(said, patterns, strict=True):
+        assert re.fullmatch(pattern, line), line
+    assert len(lines(tmp_path, "goodput")) == 3, "the file has one after every save"
+    assert [line["step"] for line in lines(tmp_path, "train")] == [1, 2, 3]
+
+    more = start(forks, config_file, tmp_path, *words, "--config.train.steps=5").finish()
+    assert more.splitlines()[3:5] == [
+        "going on from step 3",
+        "compiling the step for 16 x 32 slots ...",
+    ]
+    assert "step 4/5  loss" in more
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("slack_max=0.0", "set objective.slack_max above 0: without slack equal neighbours merge"),
+        (
+            "separate_repeats=false",
+            "set objective.separate_repeats=true, which is false here",
+        ),
+        ("separate_repeats=true", "raise data.length=32, which leaves their slack no room"),
+        ("collapse=slack_only", "raise data.length=32, which leaves their slack no room"),
+    ],
+)
+def test_the_remedy_for_rows_without_an_alignment_is_one(
+    tiny: Config, setting: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is true already is not recommended."""
+    config = command.apply_overrides(tiny, [f"--config.objective.{setting}"])
+    values = {"ctc": 1.0, "ce": 1.0, "ctc_weight": 0.1, "infeasible": 0.292}
+    ctc_health(values, config, Progress(10))
+    assert capsys.readouterr().err == (
+        "warning: 29.2% of the rows have no alignment and are left out of CTC; " + remedy + "\n"
+    )
+    assert ctc_health(values | {"infeasible": 0.005}, config, Progress(10)) == {"ctc_to_ce": 0.1}
+    assert capsys.readouterr().err == ""
+
+
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     forks: Forks, config_file: Path, tmp_path: Path
 ) -> None:
@@ -114,8 +174,8 @@ def test_rows_without_an_alignment_are_warned_about(
     )
     errors = process.finish()
     assert re.search(
-        r"warning: [\d.]+% of the rows have no alignment and are left out of CTC; raise "
-        r"data.length or set objective.separate_repeats=true",
+        r"warning: [\d.]+% of the rows have no alignment and are left out of CTC; set "
+        r"objective.slack_max above 0: without slack equal neighbours merge",
         errors,
     )
     assert lines(tmp_path)[0]["infeasible"] > 0.01

@@ -1,6 +1,7 @@
 """LoRA runs: only adapters move, meshes change nothing, a restart repeats them bit by bit."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -253,13 +254,22 @@ def test_the_base_is_on_disk_once_and_checkpoints_hold_adapters(whole_run: Path)
     "lost", [("6",), ("2", "4", "6")], ids=["resumed", "killed before its first checkpoint"]
 )
 def test_a_restart_is_bitwise_the_whole_run(
-    config_file: Path, whole_run: Path, tmp_path: Path, lost: tuple[str, ...]
+    config_file: Path,
+    whole_run: Path,
+    tmp_path: Path,
+    lost: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(whole_run, workdir)
     for step in lost:
         shutil.rmtree(workdir / "checkpoints" / step)
     start(config_file, workdir)
+    assert re.search(
+        r"^[\d,]+ parameters, frozen; [\d,]+ of adapters are trained \(LoRA, rank 2\), 8 cpu devices",
+        capsys.readouterr().err,
+        re.M,
+    )
     for folder in ("checkpoints/6/tree", "base/0/tree"):
         left, right = stored(whole_run / folder), stored(workdir / folder)
         assert left.keys() == right.keys()

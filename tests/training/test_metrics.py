@@ -28,6 +28,9 @@ def test_a_window_is_a_mean_of_totals_and_leaves_the_running_step() -> None:
     assert window.report() == {}, "the newest step waits for the next report"
     window.add(3, step(0.0))
     assert window.report()["loss"] == 100
+    window.add(4, step(2.0))
+    assert window.report(running=0)["loss"] == 1, "where the next thing waits for it anyway"
+    assert window.report(running=0) == {}
 
 
 def test_two_steps_may_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +63,7 @@ def test_means_of_nothing_are_zero() -> None:
 
 def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig()
-    assert "mfu" not in Throughput(config, 4096).read(1.0)
+    assert Throughput(config, 4096).read(1.0) == {}, "no step, no rate"
     clock = iter([0.0, 2.0, 2.0])
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(metrics, "find_chip", lambda kind: find_chip("TPU v5e"))
@@ -70,6 +73,16 @@ def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     flops = 6 * (8_015_581_184 - 126464 * 4096) + 12 * 32 * 4096 * 4096
     assert rates["tokens_per_second"] == 4 * 4096
     assert rates["mfu"] == pytest.approx(4 * 4096 * flops / (8 * 197e12))
+
+
+def test_steps_under_way_count_for_the_next_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 3.0, 3.0, 4.0, 4.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    throughput = Throughput(ModelConfig(), 4096)
+    for _ in range(4):
+        throughput.step()
+    assert throughput.read(10.0, running=1) == {"steps_per_second": 1.0, "tokens_per_second": 10.0}
+    assert throughput.read(10.0)["steps_per_second"] == 1.0
 
 
 def test_a_resumed_log_forgets_what_is_written_again(tmp_path: Path) -> None:

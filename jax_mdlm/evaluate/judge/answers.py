@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     )
     rows = [answer.row for answer in own]
     todo = iter(questions[done:])
-    with Progress(len(questions), start=done, unit="questions", active=first) as progress:
+    with Progress(len(questions), start=done, unit="question", active=first) as progress:
         for batch in decoder.answers(questions, done) if questions[done:] else ():
             for decoded, question in zip(batch, todo, strict=False):
                 row = benchmark.answer_row(question, args.model, decoded, sample, time.time())

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     check_settings(path, "comparisons", settings, begun=len(todo) < len(matches))
 
     saved = len(rows)
-    with Progress(len(matches), start=len(matches) - len(todo), unit="matches") as progress:
+    with Progress(len(matches), start=len(matches) - len(todo), unit="match") as progress:
         try:
             judged = judge_matches(todo, client.ask, parallel=args.parallel)
             for number, (match, replies) in enumerate(judged, start=1):

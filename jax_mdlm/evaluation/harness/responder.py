@@ -148,7 +148,7 @@ class Responder:
             for number, answer in zip(numbers, answers, strict=True):
                 texts[number] = self._text(answer.tokens, plans[number])
                 done += 1
-                self.report("answers", done, len(asked))
+                self.report("answer", done, len(asked))
         return texts
 
     def rows(self, scored: Sequence[Scored]) -> list[Row]:
@@ -217,6 +217,7 @@ class Responder:
             guidance=self.options.guidance,
             layout=self.layout,
             greedy=self.greedy,
+            report=lambda done: self.report("likelihood", done, len(some)),
         )
         for number, estimate in zip(some, found, strict=True):
             estimates[number] = estimate

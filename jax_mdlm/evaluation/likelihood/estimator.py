@@ -6,7 +6,7 @@ rows out, `program` scores masks, `estimate` puts draws together.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ def log_likelihood(
     guidance: float = 0.0,
     layout: Layout | None = None,
     greedy: bool = False,
+    report: Callable[[int], None] = lambda done: None,
 ) -> list[Estimate]:
     """Estimates `log p(response | prompt)` in the sense of masked diffusion, without bias.
 
@@ -78,6 +79,7 @@ def log_likelihood(
       layout: Mesh and rules; None = one device.
       greedy: Whether to ask also if greedy decoding gives the response (U more calls at most; see
         `program.is_greedy`).
+      report: Called with the number of rows that are done, or nearly.
 
     Returns:
       One estimate per row, in order, in nats of the whole response.
@@ -96,18 +98,35 @@ def log_likelihood(
     shards = 1 if layout is None else layout.batch_shards
     batch = -(-batch_size // shards) * shards
     estimates: list[Estimate | None] = [None] * len(rows)
+    done = 0
     for group in make_groups(rows, ids, config.max_length):
         setting = Setting(config, ids, group.region, float(guidance), layout)
-        found = _estimate(params, group, key, samples, batch, setting)
+        found = _estimate(
+            params,
+            group,
+            key,
+            samples,
+            batch,
+            setting,
+            lambda rows, before=done: report(before + rows),
+        )
         if greedy:
             found = _with_greedy(params, group, found, batch, setting)
         for number, estimate in zip(group.numbers, found, strict=True):
             estimates[number] = estimate
+        done += len(found)
+        report(done)
     return [estimate for estimate in estimates if estimate is not None]
 
 
 def _estimate(
-    params: Params, group: Group, key: jax.Array, samples: int, batch: int, setting: Setting
+    params: Params,
+    group: Group,
+    key: jax.Array,
+    samples: int,
+    batch: int,
+    setting: Setting,
+    report: Callable[[int], None],
 ) -> list[Estimate]:
     counts = np.asarray(group.rows.count[:-1]).astype(np.int64)
     # Compared as logarithms: 2^U is too large for most responses.
@@ -128,6 +147,8 @@ def _estimate(
         total, number = score(params, *inputs, key, np.int32(samples), setting)
         sums.append(total)
         masked.append(number)
+        jax.block_until_ready(sums[-2:-1])
+        report(int(at[begin]))
     total = np.concatenate(jax.device_get(sums))[: len(at)].astype(np.float64)
     missing = np.concatenate(jax.device_get(masked))[: len(at)]
     ends = np.cumsum(canvases)[:-1]
