@@ -8,6 +8,7 @@ Layers are scanned and have no letter. (Optax's CTC calls our L and U "T" and "N
 import dataclasses
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -58,8 +59,7 @@ class ParamRow:
     num_inputs: int
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Batch:
     """Clean rows: prompt, response, end padding, then slots that are not valid.
 
@@ -81,8 +81,7 @@ class Batch:
     label_count: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Corruption:
     """What the step makes of a `Batch`: slack inserted, noise drawn.
 
@@ -111,8 +110,7 @@ class Corruption:
     weight: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class TrainState:
     """What a run carries from step to step; donated.
 
@@ -146,8 +144,7 @@ class Region:
     limit: int
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Trace:
     """What every call did, for viewers that replay a generation.
 
@@ -162,8 +159,7 @@ class Trace:
     confidence: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class SampleState:
     """The carry of the sampler's loop.
 
@@ -192,7 +188,7 @@ class SampleState:
     committed_at: jax.Array
     done: jax.Array
     key: jax.Array
-    region: Region = dataclasses.field(metadata={"static": True})
+    region: Region = flax.struct.field(pytree_node=False)
     score: jax.Array | None = None
     cache: Any = None
     trace: Trace | None = None
@@ -200,8 +196,7 @@ class SampleState:
     disturbed: jax.Array | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Mean:
     """A mean whose parts are added across microbatches and hosts, and divided once.
 

@@ -32,7 +32,7 @@ COMMANDS = {"train", "sample", "convert", "evaluate", "plan", "benchmark"}
 
 # package -> the only places that may import it
 OWNED = {
-    "flax": (),  # half a second of every command, for what jax has itself
+    "flax.nnx": ("model/",),
     "transformers": ("data/tokenizer",),
     "sentencepiece": ("data/tokenizer",),
     "tokenizers": ("data/tokenizer",),

@@ -7,8 +7,7 @@ Cross-entropy needs four numbers per slot (`logits`), CTC the `1 + U` columns of
 row's labels name (`lattice`).
 """
 
-import dataclasses
-
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -18,8 +17,7 @@ from jax_mdlm.diffusion.ctc import clamp_observed, ctc_feasible, ctc_loss
 from jax_mdlm.diffusion.logits import Constrain, Parts, SlotLogits, slot_logits
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class RowCounts:
     """Rows that each term is averaged over.
 

@@ -4,9 +4,9 @@ Enters: a clean `Batch`. Leaves: the augmented row that `corrupt` masks. `collap
 way back, from a canvas to text tokens; sampling and evaluation call it on the host.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -14,8 +14,7 @@ from jax_mdlm.config import Collapse
 from jax_mdlm.containers import Batch, SpecialIds
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Augmented:
     """A batch whose responses hold slack; the labels stay those of the `Batch`.
 

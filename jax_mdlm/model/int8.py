@@ -5,9 +5,9 @@ embedding are `Int8`. Only weights are quantised; activations stay in the comput
 sampling: there is no gradient through these.
 """
 
-import dataclasses
 import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -15,8 +15,7 @@ from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Int8:
     """A quantised weight: `values * scale`.
 

@@ -10,6 +10,7 @@ parameters again. Adapters are what is trained: their tree has only the paths th
 import dataclasses
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -23,8 +24,7 @@ _MATRICES = {
 _TABLES = (("wte",), ("head",))  # where the slack token has a row or column of its own
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Adapted:
     """A frozen matrix with a trained change of low rank: `weight + scale * down up`.
 
@@ -38,7 +38,7 @@ class Adapted:
     weight: jax.Array
     down: jax.Array
     up: jax.Array
-    scale: float = dataclasses.field(metadata={"static": True})
+    scale: float = flax.struct.field(pytree_node=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,8 +72,7 @@ class Adapted:
         return jax.lax.fori_loop(0, weight.shape[0], layer, weight).astype(dtype)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class WithSlack:
     """The frozen embedding or head, whose row (or column) of the slack token is changed.
 
@@ -86,8 +85,8 @@ class WithSlack:
 
     weight: jax.Array
     change: jax.Array
-    slack_id: int = dataclasses.field(metadata={"static": True})
-    axis: int = dataclasses.field(metadata={"static": True})
+    slack_id: int = flax.struct.field(pytree_node=False)
+    axis: int = flax.struct.field(pytree_node=False)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,16 +4,14 @@ Enters: logits. Leaves: an `Offer`, from which a strategy (`commit`) takes some.
 and top-p act on the draw of the token; confidence and scores are of the distribution as predicted.
 """
 
-import dataclasses
-
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from jax_mdlm.containers import SpecialIds
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Offer:
     """One token per slot.
 
@@ -29,7 +27,7 @@ class Offer:
     confidence: jax.Array
     logits: jax.Array
     last: jax.Array
-    mask_id: int = dataclasses.field(metadata={"static": True})
+    mask_id: int = flax.struct.field(pytree_node=False)
 
 
 def propose(

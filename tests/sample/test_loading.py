@@ -21,13 +21,10 @@ from jax_mdlm.workdir import load_config
 # call of `sample` a tenth of a second or more. What remains is jax, orbax with tensorstore (the
 # checkpoint), tokenizers, fsspec and etils (paths), rich (the bar) and pydantic (the config).
 UNUSED = {
-    "IPython",
     "array_record",
-    "flax",
     "grain",
     "gradio",
     "matplotlib",
-    "optax",
     "pandas",
     "scipy",
     "sentencepiece",

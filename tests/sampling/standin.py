@@ -15,6 +15,7 @@ other logits than a full one.
 import dataclasses
 import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,8 +32,7 @@ CODES = 16
 UNSEEN = 0  # the code of such a slot
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Tables:
     left: np.ndarray  # [V + 1, V]
     own: np.ndarray  # [V + 1, V]
@@ -170,13 +170,12 @@ def _beside(values: jax.Array, away: int, outside: int) -> tuple[jax.Array, jax.
     return padded[:, : -2 * away], padded[:, 2 * away :]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Fixed:
     """Offers the same at each slot in every call, whatever stands in the canvas."""
 
     logits: np.ndarray  # [B, L, V]
-    options: SampleOptions = dataclasses.field(metadata={"static": True})
+    options: SampleOptions = flax.struct.field(pytree_node=False)
 
     def full(
         self, canvas: jax.Array, start: jax.Array, end: jax.Array

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,15 +22,14 @@ def options_with(**changes) -> SampleOptions:
     return SampleOptions(**{**plain, **changes})
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Marks:
     """Offers one token from full runs and another from later calls, the leftmost slots first.
 
     Its cache is the column of the block that `full` saw: later calls offer 0 where it is another's.
     """
 
-    options: SampleOptions = dataclasses.field(metadata={"static": True})
+    options: SampleOptions = flax.struct.field(pytree_node=False)
 
     def full(self, canvas: jax.Array, start: jax.Array, end: jax.Array) -> tuple[jax.Array, Any]:
         cache = None if self.options.cache == "none" else start.astype(jnp.int32)

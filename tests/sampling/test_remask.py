@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +29,7 @@ def options_with(**changes) -> SampleOptions:
     return SampleOptions(**{**plain, "remask": True, **changes})
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Script:
     """Offers `text[n]` with `strength[n]` while `n` masks are left in the row, one block."""
 

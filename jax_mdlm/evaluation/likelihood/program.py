@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -41,8 +42,7 @@ class Setting:
     layout: Layout | None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Canvases:
     """Rows with nothing masked.
 
@@ -57,8 +57,7 @@ class Canvases:
     count: jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Draws:
     """Which masks each canvas gets; a row has many canvases.
 
