@@ -16,6 +16,7 @@ from jax_mdlm.data.chat import Template, make_template
 from jax_mdlm.data.encode import Encoded, encode
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.data.written import encode_written
 
 PAD, EOS, TERMINATOR, START = range(4)  # where these stand in `Table.tokens`
 
@@ -100,8 +101,7 @@ def make_table(
       slack_max: `objective.slack_max`; used by pre-training.
 
     Raises:
-      ConfigError: a row does not fit under `too_long=error`, holds a mask or slack token, or no row
-        is left.
+      ConfigError: a row does not fit under `too_long=error`, cannot be encoded, or no row is left.
     """
     if not len(rows):
         raise ConfigError(
@@ -113,7 +113,7 @@ def make_table(
         encoded = _encode(rows, config, tokenizer, None)
         return _pack(encoded, config, head, slack_max)
     template = make_template(config.template, tokenizer, config.prompt_slots)
-    start, opening = tokenizer.encode(template.start), tokenizer.encode(template.opening)
+    start, opening = encode_written(tokenizer, [template.start, template.opening])
     fixed = len(start) + len(opening)
     least = max(fixed, template.slots + len(opening)) + 2
     if least > config.length:

@@ -30,7 +30,14 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; special tokens in it are recognised, none is added."""
+        """Ids of `text`, which is only text: what it spells is no special token, none is added.
+
+        Control tokens are ids from `ids` and `find`; see `written`.
+
+        Raises:
+          ConfigError: the text cannot be written without a special token, or not at all (kind
+            "symbols").
+        """
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -39,6 +46,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`; `skip_special` leaves out every id in `ids.never_merged`."""
+        ...
+
+    def find(self, token: str) -> int | None:
+        """Id of the token with that string; None where it is not one token."""
         ...
 
     def token(self, index: int) -> str:

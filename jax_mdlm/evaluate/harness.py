@@ -117,6 +117,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
                 samples=settings.samples,
                 greedy=args.greedy,
                 fixed=settings.fixed,
+                chat=settings.chat,
                 report=bars,
             )
             record = {

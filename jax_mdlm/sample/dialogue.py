@@ -120,11 +120,6 @@ class Dialogue:
           ConfigError: a message that the tokenizer or the model cannot take.
         """
         tokenizer, config = self.run.tokenizer, self.run.config
-        if holds_mask(message, tokenizer):
-            raise ConfigError(
-                f"a message must not hold {tokenizer.token(tokenizer.ids.mask)}, which the sampler "
-                "would fill in; leave it out"
-            )
         asked = Message("user", message)
         length = config.model.max_length
         ids, kept = fit(tokenizer, self.template, turns, asked, self.options, length)
@@ -158,12 +153,10 @@ class Dialogue:
         """The answer's text."""
         return self.run.tokenizer.decode(answer.tokens)
 
-    def remember(self, question: Question, text: str) -> list[Turn] | None:
-        """The conversation with this turn; None where its text would make a gap in a prompt."""
+    def remember(self, question: Question, text: str) -> list[Turn]:
+        """The conversation with this turn."""
         if self.answers_alone:
             return []
-        if holds_mask(text, self.run.tokenizer):
-            return None
         return [*question.kept, (question.message, Message("assistant", text))]
 
     def _region(self, question: Question) -> Region:
@@ -238,11 +231,6 @@ def fit(
         f"the message takes {len(ids)} slots, model.max_length={max_length} leaves "
         f"{max(max_length - options.length, 0)} beside sample.length={options.length}; shorten it"
     )
-
-
-def holds_mask(text: str, tokenizer: Tokenizer) -> bool:
-    """Whether a text would make the prompt one with gaps."""
-    return tokenizer.ids.mask in tokenizer.encode(text)
 
 
 def left_out(question: Question, max_length: int) -> str:

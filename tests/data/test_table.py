@@ -197,9 +197,12 @@ def test_a_canvas_without_room(llada: Tokenizer, make_rows) -> None:
 BAD_ROWS = [
     (
         pair("a", "b <SLACK> b"),
-        r"the text holds <SLACK> \(id 6\), which only the program may write",
+        r"text 'b <SLACK> b' holds '<SLACK>', which the tokenizer does not know; use symbols of",
     ),
-    (pair("<|mdm_mask|>", "b"), r"the text holds <\|mdm_mask\|> \(id 5\), which only the program"),
+    (
+        pair("<|mdm_mask|>", "b"),
+        r"text '<\|mdm_mask\|>' holds '<\|', which the tokenizer does not k",
+    ),
     (pair("a", " \n"), r"the response is empty; there is nothing to learn, fill it"),
     (pair("a", "ß"), r"text 'ß' holds 'ß', which the tokenizer does not know; use symbols of"),
 ]
