@@ -141,6 +141,12 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+def say(text: str) -> None:
+    """Prints a line on stderr, once for all processes of a pod."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
 def start_processes(*, detect: bool = True) -> None:
     """Joins the other processes of a pod, before the first use of a device.
 

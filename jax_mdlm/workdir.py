@@ -10,6 +10,7 @@ Training makes work directories, and so does the import of published weights; sa
 and export read them.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -165,6 +166,15 @@ def open_existing(workdir: epath.Path) -> Checkpoints:
         f"work directory {workdir} must hold a checkpoint, none is there; wait for its training's "
         f"first one, or begin the training again with {_how_to_train(workdir, 'FILE')}"
     )
+
+
+def newest_step(workdir: epath.Path) -> int:
+    """The step of the newest checkpoint; -1 where there is none."""
+    folder = checkpoint_folder(workdir)
+    if not folder.is_dir():
+        return -1
+    with contextlib.closing(open_checkpoints(folder)) as checkpoints:
+        return max(checkpoints.steps(), default=-1)
 
 
 def restore_params(
