@@ -8,43 +8,18 @@ much as the text, on every process.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.chat import Template, make_template
+from jax_mdlm.data.counts import Counts, Need
 from jax_mdlm.data.encode import Encoded, encode
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.tokenizer import Tokenizer
 
 PAD, EOS, TERMINATOR, START = range(4)  # where these stand in `Table.tokens`
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What became of the rows, for the log.
-
-    Attributes:
-      rows: Rows of the table.
-      responses: Prompt-response pairs of the table.
-      skipped: Malformed rows that were left out.
-      dropped: Pairs that did not fit and were left out.
-      truncated: Pairs that did not fit and were cut.
-    """
-
-    rows: int
-    responses: int
-    skipped: int
-    dropped: int
-    truncated: int
-
-    def __str__(self) -> str:
-        found = self.responses + self.dropped
-        return (
-            f"{self.rows:,} rows, {self.responses:,} responses, "
-            f"{self.truncated:,} truncated ({self.truncated / found:.1%}), "
-            f"{self.dropped:,} dropped ({self.dropped / found:.1%}), {self.skipped:,} skipped"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +99,8 @@ def make_table(
     head += [*start, *opening]
     encoded = _encode(rows, config, tokenizer, template)
     filled = max(template.slots, len(start))  # slots before the opening, at least
-    history, response, terminated, fits = _fit(encoded, rows, config, fixed, filled - len(start))
+    sizes = _Sizes.of(encoded, config, fixed, filled - len(start))
+    history, response, terminated, fits = _fit(encoded, rows, config, sizes)
     kept = fits | (config.too_long == "truncate")
     if not kept.any():
         raise ConfigError(
@@ -138,6 +114,10 @@ def make_table(
         skipped=encoded.skipped,
         dropped=int((~kept).sum()),
         truncated=int((kept & ~fits).sum()),
+        by_labels=int((~fits & (config.max_labels <= sizes.room)).sum()),
+        labels=Need.of(sizes.labels),
+        slots=Need.of(config.length - sizes.room + sizes.labels),
+        prompt=Need.of(sizes.past + len(start)),
     )
     return Table(
         tokens=np.concatenate([np.array(head, np.int32), encoded.tokens]),
@@ -165,8 +145,33 @@ def _encode(
     return dataclasses.replace(encoded, skipped=rows.skipped + encoded.skipped)
 
 
+class _Sizes(NamedTuple):
+    """What each pair takes before anything is cut, int64 [pairs] each.
+
+    Attributes:
+      past: Slots of the history.
+      spare: Of these, what may be cut: where prompts are filled up to a width, all beyond it.
+      labels: Labels of the response, with the terminator.
+      room: Slots that the canvas leaves to the response; negative where the history alone is
+        too long.
+    """
+
+    past: np.ndarray
+    spare: np.ndarray
+    labels: np.ndarray
+    room: np.ndarray
+
+    @classmethod
+    def of(cls, encoded: Encoded, config: DataConfig, fixed: int, filled: int) -> "_Sizes":
+        """Of all pairs; `fixed` slots are the template's, a history takes at least `filled`."""
+        past = encoded.history[:, 1] - encoded.history[:, 0]
+        labels = encoded.response[:, 1] - encoded.response[:, 0] + 1
+        taken = np.maximum(past, filled)
+        return cls(past, taken - filled, labels, config.length - fixed - taken)
+
+
 def _fit(
-    encoded: Encoded, rows: Rows, config: DataConfig, fixed: int, filled: int
+    encoded: Encoded, rows: Rows, config: DataConfig, sizes: _Sizes
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Applies `data.too_long`.
 
@@ -174,17 +179,14 @@ def _fit(
       encoded: Before anything is cut.
       rows: Names the row in errors.
       config: Sizes and policy.
-      fixed: Tokens of start and opening.
-      filled: Slots that a history takes at least.
+      sizes: Of the pairs.
 
     Returns:
       history [pairs, 2] and response [pairs, 2] after cutting, terminated [pairs], and which pairs
       fitted as they were [pairs].
     """
     history, response = encoded.history.copy(), encoded.response.copy()
-    past = history[:, 1] - history[:, 0]
-    needed = response[:, 1] - response[:, 0] + 1  # with the terminator
-    slots = config.length - fixed - np.maximum(past, filled)
+    needed, slots = sizes.labels, sizes.room
     fits = needed <= np.minimum(slots, config.max_labels)
     if config.too_long == "error" and not fits.all():
         at = int(np.argmin(fits))
@@ -199,9 +201,8 @@ def _fit(
             f"{subject} labels, data.max_labels is {config.max_labels}; raise data.max_labels or "
             "set data.too_long=truncate"
         )
-    past = np.maximum(past, filled)
     reserve = np.minimum(needed, min(config.max_labels, max(config.length // 4, 1)))
-    surplus = np.clip(reserve - slots, 0, past - filled)
+    surplus = np.clip(reserve - slots, 0, sizes.spare)
     history[:, 0] += surplus
     room = np.minimum(slots + surplus, config.max_labels)
     response[:, 1] = np.minimum(response[:, 1], response[:, 0] + room)
@@ -225,5 +226,5 @@ def _pack(encoded: Encoded, config: DataConfig, head: list[int], slack_max: floa
         response=response,
         terminated=np.zeros(count, bool),
         first_pair=np.arange(count + 1),
-        counts=Counts(count, count, encoded.skipped, 0, 0),
+        counts=Counts(count, count, encoded.skipped),
     )

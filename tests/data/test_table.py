@@ -142,17 +142,54 @@ def test_dropping_counts_pairs_and_rows(symbols: Tokenizer, make_rows) -> None:
     assert len(table) == 2
     assert table.counts.responses == 2
     assert table.counts.dropped == 3
-    assert str(table.counts) == (
-        "2 rows, 2 responses, 0 truncated (0.0%), 3 dropped (60.0%), 0 skipped"
+    assert table.counts.line(plain_config()) == (
+        "2 rows, 2 responses, 3 dropped (60.0%): 1 by data.max_labels=8, 2 by data.length=16, "
+        "0 skipped"
     )
     shown = [show(symbols, table, plain_config(), at) for at in range(2)]
     assert shown == ["aaa>|bbbb.___", "aa>|bbb.___"]
 
 
-def test_counts_of_truncation(symbols: Tokenizer, make_rows) -> None:
+def test_what_cut_is_counted_and_warned_about(symbols: Tokenizer, make_rows) -> None:
     rows = make_rows([example(3, 4), example(3, 12), dialogue(2, 3, 2, 9), example(20, 1)])
     counts = make_table(rows, plain_config(), symbols).counts
     assert (counts.rows, counts.responses, counts.truncated, counts.dropped) == (4, 5, 3, 0)
+    cut = "3 truncated (60.0%): 1 by data.max_labels=8, 2 by data.length=16"
+    assert counts.line(plain_config()) == f"4 rows, 5 responses, {cut}, 0 skipped"
+    assert counts.warnings(plain_config()) == [
+        f"{cut}; the longest response takes 13 labels, the longest row 23 slots; with "
+        "data.max_labels=13 and data.length=23 95% would fit"
+    ]
+    wide = plain_config(length=23, max_labels=13)
+    fitting = make_table(rows, wide, symbols).counts
+    assert fitting.line(wide) == "4 rows, 5 responses, 0 truncated, 0 skipped"
+    assert fitting.warnings(wide) == []
+
+
+@pytest.mark.parametrize(("long", "warned"), [(1, False), (2, True)])
+@pytest.mark.parametrize("policy", ["truncate", "drop"])
+def test_one_in_twenty_may_be_too_long(
+    symbols: Tokenizer, make_rows, long: int, warned: bool, policy: str
+) -> None:
+    config = plain_config(too_long=policy)
+    rows = make_rows([example(3, 4)] * (20 - long) + [example(3, 12)] * long)
+    warnings = make_table(rows, config, symbols).counts.warnings(config)
+    assert bool(warnings) == warned
+    if warned:
+        word = {"truncate": "truncated", "drop": "dropped"}[policy]
+        assert warnings[0].startswith(f"2 {word} (10.0%): 2 by data.max_labels=8, 0 by data.length")
+
+
+def test_prompts_that_a_width_does_not_hold_are_told(symbols: Tokenizer, make_rows) -> None:
+    config = plain_config(prompt_slots=4)
+    rows = make_rows([example(3, 2)] * 9 + [example(6, 2)])
+    counts = make_table(rows, config, symbols).counts
+    assert counts.warnings(config) == [
+        "data.prompt_slots=4 fills prompts up so that all responses begin at one slot, but more "
+        "than 5% of the prompts are longer (the longest takes 7 slots); set data.prompt_slots=0, "
+        "or a number that holds them"
+    ]
+    assert counts.warnings(plain_config(prompt_slots=7)) == []
 
 
 def test_a_row_that_is_too_long_is_named(symbols: Tokenizer, make_rows) -> None:
