@@ -37,9 +37,10 @@ class Counts:
       responses: Prompt-response pairs of the table.
       skipped: Malformed rows that were left out.
       dropped: Pairs that did not fit and were left out.
-      truncated: Pairs that did not fit and were cut.
-      by_labels: Of the pairs that did not fit, those whose response `data.max_labels` cuts; the
-        others were too long for the canvas.
+      truncated: Pairs whose response was cut.
+      by_labels: Of the dropped and the truncated, those that `data.max_labels` cuts; the others
+        were too long for the canvas.
+      shortened: Pairs whose prompt lost its oldest part to the canvas.
       labels: Response tokens of a pair, terminator included, before anything is cut.
       slots: Slots of a pair on the canvas, before anything is cut.
       prompt: Slots of a prompt before the template's opening, before it is filled up.
@@ -51,6 +52,7 @@ class Counts:
     dropped: int = 0
     truncated: int = 0
     by_labels: int = 0
+    shortened: int = 0
     labels: Need = Need(0, 0)
     slots: Need = Need(0, 0)
     prompt: Need = Need(0, 0)
@@ -61,10 +63,11 @@ class Counts:
         Args:
           config: The limits that the rows were held against.
         """
-        return (
-            f"{self.rows:,} rows, {self.responses:,} responses, {self._misfits(config)}, "
-            f"{self.skipped:,} skipped"
-        )
+        parts = [f"{self.rows:,} rows", f"{self.responses:,} responses", self._misfits(config)]
+        if self.shortened:
+            share = self.shortened / self.responses
+            parts.append(f"the oldest part of {self.shortened:,} prompts cut ({share:.1%})")
+        return ", ".join([*parts, f"{self.skipped:,} skipped"])
 
     def warnings(self, config: DataConfig) -> list[str]:
         """What is probably not meant: many rows cut or left out, prompts of unequal widths.

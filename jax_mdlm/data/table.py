@@ -100,21 +100,27 @@ def make_table(
     encoded = _encode(rows, config, tokenizer, template)
     filled = max(template.slots, len(start))  # slots before the opening, at least
     sizes = _Sizes.of(encoded, config, fixed, filled - len(start))
-    history, response, terminated, fits = _fit(encoded, rows, config, sizes)
+    fits = sizes.labels <= np.minimum(sizes.room, config.max_labels)
+    if config.too_long == "error" and not fits.all():
+        raise ConfigError(_too_long(int(np.argmin(fits)), encoded, rows, config, sizes))
     kept = fits | (config.too_long == "truncate")
     if not kept.any():
         raise ConfigError(
             f"no row of {rows.name} fits data.length={config.length} and "
             f"data.max_labels={config.max_labels}; raise them or set data.too_long=truncate"
         )
+    history, response, room = _cut(encoded, config, sizes)
+    terminated = sizes.labels <= room
+    misfit = ~(kept & terminated)
     _, first = np.unique(encoded.row[kept], return_index=True)
     counts = Counts(
         rows=len(first),
         responses=int(kept.sum()),
         skipped=encoded.skipped,
         dropped=int((~kept).sum()),
-        truncated=int((kept & ~fits).sum()),
-        by_labels=int((~fits & (config.max_labels <= sizes.room)).sum()),
+        truncated=int((kept & misfit).sum()),
+        by_labels=int((misfit & (np.where(kept, room, sizes.room) >= config.max_labels)).sum()),
+        shortened=int((kept & (history[:, 0] > encoded.history[:, 0])).sum()),
         labels=Need.of(sizes.labels),
         slots=Need.of(config.length - sizes.room + sizes.labels),
         prompt=Need.of(sizes.past + len(start)),
@@ -170,43 +176,36 @@ class _Sizes(NamedTuple):
         return cls(past, taken - filled, labels, config.length - fixed - taken)
 
 
-def _fit(
-    encoded: Encoded, rows: Rows, config: DataConfig, sizes: _Sizes
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Applies `data.too_long`.
-
-    Args:
-      encoded: Before anything is cut.
-      rows: Names the row in errors.
-      config: Sizes and policy.
-      sizes: Of the pairs.
+def _cut(
+    encoded: Encoded, config: DataConfig, sizes: _Sizes
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts histories from the left and responses at the end, as `make_table` says.
 
     Returns:
-      history [pairs, 2] and response [pairs, 2] after cutting, terminated [pairs], and which pairs
-      fitted as they were [pairs].
+      history [pairs, 2], response [pairs, 2], and the labels [pairs] that a response may have.
     """
     history, response = encoded.history.copy(), encoded.response.copy()
-    needed, slots = sizes.labels, sizes.room
-    fits = needed <= np.minimum(slots, config.max_labels)
-    if config.too_long == "error" and not fits.all():
-        at = int(np.argmin(fits))
-        row = int(encoded.row[at])
-        subject = f"response of row {row} ({rows.origin(row)}) needs {needed[at]}"
-        if needed[at] > slots[at]:
-            raise ConfigError(
-                f"{subject} slots, the canvas leaves {max(slots[at], 0)}; raise data.length or set "
-                "data.too_long=truncate"
-            )
-        raise ConfigError(
-            f"{subject} labels, data.max_labels is {config.max_labels}; raise data.max_labels or "
-            "set data.too_long=truncate"
-        )
-    reserve = np.minimum(needed, min(config.max_labels, max(config.length // 4, 1)))
-    surplus = np.clip(reserve - slots, 0, sizes.spare)
+    quarter = min(config.max_labels, max(config.length // 4, 1))
+    surplus = np.clip(np.minimum(sizes.labels, quarter) - sizes.room, 0, sizes.spare)
     history[:, 0] += surplus
-    room = np.minimum(slots + surplus, config.max_labels)
+    room = np.minimum(sizes.room + surplus, config.max_labels)
     response[:, 1] = np.minimum(response[:, 1], response[:, 0] + room)
-    return history, response, needed <= room, fits
+    return history, response, room
+
+
+def _too_long(at: int, encoded: Encoded, rows: Rows, config: DataConfig, sizes: _Sizes) -> str:
+    """What to say of pair `at`, which does not fit."""
+    row, needed, room = int(encoded.row[at]), sizes.labels[at], sizes.room[at]
+    subject = f"response of row {row} ({rows.origin(row)}) needs {needed}"
+    if needed > room:
+        return (
+            f"{subject} slots, the canvas leaves {max(room, 0)}; raise data.length or set "
+            "data.too_long=truncate"
+        )
+    return (
+        f"{subject} labels, data.max_labels is {config.max_labels}; raise data.max_labels or "
+        "set data.too_long=truncate"
+    )
 
 
 def _pack(encoded: Encoded, config: DataConfig, head: list[int], slack_max: float) -> Table:

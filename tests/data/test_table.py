@@ -109,6 +109,8 @@ def test_truncation(symbols: Tokenizer, make_rows) -> None:
     def shown(prompt: int, response: int, **changes: Any) -> tuple[str, int]:
         config = plain_config(**changes)
         table = make_table(make_rows([example(prompt, response)]), config, symbols)
+        shorter = table.history[0, 1] - table.history[0, 0] < prompt + 1  # the separator
+        assert table.counts.shortened == shorter
         return show(symbols, table, config), table.counts.truncated
 
     assert shown(3, 4) == ("aaa>|bbbb.___", 0)
@@ -119,7 +121,7 @@ def test_truncation(symbols: Tokenizer, make_rows) -> None:
     assert shown(3, 7) == ("aaa>|bbbbbbb.___", 0)
     assert shown(3, 8) == ("aaa>|bbbbbbbb", 1)  # more labels than max_labels
     assert shown(14, 9) == ("aaaaaaaaaaa>|bbbb", 1)  # the prompt loses its beginning
-    assert shown(30, 2) == ("aaaaaaaaaaaa>|bb.", 1)  # just enough for the response
+    assert shown(30, 2) == ("aaaaaaaaaaaa>|bb.", 0)  # just enough for the response
     assert shown(2, 5, length=8) == ("aa>|bbbbb", 1)
 
 
@@ -153,9 +155,11 @@ def test_dropping_counts_pairs_and_rows(symbols: Tokenizer, make_rows) -> None:
 def test_what_cut_is_counted_and_warned_about(symbols: Tokenizer, make_rows) -> None:
     rows = make_rows([example(3, 4), example(3, 12), dialogue(2, 3, 2, 9), example(20, 1)])
     counts = make_table(rows, plain_config(), symbols).counts
-    assert (counts.rows, counts.responses, counts.truncated, counts.dropped) == (4, 5, 3, 0)
-    cut = "3 truncated (60.0%): 1 by data.max_labels=8, 2 by data.length=16"
-    assert counts.line(plain_config()) == f"4 rows, 5 responses, {cut}, 0 skipped"
+    assert (counts.rows, counts.responses, counts.truncated, counts.dropped) == (4, 5, 2, 0)
+    cut = "2 truncated (40.0%): 1 by data.max_labels=8, 1 by data.length=16"
+    assert counts.line(plain_config()) == (
+        f"4 rows, 5 responses, {cut}, the oldest part of 1 prompts cut (20.0%), 0 skipped"
+    )
     assert counts.warnings(plain_config()) == [
         f"{cut}; the longest response takes 13 labels, the longest row 23 slots; with "
         "data.max_labels=13 and data.length=23 95% would fit"
