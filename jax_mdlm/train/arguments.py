@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
+import jax
 from etils import epath
 
 from jax_mdlm import command
@@ -43,4 +44,6 @@ def _run(config: Config, workdir: epath.Path, watch: Goodput) -> None:
     if config.lora.rank:
         target_rows(config.lora)  # paths that are none are refused before a directory is claimed
     config, corpus = claim(config, workdir)
+    if corpus.note and jax.process_index() == 0:
+        command.warn(corpus.note)
     train(fit_batch(config, layout), corpus, layout, workdir, watch)

@@ -369,10 +369,10 @@ def test_malformed_wildbench_questions(tmp_path):
     ("content", "message"),
     [
         (b"", "must hold questions, it is empty"),
-        (b'{"uid": 1', r"f.jsonl:1 must be JSON, but .* \(line 1, column"),
-        (b"\n[1]\n", "f.jsonl:2: an Arena-Hard question must be a JSON object, got list"),
-        (b"\xff", "f.jsonl must be UTF-8, it is not"),
-        (b"[" * 100_000, "f.jsonl:1 must be JSON"),
+        (b'{"uid": 1', r"f.jsonl:1 is not JSON \(.* at column 10\); correct the line"),
+        (b"\n[1]\n", "f.jsonl:2 must be a JSON object, got list"),
+        (b"\xff", r"f.jsonl:1 is not UTF-8 \(invalid start byte\)"),
+        (b"[" * 100_000, "f.jsonl:1 is not JSON that can be read"),
         (b'{"uid": 1, "prompt": "p", "category": "c"}\n' * 2, "two questions have the key 1"),
     ],
 )
