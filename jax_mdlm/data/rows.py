@@ -156,8 +156,9 @@ def _part(config: DataConfig, rows: Rows, split: Split) -> Rows:
     """
     chosen = held_out(rows.examples, config.validation_percent)
     if config.validation_percent > 0 and not chosen.any():
-        equal = f"the {len(rows):,} rows of {rows.name} are all equal"
-        note = f"{equal}: none is held out, validation measures what was trained on"
+        alike = f"the {len(rows):,} rows of {rows.name} are all equal"
+        alike = alike if len(rows) > 1 else f"{rows.name} has one row"
+        note = f"{alike}: none is held out, validation measures what was trained on"
         return dataclasses.replace(rows, name=f"{rows.name} ({split})", note=note)
     keep = chosen if split == "validation" else np.logical_not(chosen)
     return dataclasses.replace(

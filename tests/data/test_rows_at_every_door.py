@@ -1,5 +1,6 @@
 """One reader of rows: what train reads, sample and evaluate read, and refuse in the same words."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from etils import epath
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_mdlm.config import Config, ConfigError, DataConfig
+from jax_mdlm.config import Config, ConfigError, DataConfig, TokenizerConfig
 from jax_mdlm.data.chat import make_template
+from jax_mdlm.data.corpus import load_corpus
 from jax_mdlm.data.encode import encode
 from jax_mdlm.data.examples import Message, without_answer
 from jax_mdlm.data.jsonl import read_jsonl
@@ -289,6 +291,15 @@ def test_equal_rows_are_trained_on(tmp_path: Path) -> None:
         "the 40 rows of chat_jsonl are all equal: none is held out, validation measures what was "
         "trained on"
     )
+    path.write_text(GOOD)
+    one = open_rows(config, epath.Path(tmp_path), "train")
+    assert one.note == (
+        "chat_jsonl has one row: none is held out, validation measures what was trained on"
+    )
+    tokenizer = TokenizerConfig("bpe", vocab_size=263)
+    small = dataclasses.replace(config, length=64, tokenizer=tokenizer)
+    corpus = load_corpus(Config(name="x", data=small), epath.Path(tmp_path))
+    assert (len(corpus.train), len(corpus.validation), corpus.note) == (1, 1, one.note)
     path.write_text(f"{GOOD}\n" * 40 + '{"prompt": "c", "response": "d"}\n')
     for percent in (1.0, 50.0, 99.999, 100.0):  # whatever the two hashes are
         config = DataConfig(files=str(path), validation_percent=percent)

@@ -163,6 +163,8 @@ def _parse(text: str, origin: str) -> Any:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{origin} must be JSON, but {error.msg} ({place})") from error
+    except ValueError as error:  # Python's limit for the digits of a whole number
+        raise ConfigError(f"{origin} must be JSON, it has a number too long") from error
     except RecursionError as error:
         raise ConfigError(f"{origin} must be JSON, it is nested too deeply") from error
 

@@ -363,6 +363,9 @@ def test_malformed_wildbench_questions(tmp_path):
         make("wildbench").read_questions(file)
     file = write(tmp_path, [row | {"conversation_input": talk[:1]}], "list.json")
     assert make("wildbench").read_questions(file)[0].turns == ("a",)
+    (tmp_path / "list.json").write_text(f"[{'9' * 5000}]")
+    with pytest.raises(ConfigError, match=r"list.json must be JSON, it has a number too long"):
+        make("wildbench").read_questions(file)
 
 
 @pytest.mark.parametrize(
