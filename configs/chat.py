@@ -77,7 +77,7 @@ def get_config(preset: str = "") -> Config:
             evaluate_rows=64,
             save_every=250,
         ),
-        # An answer is decoded 8 slots at a time, two of them a call. While no end has come, slots are
-        # appended: 32 at first, for longer ones ask the model for nothing that it has not seen.
+        # 8 slots at a time, two of them a call; 32 slots, to which more are added while no end has
+        # come: with more at once than end_padding, short answers end in what it never learned.
         sample=SampleConfig(length=32, limit=128, block_length=8, steps=16, batch_size=16),
     )

@@ -197,7 +197,10 @@ def as_text(value: Any, subject: str) -> str:
     """
     if not isinstance(value, bytes):
         raise ConfigError(f"{subject} must be a text feature, got {type(value).__name__}")
-    return value.decode("utf-8")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{subject} must be UTF-8, it is not ({error.reason})") from error
 
 
 def read_package_file(package: str, file: str, source: str, distribution: str) -> str:

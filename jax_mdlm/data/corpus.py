@@ -22,11 +22,13 @@ class Corpus:
       tokenizer: The run's tokenizer, kept in its work directory.
       train: Token rows that are learned.
       validation: Token rows that are held out.
+      note: What was done with the rows that nobody asked for; "" = nothing.
     """
 
     tokenizer: Tokenizer
     train: Table
     validation: Table
+    note: str = ""
 
     def batches(self, config: Config, start_step: int, share: Share) -> TrainBatches:
         """This process's share of the training batches, from a step on."""
@@ -57,6 +59,7 @@ def load_corpus(config: Config, workdir: epath.Path) -> Corpus:
         tokenizer=tokenizer,
         train=_table(train_rows, config, tokenizer),
         validation=_table(validation_rows, config, tokenizer),
+        note=train_rows.note,
     )
 
 

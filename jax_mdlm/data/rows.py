@@ -24,12 +24,14 @@ class Rows:
       examples: Conversations.
       origins: Where each comes from, e.g. "train.jsonl:17".
       skipped: Malformed rows that were left out.
+      note: What was done that nobody asked for; "" = nothing.
     """
 
     name: str
     examples: Sequence[Example]
     origins: Sequence[str]
     skipped: int = 0
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -148,8 +150,16 @@ def _open_jsonl(config: DataConfig, split: Split) -> Rows:
 
 
 def _part(config: DataConfig, rows: Rows, split: Split) -> Rows:
-    """The training or the held-out rows of a source that has no validation split."""
+    """The training or the held-out rows of a source that has no validation split.
+
+    Rows that are all equal have no side of their own: they are on both.
+    """
     chosen = held_out(rows.examples, config.validation_percent)
+    if config.validation_percent > 0 and not chosen.any():
+        alike = f"the {len(rows):,} rows of {rows.name} are all equal"
+        alike = alike if len(rows) > 1 else f"{rows.name} has one row"
+        note = f"{alike}: none is held out, validation measures what was trained on"
+        return dataclasses.replace(rows, name=f"{rows.name} ({split})", note=note)
     keep = chosen if split == "validation" else np.logical_not(chosen)
     return dataclasses.replace(
         rows,

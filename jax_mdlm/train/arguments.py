@@ -53,4 +53,6 @@ def _run(config: Config, workdir: epath.Path, watch: Goodput) -> None:
         return
     if jax.process_index() == 0:
         save_config(workdir, config)
+    if corpus.note and jax.process_index() == 0:
+        command.warn(corpus.note)
     train(fit_batch(config, layout), corpus, layout, workdir, watch)

@@ -61,7 +61,7 @@ def test_speakers_alternate_and_nothing_private_is_left(splits: dict[str, Rows])
         for part in turn
     }
     for rows in splits.values():
-        words = {word for example in rows for _, text in example for word in text.split()}
+        words = {word for text in rows.texts() for word in text.split()}
         assert not senders & words
         for example in rows:
             assert [message.role for message in example[:2]] == ["user", "assistant"]

@@ -13,7 +13,7 @@ import jax
 from jax_mdlm.config import ConfigError, ModelConfig
 from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import Template, history
-from jax_mdlm.data.examples import Message, parse_messages
+from jax_mdlm.data.examples import Message, check_text, parse_messages
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
 from jax_mdlm.evaluation.likelihood import Estimate, log_likelihood
@@ -230,6 +230,8 @@ class Responder:
         return context[:end], context[end:] + continuation
 
     def _encode(self, texts: Sequence[str], origins: Sequence[str]) -> list[list[int]]:
+        for text, origin in zip(texts, origins, strict=True):
+            check_text(text, f"{origin}: the text")
         ids = self.tokenizer.encode_batch(texts)
         for tokens, origin in zip(ids, origins, strict=True):
             for index in (self.tokenizer.ids.mask, self.tokenizer.ids.slack):

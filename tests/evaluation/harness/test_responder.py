@@ -185,6 +185,10 @@ def direct(responder: Responder, rows: Sequence[tuple[list[int], list[int]]]) ->
             lambda one: one.score([Scored("a" * 96, "b", "task t")]),
             r"task t: a text of 97 tokens must fit model.max_length=96; lower --num-fewshot$",
         ),
+        (
+            lambda one: one.answer([asked("a \ud83d")]),
+            r"the text must be text, but its character 3",
+        ),
         (lambda one: one.answer([asked("a <|mdm_mask|>")]), r"holds <\|mdm_mask\|> .* remove it"),
         (lambda one: one.score_texts(["<SLACK>"], ["task t"]), r"task t: the text holds <SLACK>"),
         (lambda one: one.answer([asked("q!")]), r"holds '!', which the tokenizer does not know"),
