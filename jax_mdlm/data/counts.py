@@ -69,11 +69,12 @@ class Counts:
             parts.append(f"the oldest part of {self.shortened:,} prompts cut ({share:.1%})")
         return ", ".join([*parts, f"{self.skipped:,} skipped"])
 
-    def warnings(self, config: DataConfig) -> list[str]:
-        """What is probably not meant: many rows cut or left out, prompts of unequal widths.
+    def warnings(self, config: DataConfig, answer_slots: int) -> list[str]:
+        """What is probably not meant: many rows cut or left out, limits made for other rows.
 
         Args:
           config: The limits that the rows were held against.
+          answer_slots: New slots that sampling gives an answer at most.
         """
         found = []
         if self.dropped + self.truncated > MANY * (self.responses + self.dropped):
@@ -92,6 +93,12 @@ class Counts:
                 f"data.prompt_slots={config.prompt_slots} fills prompts up so that all responses "
                 f"begin at one slot, but more than 5% of the prompts are longer (the longest takes "
                 f"{self.prompt.all:,} slots); set data.prompt_slots=0, or a number that holds them"
+            )
+        if answer_slots < self.labels.nearly_all:
+            found.append(
+                f"sample.length={answer_slots} is too short for more than 5% of the responses, the "
+                f"longest of which takes {self.labels.all:,} slots and more with slack; set "
+                "sample.length, or sample.limit, when sampling"
             )
         return found
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 import jax
 from etils import epath
 
-from jax_mdlm.config import Config, SampleConfig, profile_steps, to_json
+from jax_mdlm.config import Config, profile_steps, to_json
 from jax_mdlm.containers import TrainState
 from jax_mdlm.data.corpus import Corpus
-from jax_mdlm.data.counts import Counts
 from jax_mdlm.evaluation.periodic import make_evaluation
 from jax_mdlm.model import table
 from jax_mdlm.progress import Progress
@@ -83,7 +82,7 @@ def train(
 
     counts = corpus.train.counts
     progress.note(f"training rows: {counts.line(config.data)}")
-    for warning in [*counts.warnings(config.data), *short_answers(counts, config.sample)]:
+    for warning in counts.warnings(config.data, max(config.sample.length, config.sample.limit)):
         progress.note(f"warning: {warning}")
     if config.data.buckets:
         shapes = ", ".join(f"{canvas.rows:,} x {canvas.length:,}" for canvas in order.canvases)
@@ -148,18 +147,6 @@ def ctc_health(values: Mapping[str, float], progress: Progress) -> dict[str, flo
             "of CTC; raise data.length or set objective.separate_repeats=true"
         )
     return {"ctc_to_ce": values["ctc_weight"] * values["ctc"] / max(values["ce"], 1e-9)}
-
-
-def short_answers(counts: Counts, sample: SampleConfig) -> list[str]:
-    """A warning where the model will learn longer answers than `sample` has slots for."""
-    slots = max(sample.length, sample.limit)
-    if counts.labels.nearly_all <= slots:
-        return []
-    return [
-        f"sample.length={sample.length} is too short for more than 5% of the responses, which take "
-        f"up to {counts.labels.all:,} slots and more with slack; set it, or sample.limit, when "
-        "sampling"
-    ]
 
 
 def describe(layout: Layout) -> str:

@@ -160,14 +160,24 @@ def test_what_cut_is_counted_and_warned_about(symbols: Tokenizer, make_rows) -> 
     assert counts.line(plain_config()) == (
         f"4 rows, 5 responses, {cut}, the oldest part of 1 prompts cut (20.0%), 0 skipped"
     )
-    assert counts.warnings(plain_config()) == [
+    assert counts.warnings(plain_config(), 16) == [
         f"{cut}; the longest response takes 13 labels, the longest row 23 slots; with "
         "data.max_labels=13 and data.length=23 95% would fit"
     ]
     wide = plain_config(length=23, max_labels=13)
     fitting = make_table(rows, wide, symbols).counts
     assert fitting.line(wide) == "4 rows, 5 responses, 0 truncated, 0 skipped"
-    assert fitting.warnings(wide) == []
+    assert fitting.warnings(wide, 16) == []
+
+
+def test_answers_that_sampling_has_no_slots_for_are_told(symbols: Tokenizer, make_rows) -> None:
+    rows = make_rows([example(3, 4)] * 9 + [example(3, 6)])
+    counts = make_table(rows, plain_config(), symbols).counts
+    assert counts.warnings(plain_config(), 7) == []
+    assert counts.warnings(plain_config(), 6) == [
+        "sample.length=6 is too short for more than 5% of the responses, the longest of which takes "
+        "7 slots and more with slack; set sample.length, or sample.limit, when sampling"
+    ]
 
 
 @pytest.mark.parametrize(("long", "warned"), [(1, False), (2, True)])
@@ -177,7 +187,7 @@ def test_one_in_twenty_may_be_too_long(
 ) -> None:
     config = plain_config(too_long=policy)
     rows = make_rows([example(3, 4)] * (20 - long) + [example(3, 12)] * long)
-    warnings = make_table(rows, config, symbols).counts.warnings(config)
+    warnings = make_table(rows, config, symbols).counts.warnings(config, 16)
     assert bool(warnings) == warned
     if warned:
         word = {"truncate": "truncated", "drop": "dropped"}[policy]
@@ -188,12 +198,12 @@ def test_prompts_that_a_width_does_not_hold_are_told(symbols: Tokenizer, make_ro
     config = plain_config(prompt_slots=4)
     rows = make_rows([example(3, 2)] * 9 + [example(6, 2)])
     counts = make_table(rows, config, symbols).counts
-    assert counts.warnings(config) == [
+    assert counts.warnings(config, 16) == [
         "data.prompt_slots=4 fills prompts up so that all responses begin at one slot, but more "
         "than 5% of the prompts are longer (the longest takes 7 slots); set data.prompt_slots=0, "
         "or a number that holds them"
     ]
-    assert counts.warnings(plain_config(prompt_slots=7)) == []
+    assert counts.warnings(plain_config(prompt_slots=7), 16) == []
 
 
 def test_a_row_that_is_too_long_is_named(symbols: Tokenizer, make_rows) -> None:
