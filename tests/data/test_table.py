@@ -175,8 +175,8 @@ def test_answers_that_sampling_has_no_slots_for_are_told(symbols: Tokenizer, mak
     counts = make_table(rows, plain_config(), symbols).counts
     assert counts.warnings(plain_config(), 7) == []
     assert counts.warnings(plain_config(), 6) == [
-        "sample.length=6 is too short for more than 5% of the responses, the longest of which takes "
-        "7 slots and more with slack; set sample.length, or sample.limit, when sampling"
+        "sample.length=6 is too short for more than 5% of the responses, the longest of which "
+        "takes 7 slots and more with slack; set sample.length, or sample.limit, when sampling"
     ]
 
 
