@@ -70,14 +70,14 @@ def get_config(preset: str = "") -> Config:
         ),
         mesh=MeshConfig(fsdp=-1),
         train=TrainConfig(
-            steps=1000,  # 300 rows are learned after 400; more rows want more
-            batch_size=16,  # rows of 256 slots; four times as many of 64
-            log_every=50,
-            evaluate_every=500,
+            steps=1200,  # enough for some hundred rows; more rows want more
+            batch_size=8,  # rows of 256 slots; four times as many of 64
+            log_every=100,
+            evaluate_every=600,
             evaluate_rows=64,
-            save_every=250,
+            save_every=300,
         ),
-        # 8 slots at a time, two of them a call; 32 slots, to which more are added while no end has
+        # 8 slots at a time, one of them a call; 32 slots, to which more are added while no end has
         # come: with more at once than end_padding, short answers end in what it never learned.
-        sample=SampleConfig(length=32, limit=128, block_length=8, steps=16, batch_size=16),
+        sample=SampleConfig(length=32, limit=128, block_length=8, steps=32, batch_size=16),
     )
