@@ -57,13 +57,17 @@ class Origin:
         return (workdir / "config.json").exists() and load_config(workdir).objective.slack_max > 0
 
     @property
+    def network(self) -> ModelConfig | None:
+        """What its parameters belong to; None where a work directory has lost its config."""
+        if self.source is not None:
+            return self.source.config
+        workdir = epath.Path(self.path)
+        return load_config(workdir).model if (workdir / "config.json").exists() else None
+
+    @property
     def vocab_size(self) -> int:
         """Rows of its embedding; 0 where a work directory has lost its config."""
-        if self.source is not None:
-            return self.source.config.vocab_size
-        workdir = epath.Path(self.path)
-        known = (workdir / "config.json").exists()
-        return load_config(workdir).model.vocab_size if known else 0
+        return self.network.vocab_size if self.network else 0
 
     @property
     def tokenizer(self) -> epath.Path:
@@ -73,20 +77,21 @@ class Origin:
         return tokenizer_folder(epath.Path(self.path))
 
     def check(self, config: ModelConfig) -> None:
-        """Raises ConfigError if published weights have another layout than `config`; names all.
+        """Raises ConfigError if its parameters belong to another network than `config`.
 
-        A work directory's checkpoint is compared when it is read.
+        All flags come first, so that they can be pasted. A checkpoint without a config is compared
+        when it is read.
         """
-        if self.source is None:
+        theirs = self.network
+        if theirs is None:
             return
-        theirs = self.source.config
-        wrong = [
-            f"--config.model.{name}={getattr(theirs, name)} (got {getattr(config, name)})"
-            for name in _LAYOUT
-            if getattr(theirs, name) != getattr(config, name)
-        ]
+        wrong = [name for name in _LAYOUT if getattr(theirs, name) != getattr(config, name)]
         if wrong:
-            raise ConfigError(f"init.from={self.path} holds another model; set {', '.join(wrong)}")
+            flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in wrong)
+            given = ", ".join(f"{name}={getattr(config, name)}" for name in wrong)
+            raise ConfigError(
+                f"init.from={self.path} holds another model; add {flags} (this run has {given})"
+            )
 
     def params(
         self,
@@ -107,6 +112,12 @@ class Origin:
           ConfigError: another layout than `config`; no checkpoint.
         """
         self.check(config)
+        if self.network and config.max_length > self.network.max_length:
+            warn(
+                f"model.max_length={config.max_length} is more than the "
+                f"{self.network.max_length} slots that init.from={self.path} was made for: "
+                "positions beyond them are new to it"
+            )
         if self.source is None:
             return restore_params(epath.Path(self.path), abstract)[1]
         meter = Meter()
