@@ -18,6 +18,7 @@ from jax_mdlm.conversion.source import (
     open_source,
 )
 from jax_mdlm.data.corpus import tokenizer_folder
+from jax_mdlm.foreign import check_folder
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import place
 from jax_mdlm.workdir import checkpoint_folder, load_config, restore_params, source_folder
@@ -145,6 +146,7 @@ def open_origin(path: str) -> Origin:
         return Origin(path, open_source(path))
     workdir = place(path)
     if not checkpoint_folder(workdir).exists():
+        check_folder(workdir, f"init.from={path}")
         raise ConfigError(
             f"init.from={path} must be a folder of published weights or a work directory with a "
             "checkpoint, nothing of that kind is there; correct the path"

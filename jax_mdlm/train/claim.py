@@ -6,10 +6,10 @@ import os
 import jax
 from etils import epath
 
-from jax_mdlm.config import Config, ConfigError, differences, from_json
+from jax_mdlm.config import Config, ConfigError, differences
 from jax_mdlm.conversion import open_origin
 from jax_mdlm.data.corpus import Corpus, load_corpus
-from jax_mdlm.workdir import check_finished, check_place, save_config
+from jax_mdlm.workdir import check_finished, check_place, load_config, save_config
 
 # What may change between the parts of one run; everything else would make it another run.
 MAY_CHANGE = (
@@ -41,7 +41,7 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
     check_finished(workdir)
     recorded = workdir / "config.json"
     if recorded.exists():
-        old = from_json(recorded.read_text(), str(recorded))
+        old = load_config(workdir)
         asked = config
         if config.model.vocab_size == 0:
             asked = _with_vocabulary(asked, old.model.vocab_size)
