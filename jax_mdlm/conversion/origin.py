@@ -18,6 +18,7 @@ from jax_mdlm.conversion.source import (
     open_source,
 )
 from jax_mdlm.data.corpus import tokenizer_folder
+from jax_mdlm.data.tokenizer import is_beside, is_kept
 from jax_mdlm.foreign import check_folder
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import place
@@ -72,10 +73,22 @@ class Origin:
 
     @property
     def tokenizer(self) -> epath.Path:
-        """The folder that holds its tokenizer, if it has one."""
+        """The folder that holds its tokenizer.
+
+        Raises:
+          ConfigError: it has none.
+        """
         if self.source is not None:
-            return self.source.folder
-        return tokenizer_folder(epath.Path(self.path))
+            folder, found = self.source.folder, is_beside(self.source.folder)
+        else:
+            folder = tokenizer_folder(epath.Path(self.path))
+            found = is_kept(folder)
+        if not found:
+            raise ConfigError(
+                f"init.from={self.path} has no tokenizer; name its model's with "
+                "--config.data.tokenizer.path=FOLDER (or a hub id)"
+            )
+        return folder
 
     def check(self, config: ModelConfig) -> None:
         """Raises ConfigError if its parameters belong to another network than `config`.

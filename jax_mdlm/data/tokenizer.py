@@ -84,9 +84,25 @@ def load_tokenizer(
     return _restore(config, folder)
 
 
+def read_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer that `config.path` names; keeps nothing.
+
+    Raises:
+      ConfigError: the path cannot be read, or a special id is missing.
+    """
+    return _create(config, None, epath.Path(config.path))
+
+
 def is_kept(folder: epath.Path) -> bool:
     """Whether `folder` holds a tokenizer that `load_tokenizer` opens."""
     return (folder / MANIFEST).exists()
+
+
+def is_beside(source: epath.Path) -> bool:
+    """Whether a folder of published weights holds a Hugging Face tokenizer."""
+    from jax_mdlm.data import tokenizer_fast
+
+    return (source / tokenizer_fast.FILE).exists()
 
 
 def keep_files(source: epath.Path, folder: epath.Path) -> bool:
@@ -103,7 +119,7 @@ def keep_files(source: epath.Path, folder: epath.Path) -> bool:
     """
     from jax_mdlm.data import tokenizer_fast
 
-    if not (source / tokenizer_fast.FILE).exists():
+    if not is_beside(source):
         return False
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
