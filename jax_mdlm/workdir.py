@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jax_mdlm.config import Config, ConfigError, from_json, to_json
 from jax_mdlm.containers import Params
+from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import lora, table
 from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError, open_checkpoints
 
@@ -55,17 +56,20 @@ def load_config(workdir: epath.Path) -> Config:
     check_finished(workdir)
     path = workdir / "config.json"
     if not path.exists():
+        check_folder(workdir, os.fspath(workdir))
         raise ConfigError(
             f"work directory {workdir} must hold config.json, it does not; {_nearest(workdir)}"
             f"train one with {_how_to_train(workdir, 'pronounce')}"
         )
     try:
         text = path.read_text()
-        if '"model_type"' in text and '"objective"' not in text:
-            raise ConfigError(
-                f"{workdir} must be a work directory, it holds published weights; import them "
-                f"first: python -m jax_mdlm.convert import {workdir} WORKDIR"
-            )
+        if '"objective"' not in text:
+            check_folder(workdir, os.fspath(workdir))
+            if '"model_type"' in text:
+                raise ConfigError(
+                    f"{workdir} must be a work directory, it holds published weights; import them "
+                    f"first: python -m jax_mdlm.convert import {workdir} WORKDIR"
+                )
         return from_json(text, str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a config: {error}") from error

@@ -118,7 +118,8 @@ def _write_files(source: Source, workdir: epath.Path, warn: Callable[[str], None
         if not keep_tokenizer(source.folder, tokenizer_folder(workdir)):
             warn(
                 f"{source.folder} holds no tokenizer.json; put one beside the weights and import "
-                "again to sample from this work directory, or train with data.tokenizer.path"
+                "again, or name one with --config.data.tokenizer.path=FOLDER to sample, evaluate "
+                "and train"
             )
 
 

@@ -20,6 +20,7 @@ from jax_mdlm.conversion.source import (
 )
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import holds_tokenizer, keep_tokenizer
+from jax_mdlm.foreign import check_folder
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import place
 from jax_mdlm.workdir import (
@@ -89,20 +90,21 @@ class Origin:
         return holds_tokenizer(self.tokenizer)
 
     def check(self, config: ModelConfig) -> None:
-        """Raises ConfigError if published weights have another layout than `config`; names all.
+        """Raises ConfigError if its parameters belong to another network than `config`.
 
-        A work directory's checkpoint is compared when it is read.
+        All flags come first, so that they can be pasted. A checkpoint without a config is compared
+        when it is read.
         """
-        if self.source is None:
+        if self.told is None:
             return
-        theirs = self.source.config
-        wrong = [
-            f"--config.model.{name}={getattr(theirs, name)} (got {getattr(config, name)})"
-            for name in _LAYOUT
-            if getattr(theirs, name) != getattr(config, name)
-        ]
+        theirs = self.told.model
+        wrong = [name for name in _LAYOUT if getattr(theirs, name) != getattr(config, name)]
         if wrong:
-            raise ConfigError(f"init.from={self.path} holds another model; set {', '.join(wrong)}")
+            flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in wrong)
+            given = ", ".join(f"{name}={getattr(config, name)}" for name in wrong)
+            raise ConfigError(
+                f"init.from={self.path} holds another model; add {flags} (this run has {given})"
+            )
 
     def params(
         self,
@@ -123,6 +125,12 @@ class Origin:
           ConfigError: another layout than `config`; no checkpoint.
         """
         self.check(config)
+        if self.told is not None and config.max_length > self.told.model.max_length:
+            warn(
+                f"model.max_length={config.max_length} is more than the "
+                f"{self.told.model.max_length} slots that init.from={self.path} was made for: "
+                "positions beyond them are new to it"
+            )
         if self.source is None:
             return restore_params(epath.Path(self.path), abstract)[1]
         meter = Meter()
@@ -155,6 +163,7 @@ def open_origin(path: str) -> Origin:
         return Origin(path, source, config_of(source, source.folder.name))
     workdir = place(path)
     if not checkpoint_folder(workdir).exists():
+        check_folder(workdir, f"init.from={path}")
         raise ConfigError(
             f"init.from={path} must be a folder of published weights or a work directory with a "
             "checkpoint, nothing of that kind is there; correct the path"

@@ -12,6 +12,7 @@ from jax_mdlm import command
 from jax_mdlm.config import Config
 from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import Template, template_of
+from jax_mdlm.data.corpus import unfixed
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.tasks import Task, TooLong
 from jax_mdlm.sampling import Answer, SampleOptions, generate, options_from
@@ -77,7 +78,10 @@ def open_run(workdir: str, overrides: Sequence[str]) -> Opened:
     """
     _join_processes()
     folder = epath.Path(workdir)
-    config = command.apply_overrides(load_config(folder), overrides, section="sample")
+    stored = load_config(folder)
+    config = command.apply_overrides(
+        stored, overrides, section="sample", unfixed=lambda: unfixed(stored.data, folder)
+    )
     command.use_compilation_cache(folder / "compilation_cache")
     layout = make_layout(config.mesh)
     run = load_for_sampling(folder, config, layout)

@@ -23,7 +23,7 @@ from etils import epath
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import template_of
-from jax_mdlm.data.corpus import open_tokenizer
+from jax_mdlm.data.corpus import open_tokenizer, unfixed
 from jax_mdlm.data.lines import to_line
 from jax_mdlm.progress import Progress
 from jax_mdlm.sample import chat, show, web
@@ -82,7 +82,10 @@ def main(argv: Sequence[str]) -> None:
     command.start_processes()
 
     workdir = epath.Path(args.workdir)
-    config = command.apply_overrides(load_config(workdir), overrides, section="sample")
+    stored = load_config(workdir)
+    config = command.apply_overrides(
+        stored, overrides, section="sample", unfixed=lambda: unfixed(stored.data, workdir)
+    )
     if args.chat or args.web:
         _check_conversation(args)
         prompts = []

@@ -6,12 +6,12 @@ import jax
 from etils import epath
 
 from jax_mdlm import command
-from jax_mdlm.config import Config, ConfigError, differences, from_json
+from jax_mdlm.config import Config, ConfigError, differences
 from jax_mdlm.conversion import open_origin
 from jax_mdlm.data.corpus import Corpus, load_corpus, tokenizer_folder
 from jax_mdlm.data.tokenizer import forget
 from jax_mdlm.train.inherit import adopt, inherit, names_none, with_vocabulary
-from jax_mdlm.workdir import check_finished, check_place
+from jax_mdlm.workdir import check_finished, check_place, load_config
 
 # What may change between the parts of one run; everything else would make it another run.
 MAY_CHANGE = (
@@ -46,7 +46,7 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
     recorded = workdir / "config.json"
     origin = None
     if recorded.exists():
-        config = _resumed(config, from_json(recorded.read_text(), str(recorded)), workdir)
+        config = _resumed(config, load_config(workdir), workdir)
     else:
         if jax.process_index() == 0:
             # That of an attempt which was refused later on would win over these settings.

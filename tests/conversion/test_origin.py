@@ -144,22 +144,60 @@ def test_an_export_of_a_model_trained_here_describes_itself(
     assert tokenizer.mask_token_id == source.settings["mask_token_id"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (
-            ["--config.model.mlp=25", "--config.model.rope_theta=1e4"],
-            r"in holds another model; set --config.model.mlp=24 \(got 25\), "
-            r"--config.model.rope_theta=500000.0 \(got 10000.0\)",
-        ),
-        (["--config.mesh.tensor=8"], r"model has 2 heads, which mesh axis tensor=8 does not div"),
-    ],
-)
-def test_a_source_that_does_not_fit_is_refused(
-    config_file: Path, tmp_path: Path, flags: list[str], message: str
+@pytest.fixture(scope="module")
+def origins(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One model in all that `init.from` names: published weights, their import, a training run."""
+    folder = tmp_path_factory.mktemp("origins")
+    folders.write_folder(folder / "published", **SIZES)
+    convert.main(["import", str(folder / "published"), str(folder / "imported")])
+    start(config_file, folder / "trained", folder / "published", "--config.mesh.fsdp=8")
+    return {name: folder / name for name in ("published", "imported", "trained")}
+
+
+@pytest.mark.parametrize("kind", ["published", "imported", "trained"])
+def test_another_network_is_refused_with_flags_to_paste(
+    config_file: Path, origins: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
-    folders.write_folder(tmp_path / "in", **SIZES)
+    """Also what no shape shows: RoPE's base and the norms' epsilon. The flags, pasted, work."""
+    other = ["--config.model.mlp=25", "--config.model.rope_theta=1e4", "--config.model.norm_eps=1"]
+    run, mesh = tmp_path / "run", "--config.mesh.fsdp=8"
+    with pytest.raises(ConfigError) as caught:
+        start(config_file, run, origins[kind], *other, mesh)
+    text = str(caught.value)
+    flags = "--config.model.mlp=24 --config.model.rope_theta=500000.0 --config.model.norm_eps=1e-05"
+    assert text == (
+        f"init.from={origins[kind]} holds another model; add {flags} "
+        "(this run has mlp=25, rope_theta=10000.0, norm_eps=1.0)"
+    )
+    assert not (run / "config.json").exists()  # not claimed: corrected settings may use it
+    start(config_file, run, origins[kind], *other, mesh, *flags.split())
+    assert load_config(epath.Path(run)).model.mlp == 24
+
+
+def test_a_mesh_that_does_not_divide_is_refused(
+    config_file: Path, origins: dict[str, Path], tmp_path: Path
+) -> None:
+    message = r"model has 2 heads, which mesh axis tensor=8 does not div"
     with pytest.raises(ConfigError, match=message):
-        start(config_file, tmp_path / "run", tmp_path / "in", *flags)
-    # the directory is not claimed: corrected settings may use it
-    assert "mesh" in flags[0] or not (tmp_path / "run" / "config.json").exists()
+        start(config_file, tmp_path / "run", origins["published"], "--config.mesh.tensor=8")
+
+
+@pytest.mark.parametrize("kind", ["published", "imported", "trained"])
+@pytest.mark.parametrize("longer", [False, True])
+def test_more_slots_than_the_origin_has_seen_are_warned_about(
+    config_file: Path,
+    origins: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    longer: bool,
+) -> None:
+    most = load_config(epath.Path(origins[kind])).model.max_length if kind == "trained" else 128
+    flag = f"--config.model.max_length={most + longer}"
+    capsys.readouterr()
+    start(config_file, tmp_path / "run", origins[kind], flag, "--config.mesh.fsdp=8")
+    line = (
+        f"warning: model.max_length={most + 1} is more than the {most} slots that "
+        f"init.from={origins[kind]} was made for: positions beyond them are new to it\n"
+    )
+    assert (line in capsys.readouterr().err) == longer

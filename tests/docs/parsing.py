@@ -112,7 +112,10 @@ def check_arguments(name: str, argv: Sequence[str]) -> None:
             folder = Path(str(getattr(arguments, "workdir", ""))).name
             run = next(run for begin, run in RUNS.items() if folder.startswith(begin))
             config = command.parse_config(run, [])
-            command.apply_overrides(config, overrides, section="sample")
+            # Which imports lack a tokenizer is not known here: its settings are taken.
+            command.apply_overrides(
+                config, overrides, section="sample", unfixed=lambda: ("data.tokenizer.",)
+            )
     except ConfigError as error:
         raise Refused(str(error)) from error
 
