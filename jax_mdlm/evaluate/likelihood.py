@@ -27,6 +27,7 @@ from jax_mdlm.evaluation.likelihood import (
     parse_question,
 )
 from jax_mdlm.evaluation.statistics import bootstrap_mean
+from jax_mdlm.evaluation.tasks import open_held_out
 
 _CHUNK = 1024  # rows that are assembled at a time
 
@@ -94,9 +95,11 @@ def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[st
         data = dataclasses.replace(
             data, source="chat_jsonl", files=args.file, validation_percent=0.0
         )
-    split = args.split or "train"
+        rows = open_split(data, opened.workdir, "train")
+    else:
+        rows = open_held_out(data, opened.workdir, args.split)
     table = make_table(
-        open_split(data, opened.workdir, split),
+        rows,
         data,
         opened.tokenizer,
         slack_max=opened.config.objective.slack_max,

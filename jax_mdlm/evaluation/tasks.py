@@ -16,7 +16,7 @@ from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import Conversation, Template, answers, render_prompt
 from jax_mdlm.data.corpus import open_references, open_split
 from jax_mdlm.data.jsonl import read_jsonl
-from jax_mdlm.data.rows import Split
+from jax_mdlm.data.rows import Rows, Split
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.scores import Metric, metric_named, nearest
 from jax_mdlm.sampling import Answer, SampleOptions, generate, response_end
@@ -55,6 +55,25 @@ class Task:
         return [render_prompt(tokenizer, one, template) for one in self.conversations]
 
 
+def open_held_out(data: DataConfig, workdir: epath.Path, split: Split) -> Rows:
+    """The rows of a split that training did not learn from.
+
+    Raises:
+      ConfigError: the source has no such split, no row in it, or cannot be read. A finished run's
+        settings are fixed: what helps is other rows.
+    """
+    try:
+        rows = open_split(data, workdir, split)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or give rows with --file ROWS.jsonl") from error
+    if not rows.examples:
+        raise ConfigError(
+            f"{rows.name} must hold rows to be scored, it holds none; give rows with --file "
+            "ROWS.jsonl"
+        )
+    return rows
+
+
 def open_task(
     config: Config,
     workdir: epath.Path,
@@ -89,7 +108,7 @@ def open_task(
         read = read_jsonl(DataConfig(files=file))
         examples, origins, name = read.examples, read.origins, file
     else:
-        rows = open_split(config.data, workdir, split)
+        rows = open_held_out(config.data, workdir, split)
         examples, origins, name = rows.examples, rows.origins, rows.name
     ends = []
     for example, origin in zip(examples[:stop], origins, strict=False):
