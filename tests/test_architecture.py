@@ -11,10 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "jax_mdlm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # room -> rooms of ours that it may import, itself aside
-BASE = {"config", "containers"}
+BASE = {"config", "containers", "extras"}
 MAY_IMPORT = {
     "config": set(),
     "containers": set(),
+    "extras": set(),
     "sharding": BASE,
     "storage": BASE,
     "foreign": {"config"},

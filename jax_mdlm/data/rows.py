@@ -104,6 +104,8 @@ def open_rows(
             return _number(f"{config.source}/{name}", dialogue_examples(builder, name))
     builder = catalogue.open_catalogue(config, data_dir)
     holds_out = split != "test" and config.validation_split not in builder.info.splits
+    if split == "test" and "test" not in builder.info.splits:
+        raise _no_test_split(config)
     name = config.split if holds_out else name
     catalogue.check_split(builder, name, flag)
     rows = _number(f"{config.source}/{name}", catalogue.catalogue_examples(config, builder, name))
@@ -141,12 +143,16 @@ def _open_jsonl(config: DataConfig, split: Split) -> Rows:
     from jax_mdlm.data.jsonl import read_jsonl
 
     if split == "test":
-        raise ConfigError(
-            "data.source=chat_jsonl has no test split; name the test rows in data.files of a run "
-            "of their own"
-        )
+        raise _no_test_split(config)
     read = read_jsonl(config)
     return _part(config, Rows("chat_jsonl", read.examples, read.origins, read.skipped), split)
+
+
+def _no_test_split(config: DataConfig) -> ConfigError:
+    return ConfigError(
+        f"data.source={config.source} has no test split; score what was held out with "
+        "--split validation"
+    )
 
 
 def _part(config: DataConfig, rows: Rows, split: Split) -> Rows:

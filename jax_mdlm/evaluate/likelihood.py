@@ -13,7 +13,6 @@ import numpy as np
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.assemble import assemble
 from jax_mdlm.data.chat import render_prompt
-from jax_mdlm.data.corpus import open_split
 from jax_mdlm.data.jsonl import read_rows
 from jax_mdlm.data.lines import find_files, parse_lines, read_lines
 from jax_mdlm.data.rows import Rows
@@ -28,6 +27,7 @@ from jax_mdlm.evaluation.likelihood import (
     parse_question,
 )
 from jax_mdlm.evaluation.statistics import bootstrap_mean
+from jax_mdlm.evaluation.tasks import open_held_out
 
 _CHUNK = 1024  # rows that are assembled at a time
 
@@ -94,7 +94,7 @@ def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[st
         read = read_rows(args.file, "--file", data.pretraining)
         rows = Rows(args.file, read.examples, read.origins)
     else:
-        rows = open_split(data, opened.workdir, args.split)
+        rows = open_held_out(data, opened.workdir, args.split)
     table = make_table(
         rows,
         data,

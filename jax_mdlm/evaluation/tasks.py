@@ -12,13 +12,13 @@ from typing import Literal
 import jax
 from etils import epath
 
-from jax_mdlm.config import Config, ConfigError, ModelConfig
+from jax_mdlm.config import Config, ConfigError, DataConfig, ModelConfig
 from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import Conversation, Template, render_prompt
 from jax_mdlm.data.corpus import open_references, open_split
 from jax_mdlm.data.examples import answers, without_answer
 from jax_mdlm.data.jsonl import read_rows
-from jax_mdlm.data.rows import Split
+from jax_mdlm.data.rows import Rows, Split
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.scores import Metric, metric_named, nearest
 from jax_mdlm.sampling import Answer, SampleOptions, generate, response_end, why_too_long
@@ -105,6 +105,25 @@ def fitting(
     return None if reason else prompt
 
 
+def open_held_out(data: DataConfig, workdir: epath.Path, split: Split) -> Rows:
+    """The rows of a split that training did not learn from.
+
+    Raises:
+      ConfigError: the source has no such split, no row in it, or cannot be read. A finished run's
+        settings are fixed: what helps is other rows.
+    """
+    try:
+        rows = open_split(data, workdir, split)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or give rows with --file ROWS.jsonl") from error
+    if not rows.examples:
+        raise ConfigError(
+            f"{rows.name} must hold rows to be scored, it holds none; give rows with --file "
+            "ROWS.jsonl"
+        )
+    return rows
+
+
 def open_task(
     config: Config,
     workdir: epath.Path,
@@ -144,7 +163,7 @@ def open_task(
         read = read_rows(file, "--file")
         examples, origins, name = read.examples, read.origins, file
     else:
-        rows = open_split(config.data, workdir, split)
+        rows = open_held_out(config.data, workdir, split)
         examples, origins, name = rows.examples, rows.origins, rows.name
     asked, references = [], []
     for example, origin in zip(examples[:stop], origins, strict=False):

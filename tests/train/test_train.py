@@ -210,6 +210,7 @@ def test_init_from_another_run(
 
 def test_error_rates_need_pronunciations(undisturbed: Path) -> None:
     with pytest.raises(
-        ConfigError, match="must be trained on pronunciations, its data.source is chat_jsonl"
+        ConfigError,
+        match="must be trained on pronunciations, its data.source is chat_jsonl; score its rows w",
     ):
         evaluate.main(["pronunciations", "--workdir", str(undisturbed)])
