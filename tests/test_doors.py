@@ -298,4 +298,6 @@ def test_judge(opened: Opened, talk: Talk, catch: Callable) -> None:
 def test_tasks(opened: Opened, talk: Talk) -> None:
     """What interventions, sweeps and the measures of slack decode."""
     task = open_task(opened.config, opened.workdir, file=talk.rows)
-    assert task.prompts(opened.tokenizer, opened.template) == [talk.single]
+    length = opened.config.model.max_length
+    prompts = task.prompts(opened.tokenizer, opened.template, opened.options, length)
+    assert prompts == [talk.single]

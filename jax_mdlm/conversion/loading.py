@@ -17,6 +17,7 @@ from jax_mdlm.config import ConfigError, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.conversion.reading import read_params
 from jax_mdlm.conversion.source import is_published, open_source
+from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import table
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import is_tree, place, reaching, restore_tree, tree_shapes
@@ -68,6 +69,7 @@ def _load_other(path: str, layout: Layout | None, dtype: str | None) -> tuple[Pa
         abstract = _abstract(config, layout)
         tree = restore_tree(folder, {"params": abstract} if prefix else abstract)
         return tree["params"] if prefix else tree, config
+    check_folder(folder, path)
     raise ConfigError(
         f"{path} must be a folder of published weights, a work directory, an Orbax folder or an "
         ".npz file, nothing of that kind is there; correct the path"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from jax_mdlm.config import DataConfig
-from jax_mdlm.data.examples import Example, Message, parse_messages
+from jax_mdlm.data.examples import Example, Message, answers, check_text, parse_messages
 from jax_mdlm.data.special import HEADER_END, HEADER_START, START, TERMINATOR
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.data.written import Piece, Written, control, encode_written
@@ -143,12 +143,12 @@ def render_prompt(
       template: See `make_template`.
 
     Raises:
-      ConfigError: a message lacks its role or content.
+      ConfigError: a message lacks its role or content, or has a role that no template writes.
     """
     if isinstance(conversation, str):
-        messages: Example = (Message("user", conversation),)
+        messages: Example = (Message("user", check_text(conversation, "a prompt")),)
     else:
-        messages = parse_messages([_as_mapping(entry) for entry in conversation], "conversation")
+        messages = parse_messages(conversation, "conversation") if len(conversation) else ()
     return _prompt_ids(tokenizer, messages, template)
 
 
@@ -177,12 +177,3 @@ def _prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], template: Tem
     *parts, opening = encode_written(tokenizer, texts)
     ids = [index for part in parts for index in part]
     return [*ids, *[tokenizer.ids.pad] * (template.slots - len(ids)), *opening]
-
-
-def answers(example: Example) -> list[int]:
-    """Positions of the assistant's messages."""
-    return [at for at, message in enumerate(example) if message.role == "assistant"]
-
-
-def _as_mapping(entry: Any) -> Any:
-    return entry._asdict() if isinstance(entry, Message) else entry

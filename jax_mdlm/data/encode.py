@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.chat import Template, answers
-from jax_mdlm.data.examples import Example
+from jax_mdlm.data.chat import Template
+from jax_mdlm.data.examples import Example, answers
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.data.written import Written, encode_written

@@ -18,7 +18,7 @@ import jax
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.numbers import load_numbers
 from jax_mdlm.evaluate.intervention import Model, parse_models
-from jax_mdlm.evaluate.opened import open_run
+from jax_mdlm.evaluate.opened import add_too_long, open_run, too_long_note
 from jax_mdlm.evaluation.repeats import Counts, Report, compare, summarise
 from jax_mdlm.evaluation.statistics import Interval
 from jax_mdlm.evaluation.tasks import open_task
@@ -42,6 +42,7 @@ def add(tasks: Any) -> None:
     task.add_argument("--split", choices=["validation", "test"], default="test")
     task.add_argument("--file", default="", help="JSONL rows instead of a split of the source")
     task.add_argument("--limit", type=int, default=0, help="rows at most; 0 = all")
+    add_too_long(task)
     task.add_argument("--write", metavar="FILE", default="", help="write rows instead of scoring")
     task.add_argument("--json", action="store_true", help="one JSON object instead of text")
     task.set_defaults(run=run)
@@ -75,6 +76,7 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
     trained: list[list[Counts]] = []
     lost: list[dict[str, str]] = []
     steps = []
+    too_long = 0
     for workdir in model.workdirs:
         opened = open_run(workdir, overrides)
         config = opened.config
@@ -84,7 +86,9 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
                 f"{config.data.source}; give rows with --file (--write FILE writes some)"
             )
         task = open_task(config, opened.workdir, split=args.split, file=args.file, limit=args.limit)
-        texts = [opened.tokenizer.decode(answer.tokens) for answer in opened.answers(task)]
+        prompts = opened.prompts(task, args.too_long)
+        too_long = prompts.count(None)
+        texts = [opened.tokenizer.decode(answer.tokens) for answer in opened.answers(prompts)]
         expected = [reference for (reference,) in task.references]
         counts = [compare(*texts) for texts in zip(expected, texts, strict=True)]
         trained.append(counts)
@@ -97,6 +101,7 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
     return {
         "training_seeds": len(trained),
         "steps": steps,
+        "too_long": too_long,
         **plain(summarise(trained)),
         "lost_examples": lost[:_SHOWN],
     }
@@ -124,6 +129,8 @@ def print_table(record: dict[str, Any]) -> None:
         cells = "".join(show(model[column]).rjust(19) for column in _COLUMNS)
         print(f"{name.ljust(width)}{cells}{100 * model['lost_runs']:11.1f}")
     for name, model in models.items():
+        if note := too_long_note(model["too_long"], model["rows"]):
+            print(f"{name}: {note}")
         pairs = [f"{pair['reference']} as {pair['decoded']}" for pair in model["lost_examples"]]
         if pairs:
             print(f"{name} read {', '.join(pairs)}")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from jax_mdlm import command
-from jax_mdlm.config import ConfigError
+from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.plan import report
 from jax_mdlm.plan.plan import Plan, make_plan
 from jax_mdlm.plan.search import flags, search
@@ -36,10 +36,15 @@ def main(argv: Sequence[str]) -> None:
         "--search", action="store_true", help="look for a mesh, microbatches and a remat policy"
     )
     parser.add_argument("--tries", type=int, default=6, help="compiles of --search, a topology")
+    parser.add_argument(
+        "--rows", type=int, help="training rows: updates, hours and chip-hours at best, too"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per topology")
     args, overrides = command.split_overrides(parser, argv)
     _check(args)
     config = command.parse_config(args.config, overrides)
+    if args.rows is not None:
+        _check_rows(args, config)
     if args.slices > 1 and config.mesh.data == 1:
         config = dataclasses.replace(
             config, mesh=dataclasses.replace(config.mesh, data=args.slices)
@@ -67,16 +72,33 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--search looks for a training step's choices; drop it or --sample")
 
 
+def _check_rows(args: argparse.Namespace, config: Config) -> None:
+    if args.rows < 1:
+        raise ConfigError(f"--rows must be at least 1, got {args.rows}")
+    if args.sample:
+        raise ConfigError("--rows counts the updates of a training run; drop it or --sample")
+    if config.train.steps:
+        raise ConfigError(
+            f"--rows needs a run that is counted in epochs, got train.steps={config.train.steps}; "
+            "set --config.train.steps=0 --config.train.epochs=3"
+        )
+    if config.data.buckets:
+        raise ConfigError(
+            "--rows needs data.buckets to be empty: with buckets the rows' lengths decide how many "
+            "updates there are; set --config.data.buckets="
+        )
+
+
 def _shown(found: list[Plan], args: argparse.Namespace) -> str:
     """One plan, or the best of a search with what else was tried."""
     best = found[0]
     if args.json:
-        record = report.record(best)
+        record = report.record(best, args.rows or 0)
         if args.search:
             tried = [report.record(plan) | {"flags": flags(plan)} for plan in found]
             record |= {"flags": flags(best), "tried": tried}
         return json.dumps(record) + "\n"
-    text = report.as_text(best)
+    text = report.as_text(best, args.rows or 0)
     if args.search:
         text += "\n" + report.table(found)
         text += f"\nflags of the first: {flags(best)}\n" if best.fits else "\nnothing fits\n"

@@ -15,7 +15,7 @@ from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.containers import Region, SampleState
 from jax_mdlm.data.chat import Template, render_prompt, template_of
-from jax_mdlm.data.corpus import open_tokenizer
+from jax_mdlm.data.corpus import open_tokenizer, unfixed
 from jax_mdlm.data.examples import Message
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sampling import (
@@ -187,7 +187,10 @@ def open_dialogue(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Dia
       ConfigError: nothing usable is there, or a setting cannot be used.
     """
     workdir = epath.Path(workdir)
-    config = command.apply_overrides(load_config(workdir), overrides, section="sample")
+    stored = load_config(workdir)
+    config = command.apply_overrides(
+        stored, overrides, section="sample", unfixed=lambda: unfixed(stored.data, workdir)
+    )
     tokenizer = open_tokenizer(config.data, workdir)
     options = options_from(config.sample, config.objective.collapse, tokenizer.ids, trace=True)
     command.use_compilation_cache(workdir / "compilation_cache")

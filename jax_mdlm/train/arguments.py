@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
+import jax
 from etils import epath
 
 from jax_mdlm import command
@@ -19,6 +20,7 @@ from jax_mdlm.train.goodput import Goodput
 from jax_mdlm.train.loop import train
 from jax_mdlm.train.peers import Peers
 from jax_mdlm.training.parts import fit_batch
+from jax_mdlm.workdir import newest_step, save_config
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,4 +45,14 @@ def _run(config: Config, workdir: epath.Path, watch: Goodput) -> None:
     if config.lora.rank:
         target_rows(config.lora)  # paths that are none are refused before a directory is claimed
     config, corpus = claim(config, workdir)
+    if (made := newest_step(workdir)) > config.train.steps:
+        command.say(
+            f"nothing to do: {workdir} has made {made} steps, more than "
+            f"train.steps={config.train.steps}; nothing was changed"
+        )
+        return
+    if jax.process_index() == 0:
+        save_config(workdir, config)
+    if corpus.note and jax.process_index() == 0:
+        command.warn(corpus.note)
     train(fit_batch(config, layout), corpus, layout, workdir, watch)

@@ -6,10 +6,10 @@ import jax
 from etils import epath
 
 from jax_mdlm import model
-from jax_mdlm.config import Config, MeshConfig
+from jax_mdlm.config import Config, ConfigError, MeshConfig
 from jax_mdlm.containers import Params
-from jax_mdlm.data.corpus import open_tokenizer
-from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder
+from jax_mdlm.data.tokenizer import Tokenizer, is_kept
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.training.state import abstract_params
 from jax_mdlm.workdir import restore_params
@@ -44,8 +44,9 @@ def load_run(workdir: epath.Path, config: Config, layout: Layout) -> Run:
       ConfigError: no tokenizer or no checkpoint.
       CheckpointError: damaged, or of another shape.
     """
+    tokenizer = _open_tokenizer(workdir, config)
     step, params = restore_params(workdir, abstract_params(config.model, layout))
-    return Run(config, open_tokenizer(config.data, workdir), step, params)
+    return Run(config, tokenizer, step, params)
 
 
 def load_for_sampling(workdir: epath.Path, config: Config, layout: Layout) -> Run:
@@ -60,7 +61,7 @@ def load_for_sampling(workdir: epath.Path, config: Config, layout: Layout) -> Ru
       ConfigError: no tokenizer or no checkpoint.
       CheckpointError: damaged, or of another shape.
     """
-    tokenizer = open_tokenizer(config.data, workdir)
+    tokenizer = _open_tokenizer(workdir, config)
     weights = config.sample.weights
     # Read in the compute dtype: float32 masters need not fit where bfloat16 does.
     read = dataclasses.replace(config.model, param_dtype=config.model.compute_dtype)
@@ -68,6 +69,19 @@ def load_for_sampling(workdir: epath.Path, config: Config, layout: Layout) -> Ru
     step, params = restore_params(workdir, abstract_params(read, place or layout))
     params = model.prepare(params, config.model, weights, move_to=place and layout.replicated)
     return Run(config, tokenizer, step, params)
+
+
+def _open_tokenizer(workdir: epath.Path, config: Config) -> Tokenizer:
+    tokenizer = open_tokenizer(config.data, workdir)
+    named = not is_kept(tokenizer_folder(workdir))
+    # Of an id without a row the lookup takes the last row, in silence.
+    if named and tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"work directory {workdir} has {config.model.vocab_size} rows of the vocabulary, the "
+            f"tokenizer {tokenizer.vocab_size} ids; name its model's with "
+            "--config.data.tokenizer.path"
+        )
+    return tokenizer
 
 
 def _host() -> Layout | None:

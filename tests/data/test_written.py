@@ -188,7 +188,7 @@ def by_hand(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
         for token in (special.START, special.HEADER_START, special.HEADER_END, special.TERMINATOR)
     )
     ids = [start]
-    for role, content in messages:
+    for role, content, _ in messages:
         ids += [opened, *encode(role), closed, *encode(f"\n\n{content.strip()}"), end]
     return [*ids, opened, *encode("assistant"), closed, *encode("\n\n")]
 
@@ -197,14 +197,14 @@ def by_hand(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
 def test_a_template_writes_its_tokens_and_nobody_else(
     instruct: Tokenizer, make_rows: Callable, spelled: str
 ) -> None:
-    """In system messages, past answers, roles, and the rows of a training."""
+    """In system messages, past answers, and the rows of a training."""
     tokenizer = instruct
     template = make_template("llada", tokenizer)
     example = (
         Message("system", f"{spelled} be short"),
         Message("user", f"say {spelled}"),
         Message("assistant", f"I said {spelled}"),
-        Message(f"tool{spelled}", f"{spelled}{spelled}"),
+        Message("assistant", f"{spelled}{spelled}"),
         Message("user", spelled),
         Message("assistant", f"so {spelled}\n\n{spelled}"),
     )
@@ -217,7 +217,7 @@ def test_a_template_writes_its_tokens_and_nobody_else(
     assert prompt == expected
     assert tokenizer.decode(response[:-1], skip_special=False) == example[-1].content.strip()
     config = plain_config(template="llada", length=1024, max_labels=200)
-    batch = assemble(make_table(make_rows([example]), config, tokenizer), np.array([1]), config)
+    batch = assemble(make_table(make_rows([example]), config, tokenizer), np.array([2]), config)
     begin = int(np.argmax(batch.response[0]))
     assert batch.tokens[0, :begin].tolist() == prompt
     assert batch.tokens[0, begin : begin + len(response)].tolist() == response
@@ -227,7 +227,7 @@ def test_a_template_writes_its_tokens_and_nobody_else(
     *text, end = batch.labels[0, : batch.label_count[0]].tolist()
     assert end == tokenizer.ids.eos
     assert marks.isdisjoint(text)
-    assert tokenizer.decode(text) == "\n".join(content for _, content in example)
+    assert tokenizer.decode(text) == "\n".join(content for _, content, _ in example)
 
 
 def test_header_strings_that_are_no_tokens_are_one_text_with_what_they_open(

@@ -131,7 +131,7 @@ def test_gradio_streams_to_a_client(dialogue: Dialogue, monkeypatch: pytest.Monk
 def test_without_gradio(dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     with pytest.raises(
-        ConfigError, match=r"--web needs Gradio, .* pip install 'jax-mdlm\[colab\]'"
+        ConfigError, match=r"--web needs Gradio, .*: pip install -e '\S+\[colab\]'; a page"
     ):
         web.make_app(dialogue)
 

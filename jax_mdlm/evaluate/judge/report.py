@@ -12,7 +12,7 @@ from jax_mdlm.evaluation.judge import MeanGrade, WinRate, mean_grades, win_rates
 
 def add(actions: Any) -> None:
     """The flags of `evaluate judge report`."""
-    action = actions.add_parser("report", help="win rates and mean grades with 95 % intervals")
+    action = actions.add_parser("report", help="win rates and mean grades with 95 %% intervals")
     add_benchmark(action)
     action.add_argument("--judgments", required=True, help="a file of judgments")
     action.add_argument("--baseline", metavar="MODEL", help="measure all others against it")

@@ -14,7 +14,7 @@ import jax
 from jax_mdlm.config import ConfigError, ModelConfig
 from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import Template, history
-from jax_mdlm.data.examples import Message, parse_messages
+from jax_mdlm.data.examples import Message, check_text, parse_messages
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.data.written import Written, encode_written
 from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
@@ -252,6 +252,10 @@ class Responder:
         self, contexts: Sequence[Sequence[Written]], origins: Sequence[str]
     ) -> list[list[int]]:
         """Ids of each context, whose parts are encoded one by one."""
+        for parts, origin in zip(contexts, origins, strict=True):
+            for piece in itertools.chain.from_iterable(parts):
+                if isinstance(piece, str):
+                    check_text(piece, f"{origin}: the text")
         try:
             ids = iter(encode_written(self.tokenizer, itertools.chain.from_iterable(contexts)))
         except ConfigError:

@@ -128,7 +128,7 @@ def test_render_gives_the_ids_of_render_prompt(bytewise, make):
     config = dataclasses.replace(bytewise.config, max_length=400)
     talking = dataclasses.replace(bytewise, config=config, template=template, chat=True)
     for spelled in ("<|eot_id|>", "<SLACK>\n\n", "\x10", "\x104\x10", "\x10;\x10 \x10\x10"):
-        messages = [*CONVERSATION, {"role": spelled, "content": f"a {spelled} b{spelled}"}]
+        messages = [*CONVERSATION, {"role": "user", "content": f"a {spelled} b{spelled}"}]
         ((prompt, rest),) = talking.rows([Scored(talking.render(messages), "", "task t")])
         assert prompt + rest == render_prompt(talking.tokenizer, messages, template)
 
@@ -204,6 +204,10 @@ def direct(responder: Responder, rows: Sequence[tuple[list[int], list[int]]]) ->
         (
             lambda one: one.score([Scored("a" * 96, "b", "task t")]),
             r"task t: a text of 97 tokens must fit model.max_length=96; lower --num-fewshot$",
+        ),
+        (
+            lambda one: one.answer([asked("a \ud83d")]),
+            r"the text must be text, but its character 3",
         ),
         (
             lambda one: one.score_texts(["<SLACK>"], ["task t"]),

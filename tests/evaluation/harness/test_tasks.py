@@ -22,7 +22,7 @@ from jax_mdlm.evaluation.likelihood import Estimate, log_likelihood
 from jax_mdlm.sampling import generate
 from tests.evaluation.harness.conftest import TASKS
 
-pytest.importorskip("lm_eval", reason="needs the extra `eval`: pip install 'jax-mdlm[eval]'")
+pytest.importorskip("lm_eval", reason="needs the extra `eval`: pip install -e '.[eval]'")
 
 WORDS = ["abc", "fade", "cab", "abcdefgh", "hgfe", "deaf"]
 CHOICES = ["A B", "C", "D E"]
