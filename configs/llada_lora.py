@@ -10,7 +10,7 @@ FOLDER` merges them; with `--adapter` it writes a PEFT folder.
 Presets: `llada_lora.py` (merge), `llada_lora.py:slack_only` (version 2's map), `llada_lora.py:ce`
 (the matched baseline: same adapters, no slack, no CTC).
 
-Hardware: one v5e host, 8 chips of 16 GB (`plan --topology v5e:2x4`: 9.6 GB a chip with one row of
+Hardware: one v5e host, 8 chips of 16 GB (`plan --topology v5e:2x4`: 4.9 GB a chip with one row of
 4,096 slots each, 2.0 of them the frozen parameters). Nothing was measured on a TPU yet.
 "paper" marks what arXiv 2601.22947 states, "LLaDA" the recipe of arXiv 2502.09992, "QLoRA" that of
 arXiv 2305.14314, "our choice" what none says.

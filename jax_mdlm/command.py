@@ -16,7 +16,7 @@ import os
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ AGAIN = 75  # exit code (EX_TEMPFAIL): nothing is wrong with the run, start it a
 HEARTBEAT_SECONDS = 60
 
 _PREFIX = "--config."
+_TOKENIZER = "data.tokenizer."
 # `from` is a keyword: no field can have that name, but a flag can.
 _SPELLINGS = {"init.from": "init.source"}
 
@@ -110,13 +111,20 @@ def load_function(name: str, function: str) -> Callable[..., Any]:
     return getattr(module, function)
 
 
-def apply_overrides(config: Config, overrides: Sequence[str], section: str = "") -> Config:
+def apply_overrides(
+    config: Config,
+    overrides: Sequence[str],
+    section: str = "",
+    unfixed: Callable[[], Collection[str]] = tuple,
+) -> Config:
     """Applies `--config.section.field=value` arguments.
 
     Args:
       config: What is changed.
       overrides: As in `parse_config`.
       section: The only section that may be changed, e.g. `sample` for a finished run; "" = all.
+      unfixed: Asked where a setting of the tokenizer is given: those that the run leaves open
+        (`data.corpus.unfixed`), by their beginnings.
 
     Returns:
       The validated config.
@@ -126,7 +134,13 @@ def apply_overrides(config: Config, overrides: Sequence[str], section: str = "")
     """
     for field, text in _pairs(overrides):
         field = _SPELLINGS.get(field, field)
-        if section and field.split(".")[0] not in (section, "mesh"):
+        if section and field.startswith(_TOKENIZER):
+            if not field.startswith(tuple(unfixed())):
+                raise ConfigError(
+                    f"--config.{field} cannot be changed here: the work directory has the "
+                    "tokenizer that its parameters were trained with; leave it out"
+                )
+        elif section and field.split(".")[0] not in (section, "mesh"):
             raise ConfigError(
                 f"--config.{field} cannot be changed here: the work directory fixes everything but "
                 f"--config.{section}.* and --config.mesh.*"

@@ -10,6 +10,7 @@ Training makes work directories, and so does the import of published weights; sa
 and export read them.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -22,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jax_mdlm.config import Config, ConfigError, from_json, to_json
 from jax_mdlm.containers import Params
+from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import lora, table
 from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError, open_checkpoints
 
@@ -54,17 +56,20 @@ def load_config(workdir: epath.Path) -> Config:
     check_finished(workdir)
     path = workdir / "config.json"
     if not path.exists():
+        check_folder(workdir, os.fspath(workdir))
         raise ConfigError(
             f"work directory {workdir} must hold config.json, it does not; {_nearest(workdir)}"
             f"train one with {_how_to_train(workdir, 'pronounce')}"
         )
     try:
         text = path.read_text()
-        if '"model_type"' in text and '"objective"' not in text:
-            raise ConfigError(
-                f"{workdir} must be a work directory, it holds published weights; import them "
-                f"first: python -m jax_mdlm.convert import {workdir} WORKDIR"
-            )
+        if '"objective"' not in text:
+            check_folder(workdir, os.fspath(workdir))
+            if '"model_type"' in text:
+                raise ConfigError(
+                    f"{workdir} must be a work directory, it holds published weights; import them "
+                    f"first: python -m jax_mdlm.convert import {workdir} WORKDIR"
+                )
         return from_json(text, str(path))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a config: {error}") from error
@@ -165,6 +170,15 @@ def open_existing(workdir: epath.Path) -> Checkpoints:
         f"work directory {workdir} must hold a checkpoint, none is there; wait for its training's "
         f"first one, or begin the training again with {_how_to_train(workdir, 'FILE')}"
     )
+
+
+def newest_step(workdir: epath.Path) -> int:
+    """The step of the newest checkpoint; -1 where there is none."""
+    folder = checkpoint_folder(workdir)
+    if not folder.is_dir():
+        return -1
+    with contextlib.closing(open_checkpoints(folder)) as checkpoints:
+        return max(checkpoints.steps(), default=-1)
 
 
 def restore_params(

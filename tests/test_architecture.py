@@ -11,19 +11,21 @@ PACKAGE = Path(__file__).parent.parent / "jax_mdlm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # room -> rooms of ours that it may import, itself aside
-BASE = {"config", "containers"}
+BASE = {"config", "containers", "extras"}
 MAY_IMPORT = {
     "config": set(),
     "containers": set(),
+    "extras": set(),
     "sharding": BASE,
     "storage": BASE,
-    "workdir": BASE | {"storage", "model"},
+    "foreign": {"config"},
+    "workdir": BASE | {"foreign", "storage", "model"},
     "diffusion": BASE,
     "model": BASE | {"sharding"},
     "data": BASE | {"sharding"},
     "training": BASE | {"sharding", "storage", "workdir", "diffusion", "model", "data"},
     "sampling": BASE | {"sharding", "storage", "diffusion", "model", "data"},
-    "conversion": BASE | {"sharding", "storage", "workdir", "model", "data"},
+    "conversion": BASE | {"foreign", "sharding", "storage", "workdir", "model", "data"},
 }
 MAY_IMPORT["evaluation"] = MAY_IMPORT["training"] | {"training", "sampling"}
 # what commands share at their edge; nothing else imports these

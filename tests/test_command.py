@@ -211,4 +211,4 @@ def test_the_package_lists_its_commands() -> None:
     runnable = {path.parent.name for path in package.glob("*/__main__.py")} | {"convert"}
     assert set(COMMANDS) == runnable
     assert all(f"python -m jax_mdlm.{name} " in shown for name in runnable)
-    assert "llada_ctc, llada_lora, llada_pretrain, numbers, pronounce" in shown
+    assert "chat, llada_ctc, llada_lora, llada_pretrain, numbers, pronounce" in shown

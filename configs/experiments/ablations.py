@@ -1,7 +1,7 @@
 """What each choice of the objective is worth: slack share, observed slots, collapse, separators.
 
 python -m jax_mdlm.evaluate sweep --runs experiments/ablations --folder runs/experiments \\
-    --training-seeds 1 --output docs/experiments/ablations
+    --training-seeds 1 --output runs/tables/ablations
 
 Letters to phonemes, lambda 4, 950 updates of 128 words; each run differs from the first in what its
 name says. Two CPU cores: about four minutes a run. `ctc_merge` and `slack in CE only` are runs of

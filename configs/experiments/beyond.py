@@ -1,7 +1,7 @@
 """Beyond the paper: a setting that is better than CE at every strength, zero included.
 
 python -m jax_mdlm.evaluate sweep --runs experiments/beyond --folder runs/experiments \\
-    --training-seeds 3 --output docs/experiments/beyond
+    --training-seeds 3 --output runs/tables/beyond
 
 Letters to phonemes, 950 updates of 128 words: more slack than the paper's s_max of 0.5, a heavier
 CTC term than lambda 4, and both; CE also for as long as a run with CTC takes. Two CPU cores: about

@@ -1,7 +1,7 @@
 """The paper's comparison on a laptop: CE, slack in CE alone, CTC with both collapse maps.
 
 python -m jax_mdlm.evaluate sweep --runs experiments/paper --folder runs/experiments \\
-    --training-seeds 5 --output docs/experiments/paper
+    --training-seeds 5 --output runs/tables/paper
 
 Letters to phonemes, 950 updates of 128 words for every run, five training seeds. Two CPU cores:
 about four minutes a run. The arms differ in the objective only.

@@ -1,7 +1,7 @@
 """Exploratory: an architectural variant whose rotary positions do not count slack.
 
 python -m jax_mdlm.evaluate sweep --runs experiments/positions --folder runs/experiments \\
-    --training-seeds 1 --output docs/experiments/positions
+    --training-seeds 1 --output runs/tables/positions
 
 A slot behind a known slack takes the position that it has in the text. `model.uncounted_id` is
 slack's id, 6 with the tokenizers that are trained here; no parameter is added. The other run is

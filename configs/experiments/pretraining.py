@@ -1,7 +1,7 @@
 """Exploratory: the objective from the first step, on text that has no prompt, CE against CTC.
 
 python -m jax_mdlm.evaluate sweep --runs experiments/pretraining --folder runs/experiments \\
-    --training-seeds 1 --output docs/experiments/pretraining
+    --training-seeds 1 --output runs/tables/pretraining
 
 An open question of arXiv 2601.22947, which only fine-tunes. The generated numbers as running text
 ("copy 1100", a newline, "1100"), every token of it noised, 1,500 updates of 64 canvases; then the

@@ -1,7 +1,7 @@
 """The sweep over lambda, the weight of CTC: the paper's values, then heavier ones.
 
 python -m jax_mdlm.evaluate sweep --runs experiments/weights --folder runs/experiments \\
-    --training-seeds 1 --output docs/experiments/weights
+    --training-seeds 1 --output runs/tables/weights
 
 Letters to phonemes, slack, collapse map `merge`, 950 updates of 128 words. Two CPU cores: about
 four minutes a run. The runs of lambda 0 and 4 are those of `experiments/paper`.

@@ -24,7 +24,7 @@ from jax_mdlm.conversion.prompting import prompted
 from jax_mdlm.conversion.reading import Meter, read_box
 from jax_mdlm.conversion.source import Source, copy_files, kept_files
 from jax_mdlm.data.corpus import tokenizer_folder
-from jax_mdlm.data.tokenizer import keep_files
+from jax_mdlm.data.tokenizer import keep_tokenizer
 from jax_mdlm.model import table
 from jax_mdlm.sharding import barrier
 from jax_mdlm.storage import (
@@ -115,10 +115,11 @@ def _write_files(source: Source, workdir: epath.Path, warn: Callable[[str], None
     """What stands beside the weights."""
     with reaching(source.folder, workdir):
         copy_files(kept_files(source.folder), source_folder(workdir))
-        if not keep_files(source.folder, tokenizer_folder(workdir)):
+        if not keep_tokenizer(source.folder, tokenizer_folder(workdir)):
             warn(
                 f"{source.folder} holds no tokenizer.json; put one beside the weights and import "
-                "again to sample from this work directory, or train with data.tokenizer.path"
+                "again, or name one with --config.data.tokenizer.path=FOLDER to sample, evaluate "
+                "and train"
             )
 
 

@@ -11,6 +11,7 @@ from jax_mdlm.config import Collapse, ConfigError, ModelConfig
 from jax_mdlm.conversion import published, shards
 from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.conversion.tokens import token_ids_of
+from jax_mdlm.foreign import check_folder
 from jax_mdlm.storage import is_tree, place, reaching, tree_shapes
 from jax_mdlm.workdir import check_finished, load_config, open_base, open_existing
 
@@ -43,6 +44,7 @@ def _other(path: str) -> dict[str, Any]:
         return {"format": "orbax folder", **_arrays(stored)} | {
             "arrays": {name: [*shape, dtype] for name, (shape, dtype) in stored.items()}
         }
+    check_folder(folder, path)
     raise ConfigError(
         f"{path} must be a folder of published weights, a work directory or an Orbax folder, "
         "nothing of that kind is there; correct the path"

@@ -17,7 +17,8 @@ from jax_mdlm.config import ConfigError, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.conversion.reading import read_params
 from jax_mdlm.conversion.source import is_published, open_source
-from jax_mdlm.model import table
+from jax_mdlm.foreign import check_folder
+from jax_mdlm.model import memory, table
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import is_tree, place, reaching, restore_tree, tree_shapes
 from jax_mdlm.workdir import check_finished, load_config, restore_params
@@ -39,7 +40,7 @@ def load(
       Nested dict as from `model.init`, and the config that `model.apply` needs.
 
     Raises:
-      ConfigError: nothing of that kind is there, or it does not fit together.
+      ConfigError: nothing of that kind is there, it does not fit together, or memory is short.
     """
     if dtype not in (None, "float32", "bfloat16"):
         raise ConfigError(f"dtype must be float32 or bfloat16, got {dtype!r}")
@@ -49,6 +50,7 @@ def load(
             return _load_other(path, layout, dtype)
         source = open_source(path)
         config = _with_dtype(source.config, dtype)
+        _check_memory(path, config, layout)
         return read_params(source, _placer(layout), config.param_dtype), config
 
 
@@ -57,6 +59,7 @@ def _load_other(path: str, layout: Layout | None, dtype: str | None) -> tuple[Pa
     check_finished(folder)
     if (folder / "config.json").exists():
         config = _with_dtype(load_config(folder).model, dtype)
+        _check_memory(path, config, layout)
         return restore_params(folder, _abstract(config, layout))[1], config
     if folder.suffix == ".npz" and folder.exists():
         return _load_npz(folder, layout, dtype)
@@ -65,13 +68,26 @@ def _load_other(path: str, layout: Layout | None, dtype: str | None) -> tuple[Pa
         kinds = {kind for _, kind in tree_shapes(folder).values()}
         prefix = "params/" if "params/wte" in stored else ""
         config = _with_dtype(_from_shapes(stored, prefix, kinds, path), dtype)
+        _check_memory(path, config, layout)
         abstract = _abstract(config, layout)
         tree = restore_tree(folder, {"params": abstract} if prefix else abstract)
         return tree["params"] if prefix else tree, config
+    check_folder(folder, path)
     raise ConfigError(
         f"{path} must be a folder of published weights, a work directory, an Orbax folder or an "
         ".npz file, nothing of that kind is there; correct the path"
     )
+
+
+def _check_memory(path: str, config: ModelConfig, layout: Layout | None) -> None:
+    """Raises ConfigError where the kernel would end the process while it reads."""
+    place = _placer(layout)
+    others = {}
+    if config.param_dtype == "float32":
+        others["dtype='bfloat16'"] = memory.to_read(config, "bfloat16", place)
+    needed = memory.to_read(config, config.param_dtype, place)
+    devices = 1 if layout is None else layout.mesh.size
+    memory.check_fits(f"{path} in {config.param_dtype}", needed, others, devices)
 
 
 def _placer(layout: Layout | None) -> Any:

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from etils import epath
 
-from jax_mdlm.config import ConfigError, ModelConfig
+from jax_mdlm.config import Config, ConfigError, ModelConfig
 from jax_mdlm.containers import Params
-from jax_mdlm.conversion import published
+from jax_mdlm.conversion.importing import config_of
+from jax_mdlm.conversion.prompting import describe
 from jax_mdlm.conversion.reading import Meter, read_params
 from jax_mdlm.conversion.source import (
     Source,
@@ -18,9 +19,17 @@ from jax_mdlm.conversion.source import (
     open_source,
 )
 from jax_mdlm.data.corpus import tokenizer_folder
+from jax_mdlm.data.tokenizer import holds_tokenizer, keep_tokenizer
+from jax_mdlm.foreign import check_folder
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import place
-from jax_mdlm.workdir import checkpoint_folder, load_config, restore_params, source_folder
+from jax_mdlm.workdir import (
+    checkpoint_folder,
+    load_config,
+    newest_step,
+    restore_params,
+    source_folder,
+)
 
 # What two descriptions of one model must agree in.
 _LAYOUT = (
@@ -43,27 +52,30 @@ class Origin:
     Attributes:
       path: As given.
       source: Published weights; None: a work directory.
+      told: The config of the work directory, or the one that an import of the weights would have;
+        None: a work directory that has lost its config.
     """
 
     path: str
     source: Source | None
+    told: Config | None
 
     @property
     def knows_slack(self) -> bool:
         """Whether its parameters were trained with slack, so that the slack row means something."""
-        if self.source is not None:
-            return published.token_ids(self.source.settings, self.path).slack is not None
-        workdir = epath.Path(self.path)
-        return (workdir / "config.json").exists() and load_config(workdir).objective.slack_max > 0
+        return self.told is not None and self.told.objective.slack_max > 0
 
     @property
-    def vocab_size(self) -> int:
-        """Rows of its embedding; 0 where a work directory has lost its config."""
-        if self.source is not None:
-            return self.source.config.vocab_size
-        workdir = epath.Path(self.path)
-        known = (workdir / "config.json").exists()
-        return load_config(workdir).model.vocab_size if known else 0
+    def was_taught(self) -> bool:
+        """Whether its template is that of a training here; LLaDA's is assumed of other weights.
+
+        A Base model has no template of its own: any can be taught to it.
+        """
+        if self.told is None:
+            return False
+        if self.knows_slack or describe(self.told):
+            return True
+        return self.source is None and newest_step(epath.Path(self.path)) > 0
 
     @property
     def tokenizer(self) -> epath.Path:
@@ -72,21 +84,27 @@ class Origin:
             return self.source.folder
         return tokenizer_folder(epath.Path(self.path))
 
-    def check(self, config: ModelConfig) -> None:
-        """Raises ConfigError if published weights have another layout than `config`; names all.
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether there is one, in a form that is read here."""
+        return holds_tokenizer(self.tokenizer)
 
-        A work directory's checkpoint is compared when it is read.
+    def check(self, config: ModelConfig) -> None:
+        """Raises ConfigError if its parameters belong to another network than `config`.
+
+        All flags come first, so that they can be pasted. A checkpoint without a config is compared
+        when it is read.
         """
-        if self.source is None:
+        if self.told is None:
             return
-        theirs = self.source.config
-        wrong = [
-            f"--config.model.{name}={getattr(theirs, name)} (got {getattr(config, name)})"
-            for name in _LAYOUT
-            if getattr(theirs, name) != getattr(config, name)
-        ]
+        theirs = self.told.model
+        wrong = [name for name in _LAYOUT if getattr(theirs, name) != getattr(config, name)]
         if wrong:
-            raise ConfigError(f"init.from={self.path} holds another model; set {', '.join(wrong)}")
+            flags = " ".join(f"--config.model.{name}={getattr(theirs, name)}" for name in wrong)
+            given = ", ".join(f"{name}={getattr(config, name)}" for name in wrong)
+            raise ConfigError(
+                f"init.from={self.path} holds another model; add {flags} (this run has {given})"
+            )
 
     def params(
         self,
@@ -107,6 +125,12 @@ class Origin:
           ConfigError: another layout than `config`; no checkpoint.
         """
         self.check(config)
+        if self.told is not None and config.max_length > self.told.model.max_length:
+            warn(
+                f"model.max_length={config.max_length} is more than the "
+                f"{self.told.model.max_length} slots that init.from={self.path} was made for: "
+                "positions beyond them are new to it"
+            )
         if self.source is None:
             return restore_params(epath.Path(self.path), abstract)[1]
         meter = Meter()
@@ -116,6 +140,10 @@ class Origin:
         for line in meter.warnings():
             warn(line)
         return params
+
+    def keep_tokenizer(self, workdir: epath.Path) -> None:
+        """Makes its tokenizer, if it has one, that of a work directory."""
+        keep_tokenizer(self.tokenizer, tokenizer_folder(workdir))
 
     def keep_files(self, workdir: epath.Path) -> None:
         """Keeps what stands beside its weights, so that an export loads as the origin does."""
@@ -131,11 +159,14 @@ def open_origin(path: str) -> Origin:
       ConfigError: see `open_source`.
     """
     if is_published(path):
-        return Origin(path, open_source(path))
+        source = open_source(path)
+        return Origin(path, source, config_of(source, source.folder.name))
     workdir = place(path)
     if not checkpoint_folder(workdir).exists():
+        check_folder(workdir, f"init.from={path}")
         raise ConfigError(
             f"init.from={path} must be a folder of published weights or a work directory with a "
             "checkpoint, nothing of that kind is there; correct the path"
         )
-    return Origin(os.fspath(workdir), None)
+    told = load_config(workdir) if (workdir / "config.json").exists() else None
+    return Origin(os.fspath(workdir), None, told)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_mdlm.config import Collapse, ConfigError, ModelConfig
+from jax_mdlm.foreign import SUPPORTED
 
 SLACK_KEY = "slack_token_id"
 COLLAPSE_KEY = "slack_collapse"
@@ -37,7 +38,6 @@ _SWITCHES: dict[str, tuple[Any, tuple[Any, ...], str]] = {
     "attention_dropout": (0.1, (0, 0.0), "dropout"),
     "residual_dropout": (0.1, (0, 0.0), "dropout"),
     "embedding_dropout": (0.1, (0, 0.0), "dropout"),
-    "quantization_config": (None, (None,), "quantised weights"),
 }
 _NEEDED = ("d_model", "n_layers", "n_heads", "vocab_size", "max_sequence_length")
 _WHOLE = ("n_kv_heads", "mlp_hidden_size", "mlp_ratio", "embedding_size")  # null counts as absent
@@ -120,7 +120,7 @@ def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfi
     """The network that `config.json` describes.
 
     Args:
-      settings: Its content.
+      settings: Its content, of a LLaDA (`foreign.check_folder` knows what else there is).
       origin: Names the file in errors.
 
     Returns:
@@ -134,10 +134,7 @@ def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfi
     problems += wrong or _contradictions(settings)
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
-        raise ConfigError(
-            f"{origin} describes a model that is not supported:{lines}\n"
-            "supported are LLaDA's 8B and 1B layouts"
-        )
+        raise ConfigError(f"{origin} describes a model that is not supported:{lines}\n{SUPPORTED}")
     return ModelConfig(
         vocab_size=_rows(settings),
         embed=settings["d_model"],
@@ -240,9 +237,6 @@ def _fresh(config: ModelConfig, ids: TokenIds) -> dict[str, Any]:
 
 def _unsupported(settings: Mapping[str, Any]) -> list[str]:
     problems = []
-    kind = settings.get("model_type")
-    if kind != "llada":
-        problems.append(f"model_type must be llada, got {kind!r}")
     for key, (default, known, meaning) in _SWITCHES.items():
         value = settings.get(key, default)
         if not any(value == good and type(value) is type(good) for good in known):

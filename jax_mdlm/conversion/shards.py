@@ -25,6 +25,7 @@ DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
 }
+_POINTER = b"version "  # how a clone without Git LFS has a large file: `version https://git-lfs...`
 _MOST_HEADER = 100_000_000  # bytes; the limit of the format
 
 
@@ -63,7 +64,13 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
 
     try:
         size = path.stat().length
-        length = int.from_bytes(read_range(path, 0, min(8, size)), "little")
+        beginning = read_range(path, 0, min(8, size))
+        if beginning == _POINTER:
+            raise ConfigError(
+                f"{path} is a pointer of Git LFS, not the file that it stands for; run git lfs "
+                "pull in its repository, or download the file"
+            )
+        length = int.from_bytes(beginning, "little")
         if size < 8 or length > min(size - 8, _MOST_HEADER):
             raise damaged(f"its header cannot have {length:,} bytes in a file of {size:,}")
         text = read_range(path, 8, 8 + length)

@@ -6,6 +6,7 @@ for by that prefix). Nothing but names, shapes and headers is read here.
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from jax_mdlm.config import ConfigError, ModelConfig
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.conversion import boxes, pickles, published, shards
 from jax_mdlm.conversion.shards import Tensor
+from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import table
 from jax_mdlm.storage import place, reaching
 
@@ -92,6 +94,7 @@ def open_source(path: epath.PathLike) -> Source:
 
 def _open(folder: epath.Path, path: str) -> Source:
     if not (folder / CONFIG).exists():  # asked first: `is_dir` hides that a bucket is out of reach
+        check_folder(folder, path)
         if folder.is_dir():
             raise ConfigError(
                 f"{path} must hold {CONFIG}, it does not; copy it there from its source"
@@ -102,6 +105,7 @@ def _open(folder: epath.Path, path: str) -> Source:
         )
     described = folder / CONFIG
     settings = published.parse(described.read_bytes(), str(described))
+    check_folder(folder, path)
     config = published.model_config(settings, str(described))
     tensors = _open_tensors(folder)
     _check(tensors, config, path)
@@ -130,20 +134,24 @@ def copy_files(files: Sequence[epath.Path], folder: epath.Path) -> None:
 
 
 def _download(path: str) -> str:
-    """A repository of the hub; what is in the local cache already is not fetched again."""
+    """A repository of the hub; what is in the local cache already is not fetched again.
+
+    What its `config.json` shows to be another model is refused before its weights are fetched.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
     asked = path.removeprefix(HUB).rstrip("/")
     name, _, revision = asked.partition("@")
     endings = ["*.safetensors", *(f"*{ending}" for ending in _KEPT_ENDINGS)]
+    fetch = functools.partial(
+        huggingface_hub.snapshot_download, name, revision=revision or None, ignore_patterns="*/*"
+    )  # folders hold the same weights in other formats
     try:
-        return huggingface_hub.snapshot_download(
-            name,
-            revision=revision or None,
-            allow_patterns=[*endings, *(f"{start}*" for start in _KEPT_NAMES)],
-            ignore_patterns="*/*",  # folders hold the same weights in other formats
-        )
+        check_folder(epath.Path(fetch(allow_patterns=[CONFIG])), path)
+        return fetch(allow_patterns=[*endings, *(f"{start}*" for start in _KEPT_NAMES)])
+    except ConfigError:
+        raise
     except Exception as error:  # no network, no such repository, no access, not a name
         reasons = {
             errors.GatedRepoError: "its page must grant you access first",

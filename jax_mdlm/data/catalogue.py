@@ -17,6 +17,7 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.examples import Example, Message, pair
+from jax_mdlm.extras import how_to_install
 
 FILE_FORMAT = "array_record"
 
@@ -197,7 +198,10 @@ def as_text(value: Any, subject: str) -> str:
     """
     if not isinstance(value, bytes):
         raise ConfigError(f"{subject} must be a text feature, got {type(value).__name__}")
-    return value.decode("utf-8")
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{subject} must be UTF-8, it is not ({error.reason})") from error
 
 
 def read_package_file(package: str, file: str, source: str, distribution: str) -> str:
@@ -209,7 +213,7 @@ def read_package_file(package: str, file: str, source: str, distribution: str) -
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            f'data.source={source} needs the package {distribution}; pip install "jax-mdlm[demo]"'
+            f"data.source={source} needs the package {distribution}; {how_to_install('demo')}"
         )
     # Not importlib.resources.files: it imports the package.
     return pathlib.Path(spec.submodule_search_locations[0], file).read_text(encoding="utf-8")

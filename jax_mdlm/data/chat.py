@@ -1,8 +1,9 @@
 """Chat templates: messages to ids.
 
 A template says what stands before the first message, how a past message reads and what opens the
-response. Past messages are encoded one by one: every message ends with a special token, so that
-the ids are those of the whole text (equal to `apply_chat_template` for LLaDA-Instruct).
+response. Its control tokens are ids; contents and role names are text, whatever they spell. Past
+messages are encoded one by one: every message ends with a control token, so that the ids are those
+of the whole text (equal to `apply_chat_template` for LLaDA-Instruct).
 """
 
 import dataclasses
@@ -10,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from jax_mdlm.config import DataConfig
-from jax_mdlm.data.examples import Example, Message, parse_messages
+from jax_mdlm.data.examples import Example, Message, answers, check_text, parse_messages
 from jax_mdlm.data.special import HEADER_END, HEADER_START, START, TERMINATOR
 from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.data.written import Piece, Written, control, encode_written
 
 Conversation = str | Sequence[Message] | Sequence[Mapping[str, Any]]
 
@@ -21,13 +23,13 @@ class Template(Protocol):
     """How a conversation is written."""
 
     @property
-    def start(self) -> str:
-        """Text before the first message."""
+    def start(self) -> Written:
+        """What stands before the first message."""
         ...
 
     @property
-    def opening(self) -> str:
-        """Text after the last message; the response follows."""
+    def opening(self) -> Written:
+        """What stands after the last message; the response follows."""
         ...
 
     @property
@@ -38,23 +40,43 @@ class Template(Protocol):
         """
         ...
 
-    def past(self, message: Message) -> str:
+    def past(self, message: Message) -> Written:
         """A message of the history."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class LladaTemplate:
-    """The template of LLaDA-Instruct; the terminator after a response is `<|eot_id|>`."""
+    """The template of LLaDA-Instruct; the terminator after a response is `<|eot_id|>`.
 
-    start: str = START
-    opening: str = f"{HEADER_START}assistant{HEADER_END}\n\n"
+    Attributes:
+      first: Before all messages.
+      header_start: Before a role.
+      header_end: After a role.
+      terminator: After every past message.
+      slots: See `Template`.
+    """
+
+    first: Piece
+    header_start: Piece
+    header_end: Piece
+    terminator: Piece
     slots: int = 0
 
-    def past(self, message: Message) -> str:
+    @property
+    def start(self) -> Written:
+        """The start of text."""
+        return (self.first,)
+
+    @property
+    def opening(self) -> Written:
+        """The header of an answer, and an empty line."""
+        return (self.header_start, "assistant", self.header_end, "\n\n")
+
+    def past(self, message: Message) -> Written:
         """Header, empty line, trimmed content, end of turn."""
-        header = f"{HEADER_START}{message.role}{HEADER_END}\n\n"
-        return f"{header}{message.content.strip()}{TERMINATOR}"
+        header = (self.header_start, message.role, self.header_end, "\n\n")
+        return (*header, message.content.strip(), self.terminator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +88,16 @@ class PlainTemplate:
       terminator: After every past answer.
     """
 
-    separator: str
-    terminator: str
-    start: str = ""
-    opening: str = ""
+    separator: Piece
+    terminator: Piece
+    start: Written = ()
+    opening: Written = ()
     slots: int = 0
 
-    def past(self, message: Message) -> str:
+    def past(self, message: Message) -> Written:
         """Trimmed content and what closes it."""
         answer = message.role == "assistant"
-        return message.content.strip() + (self.terminator if answer else self.separator)
+        return (message.content.strip(), self.terminator if answer else self.separator)
 
 
 def make_template(
@@ -87,9 +109,12 @@ def make_template(
     newline.
     """
     if name == "llada":
-        return LladaTemplate(slots=prompt_slots)
-    separator = HEADER_END if len(tokenizer.encode(HEADER_END)) == 1 else "\n"
-    return PlainTemplate(separator, tokenizer.token(tokenizer.ids.terminator), slots=prompt_slots)
+        tokens = (START, HEADER_START, HEADER_END, TERMINATOR)
+        return LladaTemplate(*(control(tokenizer, token) for token in tokens), slots=prompt_slots)
+    separator = tokenizer.find(HEADER_END)
+    return PlainTemplate(
+        "\n" if separator is None else separator, tokenizer.ids.terminator, slots=prompt_slots
+    )
 
 
 def template_of(config: DataConfig, tokenizer: Tokenizer) -> Template:
@@ -102,8 +127,8 @@ def template_of(config: DataConfig, tokenizer: Tokenizer) -> Template:
     return make_template(config.template, tokenizer, config.prompt_slots)
 
 
-def history(template: Template, messages: Sequence[Message]) -> list[str]:
-    """The texts before a response, without `opening`; encode each alone and join the ids."""
+def history(template: Template, messages: Sequence[Message]) -> list[Written]:
+    """What stands before a response, without `opening`; encode each alone and join the ids."""
     return [template.start, *(template.past(message) for message in messages)]
 
 
@@ -118,12 +143,12 @@ def render_prompt(
       template: See `make_template`.
 
     Raises:
-      ConfigError: a message lacks its role or content.
+      ConfigError: a message lacks its role or content, or has a role that no template writes.
     """
     if isinstance(conversation, str):
-        messages: Example = (Message("user", conversation),)
+        messages: Example = (Message("user", check_text(conversation, "a prompt")),)
     else:
-        messages = parse_messages([_as_mapping(entry) for entry in conversation], "conversation")
+        messages = parse_messages(conversation, "conversation") if len(conversation) else ()
     return _prompt_ids(tokenizer, messages, template)
 
 
@@ -149,15 +174,6 @@ def render_example(
 
 def _prompt_ids(tokenizer: Tokenizer, messages: Sequence[Message], template: Template) -> list[int]:
     texts = [*history(template, messages), template.opening]
-    *parts, opening = tokenizer.encode_batch(texts)
+    *parts, opening = encode_written(tokenizer, texts)
     ids = [index for part in parts for index in part]
     return [*ids, *[tokenizer.ids.pad] * (template.slots - len(ids)), *opening]
-
-
-def answers(example: Example) -> list[int]:
-    """Positions of the assistant's messages."""
-    return [at for at, message in enumerate(example) if message.role == "assistant"]
-
-
-def _as_mapping(entry: Any) -> Any:
-    return entry._asdict() if isinstance(entry, Message) else entry

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 from etils import epath
 
-from jax_mdlm.config import Config, DataConfig
+from jax_mdlm.config import Config, ConfigError, DataConfig
 from jax_mdlm.data import rows as sources
 from jax_mdlm.data.order import Order, make_order
 from jax_mdlm.data.pipeline import TrainBatches, train_batches
 from jax_mdlm.data.table import Table, make_table
-from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
+from jax_mdlm.data.tokenizer import Tokenizer, is_kept, load_tokenizer, read_tokenizer
 from jax_mdlm.sharding import Share, barrier
 
 # Sources that this package prepares with TFDS.
@@ -25,11 +25,13 @@ class Corpus:
       tokenizer: The run's tokenizer, kept in its work directory.
       train: Token rows that are learned.
       validation: Token rows that are held out.
+      note: What was done with the rows that nobody asked for; "" = nothing.
     """
 
     tokenizer: Tokenizer
     train: Table
     validation: Table
+    note: str = ""
 
     def batches(self, config: Config, start_step: int, share: Share) -> TrainBatches:
         """This process's share of the training batches, from a step on."""
@@ -60,6 +62,7 @@ def load_corpus(config: Config, workdir: epath.Path) -> Corpus:
         tokenizer=tokenizer,
         train=_table(train_rows, config, tokenizer),
         validation=_table(validation_rows, config, tokenizer),
+        note=train_rows.note,
     )
 
 
@@ -110,7 +113,27 @@ def open_references(
 def open_tokenizer(
     config: DataConfig, workdir: epath.Path, rows: sources.Rows | None = None
 ) -> Tokenizer:
-    """The tokenizer of a work directory; trained from `rows` where it is new and they are given."""
+    """The tokenizer of a work directory; trained from `rows` where it is new and they are given.
+
+    Without rows nothing is written: where the directory keeps none, that of `tokenizer.path` is
+    read.
+
+    Raises:
+      ConfigError: there is none, or it cannot be used.
+    """
+    if rows is None and not is_kept(tokenizer_folder(workdir)):
+        if config.tokenizer.path:
+            return read_tokenizer(config.tokenizer)
+        if config.tokenizer.kind != "huggingface":
+            raise ConfigError(
+                f"work directory {workdir} has no tokenizer, and its {config.tokenizer.kind} is "
+                "trained with the model; bring its folder tokenizer/ back, or train again"
+            )
+        raise ConfigError(
+            f"work directory {workdir} has no tokenizer; name its model's with "
+            "--config.data.tokenizer.path=FOLDER (or a hub id), or import the model again with "
+            "tokenizer.json beside its weights"
+        )
     return load_tokenizer(
         config.tokenizer,
         tokenizer_folder(workdir),
@@ -118,6 +141,21 @@ def open_tokenizer(
         process_index=jax.process_index(),
         barrier=barrier,
     )
+
+
+def unfixed(config: DataConfig, workdir: epath.Path) -> tuple[str, ...]:
+    """The beginnings of those settings that a work directory leaves to whoever opens it.
+
+    All of the tokenizer where it keeps none; the special ids where its own does not have them.
+    """
+    if not is_kept(tokenizer_folder(workdir)):
+        return ("data.tokenizer.",)
+    try:
+        open_tokenizer(config, workdir)
+    except ConfigError:
+        roles = ("mask", "slack", "pad", "eos", "terminator")
+        return tuple(f"data.tokenizer.{role}_id" for role in roles)
+    return ()
 
 
 def _table(rows: sources.Rows, config: Config, tokenizer: Tokenizer) -> Table:

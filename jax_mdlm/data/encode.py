@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.chat import Template, answers
-from jax_mdlm.data.examples import Example
+from jax_mdlm.data.chat import Template
+from jax_mdlm.data.examples import Example, answers
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.data.written import Written, encode_written
 
 _CHUNK = 8192  # rows that are encoded in one call
 
@@ -46,7 +47,7 @@ def encode(
       template: How messages are written; None = pre-training, where the whole text is the response.
 
     Raises:
-      ConfigError: a row holds a mask or slack token, or a symbol that the tokenizer does not know.
+      ConfigError: a response is empty, or a row holds a symbol that the tokenizer does not know.
     """
     parts: list[Encoded] = []
     offset = skipped = 0
@@ -89,27 +90,31 @@ class _Layout:
       cuts: For each response, how many texts of the history come before it.
     """
 
-    texts: tuple[str, ...]
+    texts: tuple[Written, ...]
     cuts: tuple[int, ...]
 
     @property
-    def responses(self) -> tuple[str, ...]:
+    def responses(self) -> tuple[Written, ...]:
         """The texts that are learned."""
         return self.texts[len(self.texts) - len(self.cuts) :]
 
 
 def _layout(example: Example, template: Template | None) -> _Layout:
     if template is None:
-        return _Layout(("\n".join(message.content for message in example),), (0,))
+        return _Layout((_plain("\n".join(message.content for message in example)),), (0,))
     cuts = answers(example)
     past = [template.past(message) for message in example[: cuts[-1]]]
-    return _Layout((*past, *[example[cut].content.strip() for cut in cuts]), tuple(cuts))
+    return _Layout((*past, *[_plain(example[cut].content.strip()) for cut in cuts]), tuple(cuts))
+
+
+def _plain(text: str) -> Written:
+    return (text,) if text else ()
 
 
 def _encode_layouts(tokenizer: Tokenizer, layouts: Sequence[_Layout]) -> list[list[int]] | None:
     """Ids of all texts, or None where one of them cannot be encoded."""
     try:
-        return tokenizer.encode_batch([text for layout in layouts for text in layout.texts])
+        return encode_written(tokenizer, [text for layout in layouts for text in layout.texts])
     except ConfigError:
         return None
 
@@ -118,26 +123,17 @@ def _find_bad(
     tokenizer: Tokenizer, layouts: Sequence[_Layout], ids: list[list[int]] | None
 ) -> list[tuple[int, str]]:
     """Rows of a chunk that cannot be used, with the reason; all at once where there is none."""
-    reserved = (tokenizer.ids.mask, tokenizer.ids.slack)
-    if ids is not None:
-        flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
-        empty = not all(all(layout.responses) for layout in layouts)
-        if not empty and not np.isin(flat, reserved).any():
-            return []
+    if ids is not None and all(all(layout.responses) for layout in layouts):
+        return []
     found = []
     for at, layout in enumerate(layouts):
         if not all(layout.responses):
             found.append((at, "the response is empty; there is nothing to learn, fill it"))
             continue
         try:
-            own = set(itertools.chain.from_iterable(tokenizer.encode_batch(layout.texts)))
+            encode_written(tokenizer, layout.texts)
         except ConfigError as error:
             found.append((at, str(error)))
-            continue
-        if own.intersection(reserved):
-            index = min(own.intersection(reserved))
-            reason = f"the text holds {tokenizer.token(index)} (id {index}), which only the "
-            found.append((at, reason + "program may write; remove it"))
     return found
 
 

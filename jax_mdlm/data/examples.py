@@ -8,17 +8,38 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError
 
+# Role of a row -> role of a message. A template writes the role into its header, and sampling
+# writes these three only: under any other header nothing would be learned that is ever asked for.
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatbot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+}
+
 
 class Message(NamedTuple):
     """One turn.
 
     Attributes:
-      role: "user", "assistant", or whatever else a template may print.
+      role: "system", "user" or "assistant"; "text" for a text of pre-training.
       content: The text of the turn.
+      weight: 0: an assistant's turn that stands in the history of later ones and is not learned.
     """
 
     role: str
     content: str
+    weight: int = 1
+
+    def __repr__(self) -> str:
+        """Digests of decoded rows are made from it: what is usual is not said."""
+        usual = "" if self.weight else f", weight={self.weight!r}"
+        return f"Message(role={self.role!r}, content={self.content!r}{usual})"
 
 
 Example = tuple[Message, ...]  # a conversation; a text for pre-training is one message
@@ -29,44 +50,101 @@ def pair(prompt: str, response: str) -> Example:
     return (Message("user", prompt), Message("assistant", response))
 
 
+def answers(example: Example) -> list[int]:
+    """Positions of the assistant's messages that are learned, or scored against."""
+    return [
+        at for at, message in enumerate(example) if message.role == "assistant" and message.weight
+    ]
+
+
+def without_answer(example: Example) -> tuple[Example, str | None]:
+    """What is asked, and the answer that the conversation ends with; None where it has none."""
+    if example and example[-1].role == "assistant":
+        return example[:-1], example[-1].content
+    return example, None
+
+
 def parse_messages(value: Any, subject: str) -> Example:
     """Messages as in `{"messages": [{"role": ..., "content": ...}, ...]}`.
 
+    Roles become those that templates write (`ROLES`, in any case of letters).
+
     Args:
-      value: What stands in the field `messages`.
+      value: What stands in the field `messages`; or messages themselves.
       subject: Opens the error's text, e.g. "train.jsonl:17".
 
     Raises:
-      ConfigError: `value` is no list of objects with the strings `role` and `content`.
+      ConfigError: `value` is no list of objects with a role of `ROLES`, a text as `content` and
+        perhaps a `weight` of 0 or 1.
     """
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        kind = "an empty list" if value == [] else type(value).__name__
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
+        kind = "an empty list" if value == [] else kind_of(value)
         raise ConfigError(
             f"{subject}: messages must be a list with at least one message, got {kind}"
         )
-    messages = []
-    for number, entry in enumerate(value, start=1):
-        if not isinstance(entry, Mapping):
-            raise ConfigError(
-                f"{subject}: message {number} must be an object with role and content, "
-                f"got {type(entry).__name__}"
-            )
-        for field in Message._fields:
-            if not isinstance(entry.get(field), str):
-                found = type(entry[field]).__name__ if field in entry else "nothing"
-                raise ConfigError(
-                    f"{subject}: {field} of message {number} must be a string, got {found}"
-                )
-        messages.append(Message(entry["role"], entry["content"]))
-    return tuple(messages)
+    return tuple(
+        _parse_message(entry, f"message {number}", subject)
+        for number, entry in enumerate(value, start=1)
+    )
+
+
+def _parse_message(entry: Any, name: str, subject: str) -> Message:
+    if isinstance(entry, Message):
+        entry = entry._asdict()
+    if not isinstance(entry, Mapping):
+        raise ConfigError(
+            f"{subject}: {name} must be an object with role and content, got {kind_of(entry)}"
+        )
+    for field in ("role", "content"):
+        if not isinstance(entry.get(field), str):
+            found = kind_of(entry[field]) if field in entry else "nothing"
+            raise ConfigError(f"{subject}: {field} of {name} must be a string, got {found}")
+    role = ROLES.get(entry["role"].lower())
+    if role is None:
+        raise ConfigError(
+            f"{subject}: role of {name} must be one of {', '.join(ROLES)}, got "
+            f"{entry['role'][:40]!r}"
+        )
+    content = check_text(entry["content"], f"{subject}: content of {name}")
+    weight = entry.get("weight")
+    if weight is not None and weight not in (0, 1):
+        raise ConfigError(
+            f"{subject}: weight of {name} must be 1 (learned) or 0 (not learned), got "
+            f"{repr(weight)[:40]}"
+        )
+    return Message(role, content, 1 if weight is None else int(weight))
+
+
+def check_text(text: str, subject: str) -> str:
+    r"""The text, if it is one: JSON can name half of a surrogate pair (`\ud83d`) alone.
+
+    Raises:
+      ConfigError: it holds such a half.
+    """
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{subject} must be text, but its character {error.start + 1} is half of a surrogate "
+            f"pair (\\u{ord(text[error.start]):04x})"
+        ) from error
+    return text
+
+
+def kind_of(value: Any) -> str:
+    """What a value is called in an error's text."""
+    return "null" if value is None else type(value).__name__
 
 
 def held_out(examples: Sequence[Example], percent: float) -> np.ndarray:
     """Which rows belong to the validation split, by a hash of their content.
 
     A row keeps its side when rows are added, moved or read from other files, and equal rows are on
-    one side. Where the hash holds out none, the row with the smallest hash is taken, so that a
-    small file can be evaluated too.
+    one side. Where the hash holds out none, the rows with the smallest hash are taken, so that a
+    small file can be evaluated too; where it holds out all, those with the largest are left to
+    train on. Rows that are all equal have one hash: none of them is held out.
 
     Args:
       examples: The rows of the source.
@@ -76,15 +154,17 @@ def held_out(examples: Sequence[Example], percent: float) -> np.ndarray:
       bool [rows].
     """
     hashes = np.array([_content_hash(example) for example in examples], dtype=np.uint64)
-    if percent <= 0 or len(examples) < 2:
+    if percent <= 0 or len(np.unique(hashes)) < 2:
         return np.zeros(len(examples), bool)
     chosen = hashes < np.uint64(min(percent / 100, 1 - 2**-52) * 2.0**64)
     if not chosen.any():
-        chosen = hashes == hashes.min()
+        return hashes == hashes.min()
+    if chosen.all():
+        return hashes != hashes.max()
     return chosen
 
 
 def _content_hash(example: Example) -> int:
-    text = "\x1e".join(f"{role}\x1f{content}" for role, content in example)
+    text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in example)
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big")

@@ -69,6 +69,11 @@ def make_order(
     return PlainOrder(table, config, objective, batch_size)
 
 
+def count_steps(epochs: float, num_rows: int, batch_size: int) -> int:
+    """Steps whose rows add up to at least `epochs` times all rows, without buckets."""
+    return math.ceil(epochs * num_rows / batch_size)
+
+
 class PlainOrder:
     """Every step owns the next `batch_size` rows, on the full canvas."""
 
@@ -91,7 +96,7 @@ class PlainOrder:
 
     def num_steps(self, epochs: float) -> int:
         """Steps whose rows add up to at least `epochs` times all rows."""
-        return math.ceil(epochs * self._num_rows / self._batch_size)
+        return count_steps(epochs, self._num_rows, self._batch_size)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return draws.permutation(self._seed, epoch, self._num_rows)

@@ -24,12 +24,14 @@ class Rows:
       examples: Conversations.
       origins: Where each comes from, e.g. "train.jsonl:17".
       skipped: Malformed rows that were left out.
+      note: What was done that nobody asked for; "" = nothing.
     """
 
     name: str
     examples: Sequence[Example]
     origins: Sequence[str]
     skipped: int = 0
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -102,6 +104,8 @@ def open_rows(
             return _number(f"{config.source}/{name}", dialogue_examples(builder, name))
     builder = catalogue.open_catalogue(config, data_dir)
     holds_out = split != "test" and config.validation_split not in builder.info.splits
+    if split == "test" and "test" not in builder.info.splits:
+        raise _no_test_split(config)
     name = config.split if holds_out else name
     catalogue.check_split(builder, name, flag)
     rows = _number(f"{config.source}/{name}", catalogue.catalogue_examples(config, builder, name))
@@ -139,17 +143,29 @@ def _open_jsonl(config: DataConfig, split: Split) -> Rows:
     from jax_mdlm.data.jsonl import read_jsonl
 
     if split == "test":
-        raise ConfigError(
-            "data.source=chat_jsonl has no test split; name the test rows in data.files of a run "
-            "of their own"
-        )
+        raise _no_test_split(config)
     read = read_jsonl(config)
     return _part(config, Rows("chat_jsonl", read.examples, read.origins, read.skipped), split)
 
 
+def _no_test_split(config: DataConfig) -> ConfigError:
+    return ConfigError(
+        f"data.source={config.source} has no test split; score what was held out with "
+        "--split validation"
+    )
+
+
 def _part(config: DataConfig, rows: Rows, split: Split) -> Rows:
-    """The training or the held-out rows of a source that has no validation split."""
+    """The training or the held-out rows of a source that has no validation split.
+
+    Rows that are all equal have no side of their own: they are on both.
+    """
     chosen = held_out(rows.examples, config.validation_percent)
+    if config.validation_percent > 0 and not chosen.any():
+        alike = f"the {len(rows):,} rows of {rows.name} are all equal"
+        alike = alike if len(rows) > 1 else f"{rows.name} has one row"
+        note = f"{alike}: none is held out, validation measures what was trained on"
+        return dataclasses.replace(rows, name=f"{rows.name} ({split})", note=note)
     keep = chosen if split == "validation" else np.logical_not(chosen)
     return dataclasses.replace(
         rows,

@@ -1,4 +1,7 @@
-"""Special tokens: found once, by id or by string, and put into one `SpecialIds`."""
+"""Special tokens: found once, by id or by string, and put into one `SpecialIds`.
+
+And which ids no text may give, whatever it spells.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -16,6 +19,8 @@ SLACK = "<SLACK>"
 # LLaDA's tokenizers do not know <SLACK>: it takes this reserved id (126084), so that embedding and
 # head keep their size.
 RESERVED = "<|reserved_token_0|>"
+
+_ROLES = ("mask", "slack", "eos", "pad", "terminator")
 
 # What a tokenizer that is trained here begins with; the order is the order of the ids.
 TRAINED_TOKENS = (START, EOS, HEADER_START, HEADER_END, TERMINATOR, MASK, SLACK)
@@ -86,15 +91,55 @@ def resolve_special_ids(config: TokenizerConfig, vocabulary: Vocabulary) -> Spec
         terminator=eos if terminator is None else terminator,
     )
     _check_apart(ids)
-    roles = (ids.mask, ids.slack, ids.pad, ids.eos, ids.terminator)
-    return dataclasses.replace(ids, never_merged=tuple(sorted({*vocabulary.special, *roles})))
+    return dataclasses.replace(ids, never_merged=tuple(sorted({*vocabulary.special, *_named(ids)})))
+
+
+def control_ids(
+    ids: SpecialIds, find: Callable[[str], int | None], unknown: int | None
+) -> frozenset[int]:
+    """Ids that stand in a row only where the program or a template writes them.
+
+    Args:
+      ids: As from `resolve_special_ids`.
+      find: As in `Vocabulary`.
+      unknown: What the tokenizer gives for text that it cannot write; it is the tokenizer's own,
+        unless it has a role. None = it has no such token.
+    """
+    written = {index for index in map(find, TRAINED_TOKENS) if index is not None}
+    return frozenset({*ids.never_merged} - {unknown} | {*_named(ids)} | written)
+
+
+def refusal(ids: SpecialIds, index: int, token: str, text: str) -> ConfigError:
+    """Says that a text holds an ordinary entry of the vocabulary that was given a role.
+
+    Args:
+      ids: The special ids.
+      index: Of the entry.
+      token: The entry as the vocabulary writes it.
+      text: What was to be encoded.
+    """
+    role = next((role for role in _ROLES if getattr(ids, role) == index), None)
+    remedy = f" or choose another id with --config.data.tokenizer.{role}_id" if role else ""
+    return ConfigError(
+        f"text {shorten(text.strip())!r} must hold no special token, but the tokenizer writes a "
+        f"part of it as {token!r} (id {index}), the {role or 'special'} token; take that part "
+        f"out{remedy}"
+    )
+
+
+def shorten(text: str, length: int = 40) -> str:
+    """The beginning of a text, for messages."""
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _named(ids: SpecialIds) -> tuple[int, ...]:
+    return tuple(getattr(ids, role) for role in _ROLES)
 
 
 def _check_apart(ids: SpecialIds) -> None:
     """Every pair of roles differs, but pad and terminator may be eos."""
-    roles = ("mask", "slack", "eos", "pad", "terminator")
-    for position, first in enumerate(roles):
-        for second in roles[position + 1 :]:
+    for position, first in enumerate(_ROLES):
+        for second in _ROLES[position + 1 :]:
             shared = getattr(ids, first)
             both_eos = first not in ("mask", "slack") and shared == ids.eos
             if shared == getattr(ids, second) and not both_eos:

@@ -8,43 +8,19 @@ much as the text, on every process.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.chat import Template, make_template
+from jax_mdlm.data.counts import Counts, Need
 from jax_mdlm.data.encode import Encoded, encode
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.data.written import encode_written
 
 PAD, EOS, TERMINATOR, START = range(4)  # where these stand in `Table.tokens`
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What became of the rows, for the log.
-
-    Attributes:
-      rows: Rows of the table.
-      responses: Prompt-response pairs of the table.
-      skipped: Malformed rows that were left out.
-      dropped: Pairs that did not fit and were left out.
-      truncated: Pairs that did not fit and were cut.
-    """
-
-    rows: int
-    responses: int
-    skipped: int
-    dropped: int
-    truncated: int
-
-    def __str__(self) -> str:
-        found = self.responses + self.dropped
-        return (
-            f"{self.rows:,} rows, {self.responses:,} responses, "
-            f"{self.truncated:,} truncated ({self.truncated / found:.1%}), "
-            f"{self.dropped:,} dropped ({self.dropped / found:.1%}), {self.skipped:,} skipped"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +76,7 @@ def make_table(
       slack_max: `objective.slack_max`; used by pre-training.
 
     Raises:
-      ConfigError: a row does not fit under `too_long=error`, holds a mask or slack token, or no row
-        is left.
+      ConfigError: a row does not fit under `too_long=error`, cannot be encoded, or no row is left.
     """
     if not len(rows):
         raise ConfigError(
@@ -113,7 +88,7 @@ def make_table(
         encoded = _encode(rows, config, tokenizer, None)
         return _pack(encoded, config, head, slack_max)
     template = make_template(config.template, tokenizer, config.prompt_slots)
-    start, opening = tokenizer.encode(template.start), tokenizer.encode(template.opening)
+    start, opening = encode_written(tokenizer, [template.start, template.opening])
     fixed = len(start) + len(opening)
     least = max(fixed, template.slots + len(opening)) + 2
     if least > config.length:
@@ -124,20 +99,31 @@ def make_table(
     head += [*start, *opening]
     encoded = _encode(rows, config, tokenizer, template)
     filled = max(template.slots, len(start))  # slots before the opening, at least
-    history, response, terminated, fits = _fit(encoded, rows, config, fixed, filled - len(start))
+    sizes = _Sizes.of(encoded, config, fixed, filled - len(start))
+    fits = sizes.labels <= np.minimum(sizes.room, config.max_labels)
+    if config.too_long == "error" and not fits.all():
+        raise ConfigError(_too_long(int(np.argmin(fits)), encoded, rows, config, sizes))
     kept = fits | (config.too_long == "truncate")
     if not kept.any():
         raise ConfigError(
             f"no row of {rows.name} fits data.length={config.length} and "
             f"data.max_labels={config.max_labels}; raise them or set data.too_long=truncate"
         )
+    history, response, room = _cut(encoded, config, sizes)
+    terminated = sizes.labels <= room
+    misfit = ~(kept & terminated)
     _, first = np.unique(encoded.row[kept], return_index=True)
     counts = Counts(
         rows=len(first),
         responses=int(kept.sum()),
         skipped=encoded.skipped,
         dropped=int((~kept).sum()),
-        truncated=int((kept & ~fits).sum()),
+        truncated=int((kept & misfit).sum()),
+        by_labels=int((misfit & (np.where(kept, room, sizes.room) >= config.max_labels)).sum()),
+        shortened=int((kept & (history[:, 0] > encoded.history[:, 0])).sum()),
+        labels=Need.of(sizes.labels),
+        slots=Need.of(config.length - sizes.room + sizes.labels),
+        prompt=Need.of(sizes.past + len(start)),
     )
     return Table(
         tokens=np.concatenate([np.array(head, np.int32), encoded.tokens]),
@@ -165,47 +151,61 @@ def _encode(
     return dataclasses.replace(encoded, skipped=rows.skipped + encoded.skipped)
 
 
-def _fit(
-    encoded: Encoded, rows: Rows, config: DataConfig, fixed: int, filled: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Applies `data.too_long`.
+class _Sizes(NamedTuple):
+    """What each pair takes before anything is cut, int64 [pairs] each.
 
-    Args:
-      encoded: Before anything is cut.
-      rows: Names the row in errors.
-      config: Sizes and policy.
-      fixed: Tokens of start and opening.
-      filled: Slots that a history takes at least.
+    Attributes:
+      past: Slots of the history.
+      spare: Of these, what may be cut: where prompts are filled up to a width, all beyond it.
+      labels: Labels of the response, with the terminator.
+      room: Slots that the canvas leaves to the response; negative where the history alone is
+        too long.
+    """
+
+    past: np.ndarray
+    spare: np.ndarray
+    labels: np.ndarray
+    room: np.ndarray
+
+    @classmethod
+    def of(cls, encoded: Encoded, config: DataConfig, fixed: int, filled: int) -> "_Sizes":
+        """Of all pairs; `fixed` slots are the template's, a history takes at least `filled`."""
+        past = encoded.history[:, 1] - encoded.history[:, 0]
+        labels = encoded.response[:, 1] - encoded.response[:, 0] + 1
+        taken = np.maximum(past, filled)
+        return cls(past, taken - filled, labels, config.length - fixed - taken)
+
+
+def _cut(
+    encoded: Encoded, config: DataConfig, sizes: _Sizes
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts histories from the left and responses at the end, as `make_table` says.
 
     Returns:
-      history [pairs, 2] and response [pairs, 2] after cutting, terminated [pairs], and which pairs
-      fitted as they were [pairs].
+      history [pairs, 2], response [pairs, 2], and the labels [pairs] that a response may have.
     """
     history, response = encoded.history.copy(), encoded.response.copy()
-    past = history[:, 1] - history[:, 0]
-    needed = response[:, 1] - response[:, 0] + 1  # with the terminator
-    slots = config.length - fixed - np.maximum(past, filled)
-    fits = needed <= np.minimum(slots, config.max_labels)
-    if config.too_long == "error" and not fits.all():
-        at = int(np.argmin(fits))
-        row = int(encoded.row[at])
-        subject = f"response of row {row} ({rows.origin(row)}) needs {needed[at]}"
-        if needed[at] > slots[at]:
-            raise ConfigError(
-                f"{subject} slots, the canvas leaves {max(slots[at], 0)}; raise data.length or set "
-                "data.too_long=truncate"
-            )
-        raise ConfigError(
-            f"{subject} labels, data.max_labels is {config.max_labels}; raise data.max_labels or "
-            "set data.too_long=truncate"
-        )
-    past = np.maximum(past, filled)
-    reserve = np.minimum(needed, min(config.max_labels, max(config.length // 4, 1)))
-    surplus = np.clip(reserve - slots, 0, past - filled)
+    quarter = min(config.max_labels, max(config.length // 4, 1))
+    surplus = np.clip(np.minimum(sizes.labels, quarter) - sizes.room, 0, sizes.spare)
     history[:, 0] += surplus
-    room = np.minimum(slots + surplus, config.max_labels)
+    room = np.minimum(sizes.room + surplus, config.max_labels)
     response[:, 1] = np.minimum(response[:, 1], response[:, 0] + room)
-    return history, response, needed <= room, fits
+    return history, response, room
+
+
+def _too_long(at: int, encoded: Encoded, rows: Rows, config: DataConfig, sizes: _Sizes) -> str:
+    """What to say of pair `at`, which does not fit."""
+    row, needed, room = int(encoded.row[at]), sizes.labels[at], sizes.room[at]
+    subject = f"response of row {row} ({rows.origin(row)}) needs {needed}"
+    if needed > room:
+        return (
+            f"{subject} slots, the canvas leaves {max(room, 0)}; raise data.length or set "
+            "data.too_long=truncate"
+        )
+    return (
+        f"{subject} labels, data.max_labels is {config.max_labels}; raise data.max_labels or "
+        "set data.too_long=truncate"
+    )
 
 
 def _pack(encoded: Encoded, config: DataConfig, head: list[int], slack_max: float) -> Table:
@@ -225,5 +225,5 @@ def _pack(encoded: Encoded, config: DataConfig, head: list[int], slack_max: floa
         response=response,
         terminated=np.zeros(count, bool),
         first_pair=np.arange(count + 1),
-        counts=Counts(count, count, encoded.skipped, 0, 0),
+        counts=Counts(count, count, encoded.skipped),
     )

@@ -4,7 +4,9 @@
 `tokenizer_sentencepiece` hold the two implementations; this file decides between them.
 """
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -30,7 +32,14 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; special tokens in it are recognised, none is added."""
+        """Ids of `text`, which is only text: what it spells is no special token, none is added.
+
+        Control tokens are ids from `ids` and `find`; see `written`.
+
+        Raises:
+          ConfigError: the text cannot be written without a special token, or not at all (kind
+            "symbols").
+        """
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -39,6 +48,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`; `skip_special` leaves out every id in `ids.never_merged`."""
+        ...
+
+    def find(self, token: str) -> int | None:
+        """Id of the token with that string; None where it is not one token."""
         ...
 
     def token(self, index: int) -> str:
@@ -84,32 +97,72 @@ def load_tokenizer(
     return _restore(config, folder)
 
 
+def read_tokenizer(config: TokenizerConfig, folder: epath.Path | None = None) -> Tokenizer:
+    """A tokenizer, without writing anything.
+
+    Args:
+      config: Kind and special ids.
+      folder: Of published weights, or where a run keeps its own; None = `config.path`.
+
+    Raises:
+      ConfigError: none is there, or one of another kind.
+    """
+    if folder is None:
+        return _create(config, None, epath.Path(config.path))
+    if is_kept(folder):
+        return _restore(config, folder)
+    return _create(dataclasses.replace(config, path=os.fspath(folder)), None, folder)
+
+
+def same_tokens(left: Tokenizer, right: Tokenizer) -> bool:
+    """Whether every id means the same to both."""
+    size = left.vocab_size
+    return size == right.vocab_size and all(left.token(i) == right.token(i) for i in range(size))
+
+
 def is_kept(folder: epath.Path) -> bool:
     """Whether `folder` holds a tokenizer that `load_tokenizer` opens."""
     return (folder / MANIFEST).exists()
 
 
-def keep_files(source: epath.Path, folder: epath.Path) -> bool:
-    """Keeps the Hugging Face tokenizer of `source` as that of a work directory, byte by byte.
+def forget(folder: epath.Path) -> None:
+    """Makes `load_tokenizer` write the folder anew."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def holds_tokenizer(folder: epath.Path) -> bool:
+    """Whether `keep_tokenizer` finds one there."""
+    from jax_mdlm.data import tokenizer_fast
+
+    return is_kept(folder) or (folder / tokenizer_fast.FILE).exists()
+
+
+def keep_tokenizer(source: epath.Path, folder: epath.Path) -> bool:
+    """Keeps the tokenizer of `source` as that of a work directory, byte by byte.
 
     Nothing is loaded: ids are resolved by whoever opens it.
 
     Args:
-      source: A folder of published weights.
+      source: A folder of published weights with a `tokenizer.json`, or the folder in which a work
+        directory keeps its tokenizer.
       folder: `<workdir>/tokenizer`.
 
     Returns:
-      Whether there is one (a `tokenizer.json`).
+      Whether there is one.
     """
     from jax_mdlm.data import tokenizer_fast
 
-    if not (source / tokenizer_fast.FILE).exists():
+    if not holds_tokenizer(source):
         return False
+    kept = is_kept(source)
+    manifest = (
+        (source / MANIFEST).read_text() if kept else json.dumps({"kind": "huggingface"}) + "\n"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         if path.name.startswith(tokenizer_fast.BEGINNINGS):
             (folder / path.name).write_bytes(path.read_bytes())
-    (folder / MANIFEST).write_text(json.dumps({"kind": "huggingface"}) + "\n")
+    (folder / MANIFEST).write_text(manifest)
     return True
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,14 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jax_mdlm.config import ConfigError, TokenizerConfig
 from jax_mdlm.containers import SpecialIds
-from jax_mdlm.data.special import TRAINED_TOKENS, Vocabulary, resolve_special_ids
+from jax_mdlm.data.special import (
+    TRAINED_TOKENS,
+    Vocabulary,
+    control_ids,
+    refusal,
+    resolve_special_ids,
+    shorten,
+)
 
 FILE = "tokenizer.json"
 BEGINNINGS = ("tokenizer", "special_tokens", "chat_template")  # of the names of all its files
@@ -25,57 +33,70 @@ class FastTokenizer:
     """A `Tokenizer` (see `tokenizer.py`) on a `tokenizers.Tokenizer`.
 
     Attributes:
-      backend: Does the work.
+      backend: Does the work; it reads special tokens in a text as letters.
       ids: The special ids.
       vocab_size: Largest id plus one.
       files: File name -> text; what `save` writes.
+      controls: Special ids that are entries of the model itself, which might find them in a text.
     """
 
     backend: tokenizers.Tokenizer = dataclasses.field(repr=False)
     ids: SpecialIds
     vocab_size: int
     files: Mapping[str, str] = dataclasses.field(repr=False)
+    controls: frozenset[int] = dataclasses.field(repr=False)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; special tokens in it are recognised, none is added."""
+        """Ids of `text`, which is only text; as `encode_batch`."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, on all cores.
 
         Raises:
-          ConfigError: a symbol is not in a closed vocabulary (kind "symbols").
+          ConfigError: a symbol is not in a closed vocabulary (kind "symbols"), or a text holds an
+            ordinary token that was given a role.
         """
         try:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the package raises nothing narrower
-            raise self._unknown_symbol(texts, error) from error
-        return [encoding.ids for encoding in encodings]
+            raise self._unknown_symbol(texts) or error from error
+        ids = [encoding.ids for encoding in encodings]
+        if self.controls:
+            for text, own in zip(texts, ids, strict=True):
+                if not self.controls.isdisjoint(own):
+                    index = next(index for index in own if index in self.controls)
+                    wrong = refusal(self.ids, index, self.token(index), text)
+                    raise self._unknown_symbol([text]) or wrong
+        return ids
 
-    def _unknown_symbol(self, texts: Sequence[str], error: Exception) -> Exception:
+    def _unknown_symbol(self, texts: Sequence[str]) -> ConfigError | None:
+        """The first symbol that a closed vocabulary does not have; special tokens are none."""
         splitter = self.backend.pre_tokenizer
         if not isinstance(self.backend.model, models.WordLevel) or splitter is None:
-            return error
-        known = self.backend.get_vocab(with_added_tokens=True)
+            return None
+        vocabulary = self.backend.get_vocab(with_added_tokens=True).items()
+        known = {token for token, index in vocabulary if index not in self.controls}
         for text in texts:
-            plain = text
-            for token in TRAINED_TOKENS:  # cut out before the splitter sees the text
-                plain = plain.replace(token, " ")
-            for symbol, _ in splitter.pre_tokenize_str(plain):
+            for symbol, _ in splitter.pre_tokenize_str(text):
                 if symbol not in known:
-                    own = _shorten(plain.strip())  # without what a template put around it
+                    own = shorten(text.strip())  # without what a template put around it
                     lower = f" ({symbol.lower()!r} is one)" if symbol.lower() in known else ""
                     return ConfigError(
                         f"text {own!r} holds {symbol!r}, which the tokenizer does not know; use "
                         f"symbols of the training data only{lower}"
                     )
-        return error
+        return None
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`; `skip_special` leaves out every id in `ids.never_merged`."""
         hidden = set(self.ids.never_merged) if skip_special else set()
         shown = [int(index) for index in ids if int(index) not in hidden]
         return self.backend.decode(shown, skip_special_tokens=False)
+
+    def find(self, token: str) -> int | None:
+        """Id of the token with that string; None where it is not one token."""
+        return self.backend.token_to_id(token)
 
     def token(self, index: int) -> str:
         """One token for displays; parts of a character as the vocabulary writes them."""
@@ -246,10 +267,25 @@ def _wrap(
     pad: str = "",
 ) -> FastTokenizer:
     size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    added = backend.get_added_tokens_decoder().items()
+    added = list(backend.get_added_tokens_decoder().items())
     special = [index for index, entry in added if entry.special]
     ids = resolve_special_ids(config, Vocabulary(backend.token_to_id, size, special, eos, pad))
-    return FastTokenizer(backend, ids, size, files or {FILE: backend.to_str(pretty=True)})
+    files = files or {FILE: backend.to_str(pretty=True)}
+    controls = control_ids(ids, backend.token_to_id, _unknown(backend))
+    # From here on special tokens in a text are letters, and so is every token with a role.
+    backend.encode_special_tokens = True
+    unmarked = [entry.content for index, entry in added if index in controls and not entry.special]
+    backend.add_special_tokens(unmarked)
+    own = set(backend.get_vocab(with_added_tokens=False).values())
+    return FastTokenizer(backend, ids, size, files, controls & own)
+
+
+def _unknown(backend: tokenizers.Tokenizer) -> int | None:
+    """What the model gives for text that it cannot write."""
+    if isinstance(backend.model, models.Unigram):  # does not say
+        return json.loads(backend.to_str())["model"]["unk_id"]
+    token = backend.model.unk_token
+    return None if token is None else backend.token_to_id(token)
 
 
 @contextlib.contextmanager
@@ -279,7 +315,3 @@ def _local_copy(folder: epath.Path) -> Iterator[str]:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _shorten(text: str, length: int = 40) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,9 +1,9 @@
 """Tokenizers on the `sentencepiece` package: a `.model` file, or one trained from the data."""
 
 import dataclasses
+import functools
 import io
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
@@ -11,7 +11,14 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError, TokenizerConfig
 from jax_mdlm.containers import SpecialIds
-from jax_mdlm.data.special import TRAINED_TOKENS, Vocabulary, resolve_special_ids
+from jax_mdlm.data.sentencepiece_model import with_controls
+from jax_mdlm.data.special import (
+    TRAINED_TOKENS,
+    Vocabulary,
+    control_ids,
+    refusal,
+    resolve_special_ids,
+)
 
 FILE = "tokenizer.model"
 TRAINING_CHARACTERS = 50_000_000  # more text does not change a vocabulary much and takes minutes
@@ -22,30 +29,29 @@ class SentencePieceTokenizer:
     """A `Tokenizer` (see `tokenizer.py`) on a SentencePiece model.
 
     Attributes:
-      processor: Does the work.
+      processor: The model as it is.
+      writer: The model that encodes: its special pieces are control pieces, which SentencePiece
+        does not find in a text, while it always finds user-defined ones.
       ids: The special ids.
       vocab_size: Pieces of the model.
-      controls: Finds control pieces in a text.
+      controls: Special ids that `writer` may find in a text: bytes and single characters.
     """
 
     processor: sentencepiece.SentencePieceProcessor = dataclasses.field(repr=False)
+    writer: sentencepiece.SentencePieceProcessor = dataclasses.field(repr=False)
     ids: SpecialIds
     vocab_size: int
-    controls: re.Pattern[str]
+    controls: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; special tokens in it are recognised, none is added.
+        """Ids of `text`, which is only text.
 
-        SentencePiece itself reads control pieces (`</s>`) in a text as letters, a chat template
-        means the token.
+        Raises:
+          ConfigError: it holds a byte or a character that was given a role.
         """
-        ids: list[int] = []
-        for part in self.controls.split(text):
-            piece = self.processor.piece_to_id(part) if part else None
-            if piece is not None and self.processor.is_control(piece):
-                ids.append(piece)
-            else:
-                ids.extend(self.processor.encode(part))
+        ids = self.writer.encode(text)
+        for index in self.controls.intersection(ids):
+            raise refusal(self.ids, index, self.processor.id_to_piece(index), text)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -67,6 +73,10 @@ class SentencePieceTokenizer:
                 else self.processor.decode(run)
             )
         return "".join(texts)
+
+    def find(self, token: str) -> int | None:
+        """Id of the piece with that string; None where it is not one piece."""
+        return _find(self.processor, token)
 
     def token(self, index: int) -> str:
         """One token for displays, the model's word mark as a space."""
@@ -139,13 +149,10 @@ def train(config: TokenizerConfig, texts: Iterable[str]) -> SentencePieceTokeniz
 def _wrap(
     config: TokenizerConfig, processor: sentencepiece.SentencePieceProcessor
 ) -> SentencePieceTokenizer:
-    def find(token: str) -> int | None:
-        index = processor.piece_to_id(token)
-        return index if processor.id_to_piece(index) == token else None
-
     def name(index: int) -> str:  # -1: the model has no such piece
         return "" if index < 0 else processor.id_to_piece(index)
 
+    find = functools.partial(_find, processor)
     trained = [index for index in map(find, TRAINED_TOKENS) if index is not None]
     pieces = range(processor.get_piece_size())
     controls = [index for index in pieces if processor.is_control(index)]
@@ -158,9 +165,27 @@ def _wrap(
         pad=name(processor.pad_id()),
     )
     ids = resolve_special_ids(config, vocabulary)
-    names = "|".join(re.escape(processor.id_to_piece(index)) for index in controls)
-    pattern = re.compile(f"({names})" if names else "(?!)")  # (?!) is found nowhere
-    return SentencePieceTokenizer(processor, ids, processor.get_piece_size(), pattern)
+    special = control_ids(ids, find, processor.unk_id())
+    hidden = {index for index in special if _may_be_hidden(processor, index)}
+    proto = with_controls(processor.serialized_model_proto(), hidden)
+    return SentencePieceTokenizer(
+        processor,
+        sentencepiece.SentencePieceProcessor(model_proto=proto),
+        ids,
+        processor.get_piece_size(),
+        special - hidden,
+    )
+
+
+def _find(processor: sentencepiece.SentencePieceProcessor, token: str) -> int | None:
+    index = processor.piece_to_id(token)
+    return index if processor.id_to_piece(index) == token else None
+
+
+def _may_be_hidden(processor: sentencepiece.SentencePieceProcessor, index: int) -> bool:
+    """Whether texts can still be written without this piece."""
+    fixed = processor.is_byte(index) or processor.is_unknown(index)
+    return not fixed and len(processor.id_to_piece(index)) > 1
 
 
 def _first(texts: Iterable[str], characters: int) -> Iterator[str]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluation.statistics import Interval
+from jax_mdlm.extras import how_to_install
 
 # Colours that stay apart in grey and for colour-blind eyes (Okabe and Ito), with a mark each.
 _COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
@@ -23,7 +24,7 @@ def pyplot() -> Any:
         import matplotlib
     except ImportError as error:
         raise ConfigError(
-            "a figure needs the package matplotlib; pip install 'jax-mdlm[eval]'"
+            f"a figure needs the package matplotlib; {how_to_install('eval')}"
         ) from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

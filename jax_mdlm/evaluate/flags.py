@@ -105,6 +105,7 @@ def _add_intervention(task: argparse.ArgumentParser) -> None:
     task.add_argument("--file", default="", help="JSONL rows instead of a split of the source")
     task.add_argument("--metric", default="", help="default: what is usual for the source")
     task.add_argument("--limit", type=int, default=0, help="rows at most; 0 = all")
+    _add_too_long(task)
 
 
 def _sweep(tasks: Any) -> None:
@@ -167,6 +168,7 @@ def _repeats(tasks: Any) -> None:
     task.add_argument("--split", choices=["validation", "test"], default="test")
     task.add_argument("--file", default="", help="JSONL rows instead of a split of the source")
     task.add_argument("--limit", type=int, default=0, help="rows at most; 0 = all")
+    _add_too_long(task)
     task.add_argument("--write", metavar="FILE", default="", help="write rows instead of scoring")
     task.add_argument("--json", action="store_true", help="one JSON object instead of text")
     task.set_defaults(run=command.run_of("jax_mdlm.evaluate.repeats"))
@@ -208,3 +210,13 @@ def _likelihood(tasks: Any) -> None:
     )
     task.add_argument("--json", action="store_true", help="one JSON object instead of text")
     task.set_defaults(run=command.run_of("jax_mdlm.evaluate.likelihood"))
+
+
+def _add_too_long(task: argparse.ArgumentParser) -> None:
+    """The flag that says what becomes of a row that the model cannot take."""
+    task.add_argument(
+        "--too-long",
+        choices=["error", "empty"],
+        default="error",
+        help="rows that do not fit the model: refuse, or leave the answer empty, which is wrong",
+    )

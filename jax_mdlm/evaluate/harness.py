@@ -12,6 +12,7 @@ from etils import epath
 
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
+from jax_mdlm.data.corpus import unfixed
 from jax_mdlm.evaluate.opened import open_run
 from jax_mdlm.evaluation.harness import tasks as harness
 from jax_mdlm.evaluation.harness.language_model import language_model
@@ -52,9 +53,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     _prepare(args)
     manager = harness.open_tasks(names, args.include)
     groups = _group(manager, names, args, overrides)
-    stored = load_config(epath.Path(args.workdir))
+    workdir = epath.Path(args.workdir)
+    stored = load_config(workdir)
     configs = {
-        settings: command.apply_overrides(stored, settings.overrides, section="sample")
+        settings: command.apply_overrides(
+            stored,
+            settings.overrides,
+            section="sample",
+            unfixed=lambda: unfixed(stored.data, workdir),
+        )
         for settings in groups
     }
     # What can be refused is refused before the parameters are read, which may take minutes.
@@ -77,6 +84,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
                 samples=settings.samples,
                 greedy=args.greedy,
                 fixed=settings.fixed,
+                chat=settings.chat,
                 report=bars,
             )
             record = {

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Sequence
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from etils import epath
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.data.lines import find_files
 from jax_mdlm.evaluate.figures import draw_curves, pyplot
-from jax_mdlm.evaluate.opened import Opened, open_run
+from jax_mdlm.evaluate.opened import Opened, open_run, too_long_note
 from jax_mdlm.evaluation.intervention import Decoded, Store, curve_of, decode, seeds_for
 from jax_mdlm.evaluation.scores import metric_named
 from jax_mdlm.evaluation.statistics import (
@@ -44,6 +43,7 @@ class Measured(NamedTuple):
     means: list[dict[str, float]]
     task: Task
     step: int
+    too_long: int
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -90,7 +90,7 @@ def parse_models(words: Sequence[str]) -> list[Model]:
 def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) -> Measured:
     """Decodes a model at every strength, all its training seeds."""
     strengths = check_flags(args)
-    trained, first, step = [], None, 0
+    trained, first, step, too_long = [], None, 0, 0
     for workdir in model.workdirs:
         opened = open_run(workdir, overrides)
         task = open_task(
@@ -104,14 +104,17 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
         first = first or task
         check_same_rows(first, task, workdir)
         step = opened.step
-        trained.append(decode_all(opened, task, intervention_of(args), strengths, args.seeds))
+        prompts = opened.prompts(task, args.too_long)
+        too_long = prompts.count(None)
+        kind = intervention_of(args)
+        trained.append(decode_all(opened, task, prompts, kind, strengths, args.seeds))
     assert first is not None
     names = ("slack_share", "distinct", "repetition", "calls")
     means = []
     for number in range(len(strengths)):
         runs = [one for runs in trained for one in runs[number]]
         means.append({name: sum(getattr(r, name) for r in runs) / len(runs) for name in names})
-    return Measured(curve_of(strengths, trained), means, first, step)
+    return Measured(curve_of(strengths, trained), means, first, step, too_long)
 
 
 def check_same_rows(first: Task, other: Task, workdir: str) -> None:
@@ -141,8 +144,8 @@ def check_flags(args: argparse.Namespace) -> list[float]:
         metric_named(args.metric)
     if args.kind == "boundary" and not 0 <= args.share < 1:
         raise ConfigError(f"--share must be 0 or more and below 1, got {args.share}")
-    if args.file and not epath.Path(args.file).exists():
-        raise ConfigError(f"--file: no file {args.file}; correct the path")
+    if args.file:
+        find_files(args.file, "--file")
     strengths = sorted(set(args.strengths))
     if len(strengths) < 2 or strengths[0] != 0 or strengths[-1] > 1:
         raise ConfigError(
@@ -155,11 +158,14 @@ def check_flags(args: argparse.Namespace) -> list[float]:
 
 
 def decode_all(
-    opened: Opened, task: Task, intervention: Intervention, strengths: Sequence[float], seeds: int
+    opened: Opened,
+    task: Task,
+    prompts: Sequence[Sequence[int] | None],
+    intervention: Intervention,
+    strengths: Sequence[float],
+    seeds: int,
 ) -> list[list[Decoded]]:
     """[strength][decoding seed]; what the work directory holds already is read."""
-    # Rendered once, and only where a decoding is missing.
-    prompts = functools.cache(lambda: task.prompts(opened.tokenizer, opened.template))
     drawn = {strength: seeds_for(strength, seeds, opened.options) for strength in strengths}
     progress = opened.progress(sum(map(len, drawn.values())), "decoding")
     decodings, done = [], 0
@@ -182,7 +188,7 @@ def decode_all(
                     opened.params,
                     opened.config.model,
                     task,
-                    prompts(),
+                    prompts,
                     opened.tokenizer,
                     options,
                     strength=strength,
@@ -210,6 +216,7 @@ def report(measured: dict[str, Measured], args: argparse.Namespace) -> dict[str,
     for name, one in measured.items():
         models[name] = {
             "step": one.step,
+            "too_long": one.too_long,
             "training_seeds": len(one.curve.errors),
             "rates_of_training_seeds": [list(map(number, row)) for row in one.curve.rates.tolist()],
             **plain(bootstrap_curve(one.curve, spread=spread)),
@@ -268,6 +275,9 @@ def print_table(record: dict[str, Any]) -> None:
             continue
         show = percent if name == "area" else number_of
         print(name.ljust(12) + "".join(show(one[name]).rjust(width) for one in models.values()))
+    for name, one in models.items():
+        if note := too_long_note(one["too_long"], record["rows"]):
+            print(f"{name}: {note}")
     for name, change in record["against"]["differences"].items():
         p = change["p"]
         print(

@@ -9,17 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.assemble import assemble
 from jax_mdlm.data.chat import render_prompt
-from jax_mdlm.data.corpus import open_split
+from jax_mdlm.data.jsonl import read_rows
+from jax_mdlm.data.lines import find_files, parse_lines, read_lines
+from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.table import make_table
 from jax_mdlm.evaluate.opened import Opened, open_run
 from jax_mdlm.evaluation.likelihood import (
     Estimate,
-    Question,
     add_up,
     choose,
     log_likelihood,
@@ -27,6 +27,7 @@ from jax_mdlm.evaluation.likelihood import (
     parse_question,
 )
 from jax_mdlm.evaluation.statistics import bootstrap_mean
+from jax_mdlm.evaluation.tasks import open_held_out
 
 _CHUNK = 1024  # rows that are assembled at a time
 
@@ -65,13 +66,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[str, Any]:
     if args.file:
-        # All rows of the file: none is held out.
-        data = dataclasses.replace(
-            data, source="chat_jsonl", files=args.file, validation_percent=0.0
-        )
-    split = args.split or "train"
+        read = read_rows(args.file, "--file", data.pretraining)
+        rows = Rows(args.file, read.examples, read.origins)
+    else:
+        rows = open_held_out(data, opened.workdir, args.split)
     table = make_table(
-        open_split(data, opened.workdir, split),
+        rows,
         data,
         opened.tokenizer,
         slack_max=opened.config.objective.slack_max,
@@ -142,12 +142,19 @@ def _marginal(opened: Opened, texts: Sequence[_Text]) -> list[float]:
 
 
 def _choices(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[str, Any]:
-    questions = list(_read_questions(args.file))[: args.limit or None]
+    lines = (line for path in find_files(args.file, "--file") for line in read_lines(path))
+    questions = list(parse_lines(lines, parse_question))[: args.limit or None]
     tokenizer, texts = opened.tokenizer, []
     for question in questions:
         prompt = render_prompt(tokenizer, question.prompt, opened.template)
         for choice in question.choices:
             response = [*tokenizer.encode(choice.strip()), tokenizer.ids.terminator]
+            length, limit = len(prompt) + len(response), opened.config.model.max_length
+            if length > limit:
+                raise ConfigError(
+                    f"{question.origin} with {length} tokens of its prompt and a choice must fit "
+                    f"model.max_length={limit}; shorten it or leave the row out"
+                )
             room = max(data.length - len(prompt) - len(response), 0)
             padded = [*response, *[tokenizer.ids.eos] * min(data.end_padding, room)]
             texts.append(_Text(prompt, padded, len(response)))
@@ -186,20 +193,6 @@ def _score(opened: Opened, texts: Sequence[_Text], samples: int) -> list[Estimat
             layout=opened.layout,
             report=progress.advance,
         )
-
-
-def _read_questions(name: str) -> Iterator[Question]:
-    path = epath.Path(name)
-    if not path.exists() or path.is_dir():
-        raise ConfigError(f"--file: no file {name}; correct the path")
-    found = False
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                found = True
-                yield parse_question(line, f"{name}:{number}")
-    if not found:
-        raise ConfigError(f"--file: {name} is empty; give a file with one JSON object a line")
 
 
 def _describe_rows(record: dict[str, Any]) -> Iterator[str]:

@@ -11,8 +11,9 @@ from jax_mdlm import command
 from jax_mdlm.config import Config
 from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import Template, template_of
+from jax_mdlm.data.corpus import unfixed
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.evaluation.tasks import Task
+from jax_mdlm.evaluation.tasks import Task, TooLong
 from jax_mdlm.progress import Progress
 from jax_mdlm.sampling import Answer, SampleOptions, generate, options_from
 from jax_mdlm.sharding import Layout, make_layout
@@ -44,9 +45,14 @@ class Opened:
     options: SampleOptions
     step: int
 
-    def answers(self, task: Task) -> list[Answer]:
-        """Decodes every row of a task, as the run's `sample` settings say."""
-        prompts, answers = task.prompts(self.tokenizer, self.template), []
+    def prompts(self, task: Task, too_long: TooLong | None = None) -> list[list[int] | None]:
+        """The prompts of a task; None for a row whose answer stays empty."""
+        length = self.config.model.max_length
+        return task.prompts(self.tokenizer, self.template, self.options, length, too_long)
+
+    def answers(self, prompts: Sequence[Sequence[int] | None]) -> list[Answer]:
+        """Decodes every prompt of a task, as the run's `sample` settings say."""
+        answers = []
         with self.progress(len(prompts)) as progress:
             for answer in generate(
                 self.params,
@@ -79,7 +85,10 @@ def open_run(workdir: str, overrides: Sequence[str]) -> Opened:
     """
     _join_processes()
     folder = epath.Path(workdir)
-    config = command.apply_overrides(load_config(folder), overrides, section="sample")
+    stored = load_config(folder)
+    config = command.apply_overrides(
+        stored, overrides, section="sample", unfixed=lambda: unfixed(stored.data, folder)
+    )
     command.use_compilation_cache(folder / "compilation_cache")
     layout = make_layout(config.mesh)
     run = load_for_sampling(folder, config, layout)
@@ -93,6 +102,13 @@ def open_run(workdir: str, overrides: Sequence[str]) -> Opened:
         options=options_from(config.sample, config.objective.collapse, run.tokenizer.ids),
         step=run.step,
     )
+
+
+def too_long_note(count: int, rows: int) -> str:
+    """What is said of rows whose answer was left empty; "" where there is none."""
+    if not count:
+        return ""
+    return f"{count:,} of {rows:,} rows are too long for the model: empty answers, counted as wrong"
 
 
 @functools.cache

@@ -19,7 +19,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if config.data.source != "pronunciations":
         raise ConfigError(
             f"work directory {opened.workdir} must be trained on pronunciations, its data.source "
-            f"is {config.data.source}"
+            f"is {config.data.source}; score its rows with evaluate likelihood or evaluate "
+            "intervention"
         )
     words = open_references(config.data, opened.workdir, args.split)[: args.limit or None]
     with opened.progress(len(words), "word") as progress:

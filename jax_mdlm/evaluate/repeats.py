@@ -12,7 +12,7 @@ import jax
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.numbers import load_numbers
 from jax_mdlm.evaluate.intervention import Model, parse_models
-from jax_mdlm.evaluate.opened import open_run
+from jax_mdlm.evaluate.opened import open_run, too_long_note
 from jax_mdlm.evaluation.repeats import Counts, Report, compare, summarise
 from jax_mdlm.evaluation.statistics import Interval
 from jax_mdlm.evaluation.tasks import open_task
@@ -55,6 +55,7 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
     trained: list[list[Counts]] = []
     lost: list[dict[str, str]] = []
     steps = []
+    too_long = 0
     for workdir in model.workdirs:
         opened = open_run(workdir, overrides)
         config = opened.config
@@ -64,7 +65,9 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
                 f"{config.data.source}; give rows with --file (--write FILE writes some)"
             )
         task = open_task(config, opened.workdir, split=args.split, file=args.file, limit=args.limit)
-        texts = [opened.tokenizer.decode(answer.tokens) for answer in opened.answers(task)]
+        prompts = opened.prompts(task, args.too_long)
+        too_long = prompts.count(None)
+        texts = [opened.tokenizer.decode(answer.tokens) for answer in opened.answers(prompts)]
         expected = [reference for (reference,) in task.references]
         counts = [compare(*texts) for texts in zip(expected, texts, strict=True)]
         trained.append(counts)
@@ -77,6 +80,7 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
     return {
         "training_seeds": len(trained),
         "steps": steps,
+        "too_long": too_long,
         **plain(summarise(trained)),
         "lost_examples": lost[:_SHOWN],
     }
@@ -104,6 +108,8 @@ def print_table(record: dict[str, Any]) -> None:
         cells = "".join(show(model[column]).rjust(19) for column in _COLUMNS)
         print(f"{name.ljust(width)}{cells}{100 * model['lost_runs']:11.1f}")
     for name, model in models.items():
+        if note := too_long_note(model["too_long"], model["rows"]):
+            print(f"{name}: {note}")
         pairs = [f"{pair['reference']} as {pair['decoded']}" for pair in model["lost_examples"]]
         if pairs:
             print(f"{name} read {', '.join(pairs)}")

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config, ids = opened.config, opened.tokenizer.ids
     task = open_task(config, opened.workdir, split=args.split, file=args.file, limit=args.limit)
     targets = draw_targets(config, task, opened.tokenizer)
-    decoded = [of_answer(answer, ids) for answer in opened.answers(task)]
+    decoded = [of_answer(answer, ids) for answer in opened.answers(opened.prompts(task))]
     record = {
         "run": config.name,
         "rows_from": task.name,

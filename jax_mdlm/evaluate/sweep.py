@@ -184,8 +184,8 @@ def check_trained(one: Run) -> int:
 
 def flags(args: argparse.Namespace) -> list[str]:
     """The intervention's flags, as words."""
-    names = ("kind", "direction", "share", "seeds", "split", "file", "metric", "limit")
-    words = [f"--{name}={getattr(args, name)}" for name in names]
+    names = ("kind", "direction", "share", "seeds", "split", "file", "metric", "limit", "too_long")
+    words = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     return [*words, "--strengths", *(f"{strength:g}" for strength in args.strengths)]
 
 

@@ -53,7 +53,7 @@ def decode(
     params: Params,
     config: ModelConfig,
     task: Task,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | None],
     tokenizer: Tokenizer,
     options: SampleOptions,
     *,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.extras import how_to_install
 
 Measure = Callable[[str, Sequence[str]], tuple[float, float]]
 
@@ -122,7 +123,7 @@ def _chrf(text: str, references: Sequence[str]) -> tuple[float, float]:
         from sacrebleu.metrics.chrf import CHRF
     except ImportError as error:
         raise ConfigError(
-            "metric chrf needs the package sacrebleu; pip install 'jax-mdlm[eval]'"
+            f"metric chrf needs the package sacrebleu; {how_to_install('eval')}"
         ) from error
     return 1 - CHRF().sentence_score(text, list(references)).score / 100, 1.0
 

@@ -189,9 +189,7 @@ def draw_targets(config: Config, task: Task, tokenizer: Tokenizer) -> list[Respo
 def _messages(conversation: Conversation) -> Example:
     if isinstance(conversation, str):
         return (Message("user", conversation),)
-    return parse_messages(
-        [one._asdict() if isinstance(one, Message) else one for one in conversation], "conversation"
-    )
+    return parse_messages(conversation, "conversation")
 
 
 def measure(responses: Sequence[Response], ids: SpecialIds, *, bins: int = 10) -> Places:

@@ -7,21 +7,24 @@ for pronunciations phoneme and word error rate. Prompts are decoded by `sampling
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 from etils import epath
 
 from jax_mdlm.config import Config, ConfigError, DataConfig, ModelConfig
 from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import Conversation, Template, answers, render_prompt
+from jax_mdlm.data.chat import Conversation, Template, render_prompt
 from jax_mdlm.data.corpus import open_references, open_split
-from jax_mdlm.data.jsonl import read_jsonl
-from jax_mdlm.data.rows import Split
+from jax_mdlm.data.examples import answers, without_answer
+from jax_mdlm.data.jsonl import read_rows
+from jax_mdlm.data.rows import Rows, Split
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.scores import Metric, metric_named, nearest
-from jax_mdlm.sampling import Answer, SampleOptions, generate, response_end
+from jax_mdlm.sampling import Answer, SampleOptions, generate, response_end, why_too_long
 from jax_mdlm.sharding import Layout
 
+TooLong = Literal["error", "empty"]  # what becomes of a prompt that does not fit the model
 Word = tuple[str, Sequence[str]]  # a word and its pronunciations, symbols between spaces
 
 # How decoded text of a source is scored where nothing else is said.
@@ -37,12 +40,14 @@ class Task:
       conversations: What is asked, one per row: a prompt, or messages.
       references: Texts that count as right, one tuple per row.
       metric: How an answer is held against them.
+      origins: Where each row comes from, e.g. "rows.jsonl:3"; () = they are counted from 1.
     """
 
     name: str
     conversations: list[Conversation]
     references: list[tuple[str, ...]]
     metric: Metric
+    origins: Sequence[str] = ()
 
     @property
     def digest(self) -> str:
@@ -50,9 +55,73 @@ class Task:
         rows = repr((self.conversations, self.references)).encode()
         return hashlib.sha256(rows).hexdigest()[:16]
 
-    def prompts(self, tokenizer: Tokenizer, template: Template) -> list[list[int]]:
-        """Token ids behind which the answers follow."""
-        return [render_prompt(tokenizer, one, template) for one in self.conversations]
+    def prompts(
+        self,
+        tokenizer: Tokenizer,
+        template: Template,
+        options: SampleOptions,
+        max_length: int,
+        too_long: TooLong | None = None,
+    ) -> list[list[int] | None]:
+        """Token ids behind which the answers follow; None for a row whose answer stays empty.
+
+        Args:
+          tokenizer: Of the run.
+          template: Of the run.
+          options: How the rows are decoded.
+          max_length: Slots that the model can take.
+          too_long: What --too-long says of a row that does not fit; None = there is no such flag.
+
+        Raises:
+          ConfigError: a row that does not fit, or that the tokenizer does not know.
+        """
+        found = []
+        for number, conversation in enumerate(self.conversations):
+            origin = self.origins[number] if self.origins else f"{self.name}, row {number + 1}"
+            try:
+                ids = render_prompt(tokenizer, conversation, template)
+            except ConfigError as error:
+                raise ConfigError(f"{origin}: {error}") from error
+            found.append(fitting(ids, origin, options, max_length, too_long))
+        return found
+
+
+def fitting(
+    prompt: list[int],
+    origin: str,
+    options: SampleOptions,
+    max_length: int,
+    too_long: TooLong | None,
+) -> list[int] | None:
+    """A prompt, or None where it does not fit the model and its answer stays empty.
+
+    Raises:
+      ConfigError: it does not fit, and is not said to stay empty.
+    """
+    reason = why_too_long(prompt, options, max_length)
+    if reason and too_long != "empty":
+        flag = ", or leave its answer empty with --too-long empty" if too_long else ""
+        raise ConfigError(f"{origin} {reason}{flag}")
+    return None if reason else prompt
+
+
+def open_held_out(data: DataConfig, workdir: epath.Path, split: Split) -> Rows:
+    """The rows of a split that training did not learn from.
+
+    Raises:
+      ConfigError: the source has no such split, no row in it, or cannot be read. A finished run's
+        settings are fixed: what helps is other rows.
+    """
+    try:
+        rows = open_split(data, workdir, split)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or give rows with --file ROWS.jsonl") from error
+    if not rows.examples:
+        raise ConfigError(
+            f"{rows.name} must hold rows to be scored, it holds none; give rows with --file "
+            "ROWS.jsonl"
+        )
+    return rows
 
 
 def open_task(
@@ -82,16 +151,21 @@ def open_task(
     stop = limit or None
     if config.data.source == "pronunciations" and not file:
         words = open_references(config.data, workdir, split)[:stop]
+        name = f"pronunciations/{split}"
         return Task(
-            f"pronunciations/{split}", [w for w, _ in words], [tuple(r) for _, r in words], chosen
+            name,
+            [word for word, _ in words],
+            [tuple(references) for _, references in words],
+            chosen,
+            [f"{name}:{word}" for word, _ in words],
         )
     if file:
-        read = read_jsonl(DataConfig(files=file))
+        read = read_rows(file, "--file")
         examples, origins, name = read.examples, read.origins, file
     else:
-        rows = open_split(config.data, workdir, split)
+        rows = open_held_out(config.data, workdir, split)
         examples, origins, name = rows.examples, rows.origins, rows.name
-    ends = []
+    asked, references = [], []
     for example, origin in zip(examples[:stop], origins, strict=False):
         found = answers(example)
         if not found or not example[found[-1]].content.strip():
@@ -99,13 +173,10 @@ def open_task(
                 f"{origin} must have an answer to be scored against, got "
                 f"{'an empty one' if found else 'a text alone'}; give rows with answers in --file"
             )
-        ends.append((example, found[-1]))
-    return Task(
-        name,
-        [example[:end] for example, end in ends],
-        [(example[end].content,) for example, end in ends],
-        chosen,
-    )
+        question, answer = without_answer(example[: found[-1] + 1])
+        asked.append(question)
+        references.append((answer,))
+    return Task(name, asked, references, chosen, origins[:stop])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,9 @@ def main(argv: Sequence[str]) -> None:
         "--search", action="store_true", help="look for a mesh, microbatches and a remat policy"
     )
     parser.add_argument("--tries", type=int, default=6, help="compiles of --search, a topology")
+    parser.add_argument(
+        "--rows", type=int, help="training rows: updates, hours and chip-hours at best, too"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per topology")
     args, overrides = command.split_overrides(parser, argv)
     for name in ("slices", "tries"):
@@ -40,4 +43,9 @@ def main(argv: Sequence[str]) -> None:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.search and args.sample:
         raise ConfigError("--search looks for a training step's choices; drop it or --sample")
+    if args.rows is not None:
+        if args.rows < 1:
+            raise ConfigError(f"--rows must be at least 1, got {args.rows}")
+        if args.sample:
+            raise ConfigError("--rows counts the updates of a training run; drop it or --sample")
     command.run_of("jax_mdlm.plan.run")(args, overrides)

@@ -1,10 +1,12 @@
 """A plan: one program on one machine, and everything that is known of it."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 from jax_mdlm.config import Config
+from jax_mdlm.data.order import count_steps
 from jax_mdlm.model import table
 from jax_mdlm.plan import program
 from jax_mdlm.plan.collectives import Wiring
@@ -68,6 +70,22 @@ class Plan:
             return None
         needed = sum(training_flops(self.config.model, self.config.data.length))
         return rate * needed / (self.machine.chip.peak_flops * len(self.machine.devices))
+
+    @property
+    def checkpoint_bytes(self) -> int | None:
+        """Of one save of a run, by all chips together: what is trained, and its moments."""
+        if self.mode != "train":
+            return None
+        saved = [one for one in self.arguments if one.part in ("parameters", "optimizer")]
+        return sum(math.prod(one.shape) * one.itemsize for one in saved)
+
+    def updates(self, rows: int) -> int:
+        """Of a run over so many training rows, as `train` counts them."""
+        return count_steps(self.config.train.epochs, rows, self.config.train.batch_size)
+
+    def hours(self, rows: int) -> float | None:
+        """At best, of all updates over so many training rows; no start, save or evaluation."""
+        return self.roofline and self.updates(rows) * self.roofline.best / 3600
 
     @property
     def flops_ratio(self) -> float | None:

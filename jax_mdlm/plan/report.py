@@ -15,10 +15,16 @@ _BOUNDS = {
 }
 
 
-def record(plan: Plan) -> dict[str, Any]:
-    """For JSON; bytes, FLOPs and seconds are per chip and run, what is not known is null."""
+def record(plan: Plan, rows: int = 0) -> dict[str, Any]:
+    """For JSON; bytes, FLOPs and seconds are per chip and run, what is not known is null.
+
+    Args:
+      plan: What is known of a step.
+      rows: Training rows of the whole run; 0 = not asked.
+    """
     cost, bound, train = plan.cost, plan.roofline, plan.config.train
     training = plan.mode == "train"
+    hours = plan.hours(rows) if rows else None
     return {
         "topology": plan.machine.name,
         "mode": plan.mode,
@@ -37,6 +43,7 @@ def record(plan: Plan) -> dict[str, Any]:
         "frozen_bytes": plan.part_bytes("frozen"),
         "optimizer_bytes": plan.part_bytes("optimizer"),
         "batch_bytes": plan.part_bytes("batch"),
+        "checkpoint_bytes": plan.checkpoint_bytes,
         "activations_bytes": plan.memory.temporaries,
         "flops": cost and cost.flops,
         "attention_flops": cost and cost.attention_flops,
@@ -52,13 +59,27 @@ def record(plan: Plan) -> dict[str, Any]:
         "tokens_per_second_per_chip": plan.tokens_per_second
         and plan.tokens_per_second / len(plan.machine.devices),
         "mfu": plan.mfu,
+        "rows": rows or None,
+        "updates": plan.updates(rows) if rows else None,
+        "best_hours": hours,
+        "best_chip_hours": hours and hours * len(plan.machine.devices),
         "not_counted": list(cost.doubts) if cost else [],
     }
 
 
-def as_text(plan: Plan) -> str:
-    """A page."""
-    return "\n".join(_lines(plan)) + "\n"
+def as_text(plan: Plan, rows: int = 0) -> str:
+    """A page, with the hours of a run over so many training rows if there are any."""
+    return "\n".join([*_lines(plan), *_whole_run(plan, rows)]) + "\n"
+
+
+def _whole_run(plan: Plan, rows: int) -> Iterator[str]:
+    if rows and (hours := plan.hours(rows)) is not None:
+        train, chips = plan.config.train, len(plan.machine.devices)
+        yield (
+            f"{rows:,} rows x {train.epochs:g} epoch(s) / {train.batch_size}: "
+            f"{plan.updates(rows):,} updates, at best {hours:.1f} hours, "
+            f"{hours * chips:,.0f} chip-hours"
+        )
 
 
 def _lines(plan: Plan) -> Iterator[str]:
@@ -78,6 +99,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     usable = f"of {chip.hbm_bytes / _GB:.2f} usable, {HEADROOM:.0%} kept free: {verdict}"
     yield f"  {'peak, ' + usable:72}{plan.memory.peak / _GB:9.3f}"
+    if plan.checkpoint_bytes is not None:
+        yield f"{'a checkpoint, of all chips together':74}{plan.checkpoint_bytes / _GB:9.3f}"
     if plan.cost is None or plan.roofline is None:
         return
     cost, bound = plan.cost, plan.roofline

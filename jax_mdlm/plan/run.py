@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from jax_mdlm import command
+from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.plan import report
 from jax_mdlm.plan.plan import Plan, make_plan
 from jax_mdlm.plan.search import flags, search
@@ -17,6 +18,8 @@ from jax_mdlm.plan.topologies import describe, topology_of
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Prints a plan per topology; exit code 3 where something does not fit."""
     config = command.parse_config(args.config, overrides)
+    if args.rows is not None:
+        _check_counted(config)
     if args.slices > 1 and config.mesh.data == 1:
         config = dataclasses.replace(
             config, mesh=dataclasses.replace(config.mesh, data=args.slices)
@@ -41,16 +44,30 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         sys.exit(3)
 
 
+def _check_counted(config: Config) -> None:
+    """Raises ConfigError where --rows does not say how many updates a run makes."""
+    if config.train.steps:
+        raise ConfigError(
+            f"--rows needs a run that is counted in epochs, got train.steps={config.train.steps}; "
+            "set --config.train.steps=0 --config.train.epochs=3"
+        )
+    if config.data.buckets:
+        raise ConfigError(
+            "--rows needs data.buckets to be empty: with buckets the rows' lengths decide how many "
+            "updates there are; set --config.data.buckets="
+        )
+
+
 def _shown(found: list[Plan], args: argparse.Namespace) -> str:
     """One plan, or the best of a search with what else was tried."""
     best = found[0]
     if args.json:
-        record = report.record(best)
+        record = report.record(best, args.rows or 0)
         if args.search:
             tried = [report.record(plan) | {"flags": flags(plan)} for plan in found]
             record |= {"flags": flags(best), "tried": tried}
         return json.dumps(record) + "\n"
-    text = report.as_text(best)
+    text = report.as_text(best, args.rows or 0)
     if args.search:
         text += "\n" + report.table(found)
         text += f"\nflags of the first: {flags(best)}\n" if best.fits else "\nnothing fits\n"

@@ -112,11 +112,7 @@ class Conversation:
         text = dialogue.text(answer)
         self._console.print(Text(plain(text)) if text.strip() else Text("(no text)", "dim"))
         self.note(report(answer, seconds, dialogue.options) + "\n")
-        turns = dialogue.remember(question, text)
-        if turns is None:
-            self.note("the answer spells the mask's token; this turn is not remembered")
-        else:
-            self.turns = turns
+        self.turns = dialogue.remember(question, text)
 
     def _generate(self, question: Question) -> tuple[Answer, float]:
         """The answer and its seconds, without those of compiling."""

@@ -15,7 +15,7 @@ from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.containers import Region, SampleState
 from jax_mdlm.data.chat import Template, render_prompt, template_of
-from jax_mdlm.data.corpus import open_tokenizer
+from jax_mdlm.data.corpus import open_tokenizer, unfixed
 from jax_mdlm.data.examples import Message
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sampling import (
@@ -120,11 +120,6 @@ class Dialogue:
           ConfigError: a message that the tokenizer or the model cannot take.
         """
         tokenizer, config = self.run.tokenizer, self.run.config
-        if holds_mask(message, tokenizer):
-            raise ConfigError(
-                f"a message must not hold {tokenizer.token(tokenizer.ids.mask)}, which the sampler "
-                "would fill in; leave it out"
-            )
         asked = Message("user", message)
         length = config.model.max_length
         ids, kept = fit(tokenizer, self.template, turns, asked, self.options, length)
@@ -158,12 +153,10 @@ class Dialogue:
         """The answer's text."""
         return self.run.tokenizer.decode(answer.tokens)
 
-    def remember(self, question: Question, text: str) -> list[Turn] | None:
-        """The conversation with this turn; None where its text would make a gap in a prompt."""
+    def remember(self, question: Question, text: str) -> list[Turn]:
+        """The conversation with this turn."""
         if self.answers_alone:
             return []
-        if holds_mask(text, self.run.tokenizer):
-            return None
         return [*question.kept, (question.message, Message("assistant", text))]
 
     def _region(self, question: Question) -> Region:
@@ -194,7 +187,10 @@ def open_dialogue(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Dia
       ConfigError: nothing usable is there, or a setting cannot be used.
     """
     workdir = epath.Path(workdir)
-    config = command.apply_overrides(load_config(workdir), overrides, section="sample")
+    stored = load_config(workdir)
+    config = command.apply_overrides(
+        stored, overrides, section="sample", unfixed=lambda: unfixed(stored.data, workdir)
+    )
     tokenizer = open_tokenizer(config.data, workdir)
     options = options_from(config.sample, config.objective.collapse, tokenizer.ids, trace=True)
     command.use_compilation_cache(workdir / "compilation_cache")
@@ -238,11 +234,6 @@ def fit(
         f"the message takes {len(ids)} slots, model.max_length={max_length} leaves "
         f"{max(max_length - options.length, 0)} beside sample.length={options.length}; shorten it"
     )
-
-
-def holds_mask(text: str, tokenizer: Tokenizer) -> bool:
-    """Whether a text would make the prompt one with gaps."""
-    return tokenizer.ids.mask in tokenizer.encode(text)
 
 
 def left_out(question: Question, max_length: int) -> str:

@@ -13,7 +13,9 @@ from typing import Any
 import jax
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.data.lines import to_line
 from jax_mdlm.sample.prompts import Prompt
+from jax_mdlm.sample.show import WRITTEN
 from jax_mdlm.sharding import from_first_process
 
 
@@ -61,7 +63,7 @@ class Job:
             return
         with self._path.open("a", encoding="utf-8") as file:
             for number, record in enumerate(records, start=self.done + 1):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(to_line(record) + "\n")
                 file.flush()
                 yield number
 
@@ -77,7 +79,7 @@ class Job:
         self._check_settings(settings)
         data = self._path.read_bytes()
         whole = data.rfind(b"\n") + 1
-        rows = data[:whole].decode("utf-8").splitlines()
+        rows = data[:whole].splitlines()
         if len(rows) > len(prompts):
             raise ConfigError(
                 f"--output {self._path} has {len(rows)} rows for {len(prompts)} prompts; "
@@ -107,10 +109,11 @@ class Job:
                 "choose another file"
             )
 
-    def _check_row(self, number: int, line: str, prompt: Prompt) -> None:
+    def _check_row(self, number: int, line: bytes, prompt: Prompt) -> None:
         try:
             row = json.loads(line)
-            same = all(row[key] == value for key, value in prompt.row.items() if key != "response")
+            kept = prompt.row.keys() - WRITTEN
+            same = all(row[key] == prompt.row[key] for key in kept)
         except (ValueError, KeyError, TypeError):
             same = False
         if not same:

@@ -72,12 +72,10 @@ def pictures(
     assert answer is not None
     cost = report(answer, time.perf_counter() - began, dialogue.options)
     text = dialogue.text(answer)
-    told = dialogue.remember(question, text)
-    notes = [gone, cost, "" if told is not None else "this turn is not remembered"]
     yield Picture(
         framed(page({run.config.name: [record]}, ended=True)),
         text,
-        "; ".join(note for note in notes if note),
-        before if told is None else told,
+        f"{gone}; {cost}" if gone else cost,
+        dialogue.remember(question, text),
         record,
     )

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.data.examples import parse_messages, without_answer
+from jax_mdlm.sample.prompts import last_text
 from jax_mdlm.sample.show import MASK_SIGN, SLACK_SIGN
 from jax_mdlm.sample.still import style
 from jax_mdlm.sample.traces import TraceWriter, read_traces, trace_of
@@ -106,5 +108,5 @@ def _generation(record: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(record: Mapping[str, Any]) -> str:
     """The prompt of a record, in whichever form its row had it."""
     if "messages" in record:
-        return str(record["messages"][-1]["content"])
+        return last_text(without_answer(parse_messages(record["messages"], "messages"))[0])
     return str(record.get("prompt", record.get("question", "")))

@@ -13,19 +13,19 @@ from etils import epath
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import template_of
-from jax_mdlm.data.corpus import open_tokenizer
+from jax_mdlm.data.corpus import open_tokenizer, unfixed
+from jax_mdlm.data.lines import to_line
 from jax_mdlm.progress import Progress
 from jax_mdlm.sample import chat, show, web
 from jax_mdlm.sample.dialogue import Dialogue
 from jax_mdlm.sample.job import Job
 from jax_mdlm.sample.player import open_page
-from jax_mdlm.sample.prompts import Encoded, Prompt, encode_prompt, read_prompts
+from jax_mdlm.sample.prompts import Encoded, Prompt, Refused, prepare, read_prompts
 from jax_mdlm.sample.traces import TraceWriter, open_traces
 from jax_mdlm.sampling import (
     Answer,
     SampleOptions,
     batches,
-    check_prompts,
     generate,
     options_from,
 )
@@ -33,18 +33,24 @@ from jax_mdlm.sharding import Layout, barrier, make_layout
 from jax_mdlm.training.run import Run, load_for_sampling
 from jax_mdlm.workdir import load_config
 
+_REASONS = 20  # refused prompts that have a line each on the terminal
+
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Samples; raises ConfigError for what the user can mend."""
     command.start_processes()
 
     workdir = epath.Path(args.workdir)
-    config = command.apply_overrides(load_config(workdir), overrides, section="sample")
+    stored = load_config(workdir)
+    config = command.apply_overrides(
+        stored, overrides, section="sample", unfixed=lambda: unfixed(stored.data, workdir)
+    )
     if args.chat or args.web:
         _check_conversation(args)
         prompts = []
     else:
         prompts = read_prompts(args.prompts, args.file, args.response)
+        _say_what_is_left_out(prompts)
     # What can be refused is refused before the parameters are read, which may take minutes.
     tokenizer = open_tokenizer(config.data, workdir)
     template = template_of(config.data, tokenizer)
@@ -54,9 +60,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         tokenizer.ids,
         trace=bool(args.trace or args.html or args.web),
     )
-    encoded = [encode_prompt(prompt, tokenizer, template) for prompt in prompts]
-    if encoded:
-        check_prompts([one.ids for one in encoded], options, config.model.max_length)
+    length = config.model.max_length
+    prepared = prepare(prompts, tokenizer, template, options, length) if prompts else []
     command.use_compilation_cache(workdir / "compilation_cache")
     layout = make_layout(config.mesh)
     run = load_for_sampling(workdir, config, layout)
@@ -65,19 +70,46 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         web.serve(dialogue, args.share) if args.web else chat.converse(dialogue)
         return
     if args.output:
-        _work_through(args, run, options, layout, prompts, encoded)
+        _work_through(args, run, options, layout, prompts, prepared)
+        _report_refused(prepared)
         return
-    answers = _answers(run, options, layout, encoded)
+    answers = _answers(run, options, layout, prepared)
     with (
         open_traces(args.trace) as write_trace,
         open_page(args.html, workdir.name, args.beside) as add_to_page,
     ):
-        for prompt, known, answer in zip(prompts, encoded, answers, strict=True):
+        for prompt, known, answer in zip(prompts, prepared, answers, strict=True):
+            if isinstance(known, Refused):
+                if args.json and jax.process_index() == 0:
+                    print(to_line(show.refused_record(prompt, known)), flush=True)
+                continue
             text = show.answer_text(answer, known, run.tokenizer)
             for write in (write_trace, add_to_page):
                 write(prompt, text, answer, run.tokenizer)
             if jax.process_index() == 0:
                 print(_shown(args, run, prompt, text, answer), flush=True)
+    _report_refused(prepared)
+
+
+def _say_what_is_left_out(prompts: Sequence[Prompt]) -> None:
+    """Rows of a conversation with its answer are asked for that answer."""
+    ended = sum("messages" in one.row and one.reference is not None for one in prompts)
+    if ended and jax.process_index() == 0:
+        print(
+            f"{ended:,} of {len(prompts):,} rows end with an answer of the assistant, which is "
+            "left out of the prompt",
+            file=sys.stderr,
+        )
+
+
+def _report_refused(prepared: Sequence[Encoded | Refused]) -> None:
+    """A line for every prompt that was not answered, and one that counts them."""
+    reasons = [one.reason for one in prepared if isinstance(one, Refused)]
+    if reasons and jax.process_index() == 0:
+        for reason in reasons[:_REASONS]:
+            print(f"error: {reason}", file=sys.stderr)
+        were = "was" if len(reasons) == 1 else "were"
+        print(f"{len(reasons):,} of {len(prepared):,} prompts {were} not answered", file=sys.stderr)
 
 
 def _check_conversation(args: argparse.Namespace) -> None:
@@ -94,15 +126,19 @@ def _check_conversation(args: argparse.Namespace) -> None:
 
 
 def _answers(
-    run: Run, options: SampleOptions, layout: Layout, encoded: Sequence[Encoded], done: int = 0
+    run: Run,
+    options: SampleOptions,
+    layout: Layout,
+    prepared: Sequence[Encoded | Refused],
+    done: int = 0,
 ) -> Iterator[Answer]:
-    """The answers behind the first `done`.
+    """The answers behind the first `done`; an empty one for a prompt that was refused.
 
     Batches are cut as from the beginning: another batch may be padded otherwise and round
     otherwise, and a list that goes on shall end with the rows of one that was not interrupted.
     """
-    config, size = run.config, min(run.config.sample.batch_size, len(encoded))
-    ids = [one.ids for one in encoded]
+    config, size = run.config, min(run.config.sample.batch_size, len(prepared))
+    ids = [None if isinstance(one, Refused) else one.ids for one in prepared]
     parts = batches(ids, options, config.model.max_length, size)
     first = max(part.start for part in parts if part.start <= done)
     answers = generate(
@@ -124,7 +160,7 @@ def _work_through(
     options: SampleOptions,
     layout: Layout,
     prompts: list[Prompt],
-    encoded: list[Encoded],
+    prepared: list[Encoded | Refused],
 ) -> None:
     """The prompts to a file; what is there already is not done again."""
     settings = dataclasses.asdict(run.config.sample) | {
@@ -136,15 +172,19 @@ def _work_through(
     todo = slice(job.done, None)
 
     def records(write_trace: TraceWriter) -> Iterator[dict[str, Any]]:
-        answers = _answers(run, options, layout, encoded, job.done)
-        for prompt, known, answer in zip(prompts[todo], encoded[todo], answers, strict=True):
+        answers = _answers(run, options, layout, prepared, job.done)
+        for prompt, known, answer in zip(prompts[todo], prepared[todo], answers, strict=True):
+            if isinstance(known, Refused):
+                yield show.refused_record(prompt, known)
+                continue
             text = show.answer_text(answer, known, run.tokenizer)
             write_trace(prompt, text, answer, run.tokenizer)
             yield _record(args, run, prompt, text, answer)
 
     first = jax.process_index() == 0
+    traced = sum(isinstance(one, Encoded) for one in prepared[: job.done])
     with (
-        open_traces(args.trace, keep=job.done) as write_trace,
+        open_traces(args.trace, keep=traced) as write_trace,
         Progress(len(prompts), start=job.done, unit="row", active=first) as progress,
     ):
         for done in job.write(records(write_trace)) if prompts[todo] else ():
@@ -163,5 +203,5 @@ def _record(
 
 def _shown(args: argparse.Namespace, run: Run, prompt: Prompt, text: str, answer: Answer) -> str:
     if args.json:
-        return show.as_json(_record(args, run, prompt, text, answer))
+        return to_line(_record(args, run, prompt, text, answer))
     return show.show_line(prompt, text, answer, run.tokenizer, canvas=bool(args.show))

@@ -1,18 +1,19 @@
 """Answers as people and programs read them: a line of text, a table of slots, JSON records."""
 
 import itertools
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.sample.prompts import Encoded, Prompt
+from jax_mdlm.sample.prompts import Encoded, Prompt, Refused
 from jax_mdlm.sampling import Answer
 
 SLACK_SIGN = "·"
 MASK_SIGN = "░"
+_OF_AN_ANSWER = ("error", "canvas", "committed_at")  # a row that was an output has an older one's
+WRITTEN = ("response", "reference", "template", *_OF_AN_ANSWER)  # what a record adds to its row
 
 
 def answer_text(answer: Answer, encoded: Encoded, tokenizer: Tokenizer) -> str:
@@ -21,11 +22,22 @@ def answer_text(answer: Answer, encoded: Encoded, tokenizer: Tokenizer) -> str:
 
 
 def answer_record(prompt: Prompt, text: str) -> dict[str, Any]:
-    """The prompt's row with the response; a `response` that the row had becomes `reference`."""
-    row = dict(prompt.row)
-    if "response" in row:
-        row["template" if row["response"] == prompt.response else "reference"] = row["response"]
+    """The prompt's row with the model's answer as `response`.
+
+    An answer that the row had (its `response`, `answer` or last assistant turn) stands in
+    `reference`, unless the row has that field already; a `response` with gaps in `template`.
+    """
+    row = {name: value for name, value in prompt.row.items() if name not in _OF_AN_ANSWER}
+    if prompt.response is not None and row.get("response") == prompt.response:
+        row["template"] = prompt.response
+    if prompt.reference is not None:
+        row.setdefault("reference", prompt.reference)
     return row | {"response": text}
+
+
+def refused_record(prompt: Prompt, refused: Refused) -> dict[str, Any]:
+    """The same for a prompt that was not answered: `response` is null, `error` says why."""
+    return answer_record(prompt, "") | {"response": None, "error": refused.reason}
 
 
 def slot_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -78,11 +90,6 @@ def show_line(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer, c
     while slots and slots[-1] in (tokenizer.ids.eos, tokenizer.ids.pad):  # says nothing
         slots.pop()
     return f"{line}\n{_table(slot_texts(slots, tokenizer), answer.committed_at.tolist())}"
-
-
-def as_json(record: dict[str, Any]) -> str:
-    """One line."""
-    return json.dumps(record, ensure_ascii=False)
 
 
 def _table(tokens: Sequence[str], order: Sequence[int]) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.data.lines import to_line
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sample.prompts import Prompt
-from jax_mdlm.sample.show import answer_record, as_json, trace_record
+from jax_mdlm.sample.show import answer_record, trace_record
 from jax_mdlm.sampling import Answer
 
 TraceWriter = Callable[[Prompt, str, Answer, Tokenizer], None]
@@ -32,17 +33,17 @@ def open_traces(path: str | None, keep: int = 0) -> Iterator[TraceWriter]:
         yield lambda *_: None
         return
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True) if keep else []
+        lines = Path(path).read_bytes().splitlines(keepends=True) if keep else []
         if len(lines) < keep:
             raise ConfigError(
                 f"--trace {path} must have a row for each of the {keep} that --output has, got "
                 f"{len(lines)}; choose another --output and --trace"
             )
-        with open(path, "w", encoding="utf-8") as file:
+        with open(path, "wb") as file:
             file.writelines(lines[:keep])
 
             def write(*generation: Any) -> None:
-                file.write(as_json(trace_of(*generation)) + "\n")
+                file.write(f"{to_line(trace_of(*generation))}\n".encode())
                 file.flush()
 
             yield write
@@ -65,13 +66,13 @@ def read_traces(path: str) -> list[dict[str, Any]]:
     """
     records = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
         raise ConfigError(f"{path} must be a file of --trace, but {error}") from error
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or no text at all
             record = None
         if not isinstance(record, dict) or "changes" not in record:
             raise ConfigError(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.extras import how_to_install
 from jax_mdlm.sample.dialogue import Dialogue, Turn
 from jax_mdlm.sample.live import pictures
 
@@ -26,8 +27,8 @@ def make_app(dialogue: Dialogue) -> Any:
         import gradio as gr
     except ImportError as error:
         raise ConfigError(
-            "--web needs Gradio, which is not installed: pip install 'jax-mdlm[colab]'; a page "
-            "that replays answers needs none: --html FILE"
+            f"--web needs Gradio, which is not installed: {how_to_install('colab')}; a page that "
+            "replays answers needs none: --html FILE"
         ) from error
 
     def answer(

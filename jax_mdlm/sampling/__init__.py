@@ -8,6 +8,7 @@ from jax_mdlm.sampling.canvas import (
     make_canvas,
     response_end,
     response_tokens,
+    why_too_long,
 )
 from jax_mdlm.sampling.commit import (
     AboveThreshold,
@@ -56,4 +57,5 @@ __all__ = [
     "response_tokens",
     "sample",
     "stream",
+    "why_too_long",
 ]

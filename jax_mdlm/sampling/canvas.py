@@ -44,14 +44,37 @@ def bucket_length(length: int) -> int:
     return 1 << (length - 1).bit_length()
 
 
+def why_too_long(prompt: Sequence[int], options: SampleOptions, max_length: int) -> str:
+    """Why a prompt cannot be decoded, to be put behind what it is called; "" where it fits.
+
+    Args:
+      prompt: Token ids.
+      options: `length`, `block_length` and the mask's id.
+      max_length: Slots that the model can take.
+    """
+    size = _size(prompt, options)
+    if size.left + size.right <= max_length:
+        return ""
+    if options.ids.mask in prompt:
+        return (
+            f"with {len(prompt)} tokens, rounded up to {size.left + size.right} by "
+            f"sample.block_length={options.block_length} behind its first mask, must fit "
+            f"model.max_length={max_length}; shorten it or lower sample.block_length"
+        )
+    return (
+        f"with {len(prompt)} tokens and sample.length={options.length} new slots must fit "
+        f"model.max_length={max_length}; shorten the prompt or lower sample.length"
+    )
+
+
 def check_prompts(
-    prompts: Sequence[Sequence[int]], options: SampleOptions, max_length: int
+    prompts: Sequence[Sequence[int] | None], options: SampleOptions, max_length: int
 ) -> None:
     """Refuses prompts that cannot be decoded, before anything is compiled.
 
     Args:
-      prompts: Token ids of each prompt.
-      options: `length`, `block_length` and the mask's id.
+      prompts: Token ids of each prompt; None = is not decoded.
+      options: As in `why_too_long`.
       max_length: Slots that the model can take.
 
     Raises:
@@ -60,24 +83,15 @@ def check_prompts(
     if not prompts:
         raise ConfigError("prompts must hold at least one prompt, got an empty list")
     for number, prompt in enumerate(prompts):
-        size = _size(prompt, options)
-        if options.ids.mask in prompt and size.left + size.right > max_length:
-            raise ConfigError(
-                f"prompt {number} with {len(prompt)} tokens, rounded up to "
-                f"{size.left + size.right} by sample.block_length={options.block_length} behind "
-                f"its first mask, must fit model.max_length={max_length}; shorten it or lower "
-                "sample.block_length"
-            )
-        if size.left + size.right > max_length:
-            raise ConfigError(
-                f"prompt {number} with {len(prompt)} tokens and sample.length={options.length} new "
-                f"slots must fit model.max_length={max_length}; shorten the prompt or lower "
-                "sample.length"
-            )
+        if prompt is not None and (reason := why_too_long(prompt, options, max_length)):
+            raise ConfigError(f"prompt {number} {reason}")
 
 
 def batches(
-    prompts: Sequence[Sequence[int]], options: SampleOptions, max_length: int, batch_size: int
+    prompts: Sequence[Sequence[int] | None],
+    options: SampleOptions,
+    max_length: int,
+    batch_size: int,
 ) -> list[range]:
     """Cuts a list of prompts into batches, in order.
 
@@ -95,19 +109,22 @@ def batches(
     """
     cuts, first = [], 0
     left = right = 0
+    infill = None  # whether the batch's prompts have masks; None as long as it has none at all
     for number, prompt in enumerate(prompts):
         size = _size(prompt, options)
-        alike = (options.ids.mask in prompt) == (options.ids.mask in prompts[first])
+        own = None if prompt is None else options.ids.mask in prompt
+        alike = own == infill or None in (own, infill)
         wide = max(left, size.left) + max(right, size.right) > max_length
         if number > first and (wide or not alike or number - first == batch_size):
             cuts.append(range(first, number))
-            first, left, right = number, 0, 0
+            first, left, right, infill = number, 0, 0, None
         left, right = max(left, size.left), max(right, size.right)
+        infill = own if infill is None else infill
     return [*cuts, range(first, len(prompts))]
 
 
 def make_canvas(
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | None],
     options: SampleOptions,
     *,
     max_length: int,
@@ -120,7 +137,8 @@ def make_canvas(
     notice; between prompt and response it would move them apart.
 
     Args:
-      prompts: Token ids of each prompt; an empty prompt is allowed. All with masks, or none.
+      prompts: Token ids of each prompt; an empty prompt is allowed. All with masks, or none. None:
+        a row as those beyond the prompts.
       options: `length` masks follow each prompt that has none.
       max_length: Slots that the model can take.
       rows: B, at least the number of prompts; rows beyond them hold no mask, so that the loop
@@ -148,7 +166,7 @@ def make_canvas(
         )
     sizes = [_size(prompt, options) for prompt in prompts]
     left, right = max(size.left for size in sizes), max(size.right for size in sizes)
-    infill = ids.mask in prompts[0]
+    infill = any(ids.mask in prompt for prompt in prompts if prompt is not None)
     limit = _round_up_region(right, options.block_length) if infill else options.region(0).limit
     start = min(bucket(left), max_length - right)
     limit = min(limit, (max_length - start) // options.block_length * options.block_length)
@@ -159,6 +177,9 @@ def make_canvas(
     # Rows that fill up the batch keep their response valid: a row without keys would make NaN.
     valid[len(prompts) :, start:] = True
     for row, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)):
+        if prompt is None:
+            valid[row, start:] = True
+            continue
         tokens[row, start - size.left : start] = prompt[: size.left]
         if infill:
             tokens[row, start : start + len(prompt) - size.left] = prompt[size.left :]
@@ -218,7 +239,9 @@ class _Size:
     right: int  # slots of the region, whole blocks
 
 
-def _size(prompt: Sequence[int], options: SampleOptions) -> _Size:
+def _size(prompt: Sequence[int] | None, options: SampleOptions) -> _Size:
+    if prompt is None:
+        return _Size(0, 0)
     if options.ids.mask not in prompt:
         return _Size(len(prompt), options.length)
     left = list(prompt).index(options.ids.mask)

@@ -49,7 +49,7 @@ class Answer:
 def sample(
     params: Params,
     config: ModelConfig,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | None],
     options: SampleOptions,
     key: jax.Array,
     *,
@@ -67,7 +67,8 @@ def sample(
       params: As from `model.init` or `model.prepare`; cast to `config.compute_dtype` once, before
         the loop, where they are wider.
       config: The network; static.
-      prompts: Token ids of each prompt, of any lengths; all with masks to fill in, or none.
+      prompts: Token ids of each prompt, of any lengths; all with masks to fill in, or none. None: a
+        row that is not decoded.
       options: Static; another value compiles another program.
       key: Typed PRNG key [].
       rows: B, the batch is filled up to it; None = one row per prompt. Rounded up to the parts
@@ -130,7 +131,7 @@ def stream(
 def generate(
     params: Params,
     config: ModelConfig,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | None],
     options: SampleOptions,
     key: jax.Array,
     *,
@@ -144,7 +145,8 @@ def generate(
     Args:
       params: As in `sample`.
       config: As in `sample`.
-      prompts: As in `sample`; prompts with masks and prompts without may stand in one list.
+      prompts: As in `sample`; prompts with masks and prompts without may stand in one list. None
+        keeps a place: its answer is empty, and what the others get does not change.
       options: As in `sample`.
       key: As in `sample`.
       batch_size: Prompts per compiled call; batches are filled up with empty rows.
@@ -163,6 +165,9 @@ def generate(
     def answers() -> Iterator[Answer]:
         for part in batches(prompts, options, config.max_length, batch_size):
             batch = [prompts[number] for number in part]
+            if all(prompt is None for prompt in batch):
+                yield from [_nothing()] * len(batch)
+                continue
             state = sample(
                 params,
                 config,
@@ -174,7 +179,8 @@ def generate(
                 strength=strength,
                 layout=layout,
             )
-            yield from read_answers(state, len(batch), options)
+            for prompt, answer in zip(batch, read_answers(state, len(batch), options), strict=True):
+                yield _nothing() if prompt is None else answer
 
     return answers()
 
@@ -211,9 +217,15 @@ def read_answers(state: SampleState, count: int, options: SampleOptions) -> list
     return answers
 
 
+def _nothing() -> Answer:
+    """The answer to no prompt."""
+    none = np.zeros(0, np.int32)
+    return Answer([], none, none, none.astype(bool), calls=0)
+
+
 def _place(
     config: ModelConfig,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | None],
     options: SampleOptions,
     key: jax.Array,
     rows: int | None,

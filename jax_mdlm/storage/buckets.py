@@ -8,6 +8,7 @@ import fsspec.core
 from etils import epath
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.extras import how_to_install
 
 _SCHEMES = ("gs", "s3")
 
@@ -74,8 +75,8 @@ def reaching(*paths: epath.PathLike) -> Iterator[None]:
             ) from error
         if isinstance(error, ImportError):
             raise ConfigError(
-                f"{remote} needs packages that are not installed ({_in_one_line(error)}); run "
-                "pip install 'jax-mdlm[cloud]'"
+                f"{remote} needs packages that are not installed ({_in_one_line(error)}); "
+                f"{how_to_install('cloud')}"
             ) from error
         raise ConfigError(
             f"{remote} cannot be used ({_in_one_line(error)}); correct the path, check your "

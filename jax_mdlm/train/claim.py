@@ -1,15 +1,17 @@
 """A work directory made this run's: the config resolved, data and tokenizer opened."""
 
 import dataclasses
-import os
 
 import jax
 from etils import epath
 
-from jax_mdlm.config import Config, ConfigError, differences, from_json
+from jax_mdlm import command
+from jax_mdlm.config import Config, ConfigError, differences
 from jax_mdlm.conversion import open_origin
-from jax_mdlm.data.corpus import Corpus, load_corpus
-from jax_mdlm.workdir import check_finished, check_place, save_config
+from jax_mdlm.data.corpus import Corpus, load_corpus, tokenizer_folder
+from jax_mdlm.data.tokenizer import forget
+from jax_mdlm.train.inherit import adopt, inherit, names_none, with_vocabulary
+from jax_mdlm.workdir import check_finished, check_place, load_config
 
 # What may change between the parts of one run; everything else would make it another run.
 MAY_CHANGE = (
@@ -32,7 +34,9 @@ MAY_CHANGE = (
 
 
 def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
-    """Data and tokenizer, the vocabulary size filled in, and the work directory claimed.
+    """Opens data and tokenizer, and settles every setting that was left open.
+
+    Nothing but the tokenizer is written: the directory is this run's once its config is saved.
 
     Raises:
       ConfigError: data, tokenizer or parameters cannot be used, or another run lives there.
@@ -40,31 +44,27 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
     check_place(workdir)
     check_finished(workdir)
     recorded = workdir / "config.json"
-    if recorded.exists():
-        old = from_json(recorded.read_text(), str(recorded))
-        asked = config
-        if config.model.vocab_size == 0:
-            asked = _with_vocabulary(asked, old.model.vocab_size)
-        if _lacks_tokenizer(config):
-            asked = config = _with_tokenizer(asked, old.data.tokenizer.path)
-        if found := differences(old, asked, MAY_CHANGE):
-            raise ConfigError(
-                f"work directory {workdir} was made by another config: {'; '.join(found[:4])}; "
-                "use another --workdir or the same settings"
-            )
     origin = None
-    if config.init.source and not recorded.exists():
-        origin = open_origin(config.init.source)
-        if _lacks_tokenizer(config):
-            config = _with_tokenizer(config, os.fspath(origin.tokenizer))
-        if config.model.vocab_size == 0:
-            config = _with_vocabulary(config, origin.vocab_size)  # 0: it has no config either
+    if recorded.exists():
+        config = _resumed(config, load_config(workdir), workdir)
+    else:
+        if jax.process_index() == 0:
+            # That of an attempt which was refused later on would win over these settings.
+            forget(tokenizer_folder(workdir))
+        if config.init.source:
+            origin = open_origin(config.init.source)
+            named = config.data.tokenizer.path
+            config, line = inherit(config, origin)
+            if jax.process_index() == 0:
+                command.note(line)
+            if not named and jax.process_index() == 0:
+                origin.keep_tokenizer(workdir)
     corpus = load_corpus(config, workdir)
     if config.train.steps == 0:
         steps = corpus.order(config).num_steps(config.train.epochs)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
     if config.model.vocab_size == 0:
-        config = _with_vocabulary(config, corpus.tokenizer.vocab_size)
+        config = with_vocabulary(config, corpus.tokenizer.vocab_size)
     elif config.model.vocab_size < corpus.tokenizer.vocab_size:
         raise ConfigError(
             f"model.vocab_size must hold the tokenizer's {corpus.tokenizer.vocab_size} ids, got "
@@ -77,19 +77,19 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
         )
     if origin is not None:
         origin.check(config.model)  # before the directory is claimed for these settings
-    if jax.process_index() == 0:
-        save_config(workdir, config)
     return config, corpus
 
 
-def _lacks_tokenizer(config: Config) -> bool:
-    return config.data.tokenizer.kind == "huggingface" and not config.data.tokenizer.path
-
-
-def _with_tokenizer(config: Config, path: str) -> Config:
-    tokenizer = dataclasses.replace(config.data.tokenizer, path=path)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=tokenizer))
-
-
-def _with_vocabulary(config: Config, size: int) -> Config:
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
+def _resumed(config: Config, old: Config, workdir: epath.Path) -> Config:
+    """The settings of a run that goes on; `old` is what its work directory has recorded."""
+    if old.init.source or names_none(config.data.tokenizer):
+        config = adopt(config, old)
+    elif config.model.vocab_size == 0:
+        config = with_vocabulary(config, old.model.vocab_size)
+    if found := differences(old, config, MAY_CHANGE):
+        raise ConfigError(
+            f"work directory {workdir} was made by another config: {'; '.join(found[:4])}; "
+            "use the same settings, or begin a run of its own from it: another --workdir and "
+            f"--config.init.from={workdir}"
+        )
+    return config

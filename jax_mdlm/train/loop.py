@@ -78,7 +78,10 @@ def train(
             log.write(number, "train", values)
             progress.line(number, "train", values)
 
-    progress.note(f"training rows: {corpus.train.counts}")
+    counts = corpus.train.counts
+    progress.note(f"training rows: {counts.line(config.data)}")
+    for warning in counts.warnings(config.data, max(config.sample.length, config.sample.limit)):
+        progress.note(f"warning: {warning}")
     if config.data.buckets:
         shapes = ", ".join(f"{canvas.rows:,} x {canvas.length:,}" for canvas in order.canvases)
         progress.note(f"batches (rows x slots): {shapes}; mean rows {order.mean_rows:,.1f}")

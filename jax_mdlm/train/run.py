@@ -17,6 +17,7 @@ from jax_mdlm.train.goodput import Goodput
 from jax_mdlm.train.loop import train
 from jax_mdlm.train.peers import Peers
 from jax_mdlm.training.parts import fit_batch
+from jax_mdlm.workdir import newest_step, save_config
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -39,4 +40,15 @@ def _run(config: Config, workdir: epath.Path, watch: Goodput) -> None:
     if jax.process_index() == 0:
         command.note(f"{reading(config.data, workdir)} ...")
     config, corpus = claim(config, workdir)
+    if (made := newest_step(workdir)) > config.train.steps:
+        if jax.process_index() == 0:
+            command.note(
+                f"nothing to do: {workdir} has made {made} steps, more than "
+                f"train.steps={config.train.steps}; nothing was changed"
+            )
+        return
+    if jax.process_index() == 0:
+        save_config(workdir, config)
+    if corpus.note and jax.process_index() == 0:
+        command.warn(corpus.note)
     train(fit_batch(config, layout), corpus, layout, workdir, watch)

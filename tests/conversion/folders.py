@@ -168,6 +168,16 @@ def hashes(path: Path) -> dict[str, str]:
     }
 
 
+def write_rows(path: Path) -> None:
+    """80 rows in words that the folder's tokenizer knows: three of them backwards, with repeats."""
+    triples = [(a, b, c) for a in range(1, 5) for b in range(5) for c in (1, 1, 2, 3)]
+    rows = [
+        {"prompt": " ".join(f"w{i}" for i in row), "response": " ".join(f"w{i}" for i in row[::-1])}
+        for row in triples
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def _special_id(token: str, vocab: int) -> int:
     return vocab - len(SPECIAL) + SPECIAL.index(token)
 

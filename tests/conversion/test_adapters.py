@@ -12,16 +12,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from jax_mdlm import conversion, model, train
-from jax_mdlm.config import ConfigError, LoraConfig, to_json
+from jax_mdlm.config import ConfigError, LoraConfig, TokenizerConfig, to_json
 from jax_mdlm.containers import Params
 from jax_mdlm.convert import main as convert
 from jax_mdlm.model import lora
 from jax_mdlm.storage import open_checkpoints
 from tests.conversion import folders
-from tests.training.conftest import tiny_config, write_rows
+from tests.training.conftest import tiny_config
 
 SIZES = {"layers": 2, "embed": 16, "heads": 4, "kv_heads": 2, "mlp": 24, "vocab": 64}
-SLACK = 6  # of the tiny run's own tokenizer
+SLACK = 59  # <|reserved_token_0|>, as `folders` numbers it
 WTE, HEAD = "model.transformer.wte.weight", "model.transformer.ff_out.weight"
 PEFT = "base_model.model."
 ROWS = ".token_adapter.trainable_tokens_delta"
@@ -31,11 +31,12 @@ ROWS = ".token_adapter.trainable_tokens_delta"
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rank 3, all matrices, float32; every run here makes three steps."""
     folder = tmp_path_factory.mktemp("config")
-    write_rows(folder / "rows.jsonl")
+    folders.write_rows(folder / "rows.jsonl")
     tiny = tiny_config(str(folder / "rows.jsonl"), steps=3, save_every=3, evaluate_rows=2)
     config = dataclasses.replace(
         tiny,
         model=dataclasses.replace(tiny.model, heads=4, kv_heads=2, head_dim=4),
+        data=dataclasses.replace(tiny.data, tokenizer=TokenizerConfig(kind="huggingface")),
         lora=LoraConfig(rank=3, alpha=6.0),
     )
     file = folder / "tiny.py"
@@ -277,7 +278,8 @@ def test_an_adapter_that_cannot_be_written_is_refused(
         convert(["export", str(tmp_path / "full"), target, "--adapter"])
     with pytest.raises(ConfigError, match=r"--base names what an adapter belongs on; give it with"):
         convert(["export", str(run), target, "--base", "hf://GSAI-ML/LLaDA-8B-Base"])
-    start(config_file, tmp_path / "drawn", "--config.train.steps=1")
+    symbols = "--config.data.tokenizer.kind=symbols"
+    start(config_file, tmp_path / "drawn", symbols, "--config.train.steps=1")
     with pytest.raises(ConfigError, match=r"needs published weights to stand on, .*drawn did not"):
         convert(["export", str(tmp_path / "drawn"), target, "--adapter"])
     assert not Path(target).exists()

@@ -61,6 +61,17 @@ def test_a_truncated_file_is_refused(folder: Path, left: float) -> None:
     assert f"{len(kept):,}" in text  # of how many bytes the speech is
 
 
+def test_a_pointer_of_git_lfs_is_named(folder: Path) -> None:
+    """A clone without LFS holds these: as a header's length the first letters mean exabytes."""
+    (folder / SECOND).write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4976698672\n"
+    )
+    assert refusal(folder) == (
+        f"{folder / SECOND} is a pointer of Git LFS, not the file that it stands for; run git lfs "
+        "pull in its repository, or download the file"
+    )
+
+
 def test_bytes_behind_the_data_are_refused(folder: Path) -> None:
     with (folder / SECOND).open("ab") as file:
         file.write(b"\0")

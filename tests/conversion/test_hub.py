@@ -66,13 +66,33 @@ def test_a_revision_is_loaded_and_not_fetched_twice(
     hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert_golden("hf://org/llada@v2")
-    assert [seen.path for seen in hub.log if "/revision/" in seen.path] == [
+    assert {seen.path for seen in hub.log if "/revision/" in seen.path} == {
         "/api/models/org/llada/revision/v2"
-    ]
+    }
     assert len(downloaded(hub)) == len(FOLDER)
     convert(["inspect", "hf://org/llada@v2", "--json"])
     assert json.loads(capsys.readouterr().out)["parameters"] == 90432
     assert len(downloaded(hub)) == len(FOLDER)
+
+
+def test_another_model_is_refused_before_its_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = ROOT / "tests" / "data" / "families" / "llada_moe" / "config.json"
+    files = FOLDER | {"config.json": described.read_bytes()}
+    with serving(Hub("org/moe", {"main"}, files)) as server:
+        point_at_hub(server.url, tmp_path, monkeypatch)
+        with pytest.raises(ConfigError, match=r"^hf://org/moe holds LLaDA-MoE \(architectures: "):
+            convert(["import", "hf://org/moe", str(tmp_path / "run")])
+        assert downloaded(server) == ["config.json"]
+
+
+def test_a_repository_of_adapters_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": b""}
+    with serving(Hub("org/lora", {"main"}, files)) as server:
+        point_at_hub(server.url, tmp_path, monkeypatch)
+        with pytest.raises(ConfigError, match=r"^hf://org/lora holds a PEFT adapter \(LORA, for a"):
+            conversion.load("hf://org/lora")
 
 
 @pytest.mark.parametrize(

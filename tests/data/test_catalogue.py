@@ -106,10 +106,12 @@ def test_errors(data_dir: epath.Path) -> None:
     message = r"toy_questions/train:0 level must be a text feature, got int"
     with pytest.raises(ConfigError, match=message):
         load(response_field="level")
+    with pytest.raises(ConfigError, match=r"^x must be UTF-8, it is not \(invalid start byte\)$"):
+        catalogue.as_text(b"\xff", "x")
     message = r"data\.split must be a split of toy_questions, one of .*, got training"
     with pytest.raises(ConfigError, match=message):
         open_rows(config(split="training", validation_split="dev"), data_dir, "train")
-    message = r"the split must be a split of toy_questions, one of .*, got test"
+    message = r"source=toy_questions has no test split; score .* with --split validation$"
     with pytest.raises(ConfigError, match=message):
         load("test")
 

@@ -25,6 +25,7 @@ MESSAGES = st.lists(
         Message,
         st.sampled_from(["system", "user", "assistant"]),
         st.sampled_from(["What did\nthe cat do?", "  It sat. ", "\n\n72\t", "", "über  a\n\n b"]),
+        st.sampled_from([0, 1]),  # what is not learned is rendered as any turn
     ),
     min_size=1,
     max_size=5,
@@ -109,18 +110,40 @@ def test_plain_without_a_header_token_separates_by_newline(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("conversation", "message"),
     [
-        ([], "conversation: messages must be a list with at least one message, got an empty list"),
         (["hello"], "conversation: message 1 must be an object with role and content, got str"),
         ([{"role": "user"}], "conversation: content of message 1 must be a string, got nothing"),
         (
             [{"role": 3, "content": ""}],
             "conversation: role of message 1 must be a string, got int",
         ),
+        (
+            [{"role": "tool", "content": "20C"}],
+            "conversation: role of message 1 must be one of system, user, human, assistant, gpt, "
+            "bot, chatbot, model, ai, got 'tool'",
+        ),
+        (
+            "a\ud83d",
+            r"a prompt must be text, but its character 2 is half of a surrogate pair \(\\ud83d\)",
+        ),
     ],
 )
 def test_bad_conversations(llada: Tokenizer, conversation: list, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         render_prompt(llada, conversation, make_template("llada", llada))
+
+
+def test_a_role_is_what_sampling_writes(llada: Tokenizer) -> None:
+    template = make_template("llada", llada)
+    theirs = [{"role": "Human", "content": "a"}, {"role": "gpt", "content": "b"}]
+    ours = [Message("user", "a"), Message("assistant", "b")]
+    assert render_prompt(llada, theirs, template) == render_prompt(llada, ours, template)
+
+
+def test_nothing_asked_is_the_opening_alone(llada: Tokenizer) -> None:
+    """As in training, where a conversation may begin with the assistant."""
+    template = make_template("llada", llada)
+    example = (Message("assistant", "hi"), Message("user", "x"))
+    assert render_prompt(llada, [], template) == render_example(llada, example, template)[0]
 
 
 def test_prompts_are_filled_up_to_their_slots(symbols) -> None:

@@ -61,7 +61,7 @@ def test_speakers_alternate_and_nothing_private_is_left(splits: dict[str, Rows])
         for part in turn
     }
     for rows in splits.values():
-        words = {word for example in rows for _, text in example for word in text.split()}
+        words = {word for text in rows.texts() for word in text.split()}
         assert not senders & words
         for example in rows:
             assert [message.role for message in example[:2]] == ["user", "assistant"]
@@ -76,8 +76,6 @@ def test_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "find_spec",
         lambda name, *rest: None if name == "chitchat_dataset" else found(name),
     )
-    message = (
-        r'source=dialogues needs the package chitchat-dataset; pip install "jax-mdlm\[demo\]"$'
-    )
+    message = r"source=dialogues needs the package chitchat-dataset; pip install -e '\S+\[demo\]'$"
     with pytest.raises(ConfigError, match=message):
         open_rows(CONFIG, epath.Path(tmp_path), "train")

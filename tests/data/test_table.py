@@ -109,6 +109,8 @@ def test_truncation(symbols: Tokenizer, make_rows) -> None:
     def shown(prompt: int, response: int, **changes: Any) -> tuple[str, int]:
         config = plain_config(**changes)
         table = make_table(make_rows([example(prompt, response)]), config, symbols)
+        shorter = table.history[0, 1] - table.history[0, 0] < prompt + 1  # the separator
+        assert table.counts.shortened == shorter
         return show(symbols, table, config), table.counts.truncated
 
     assert shown(3, 4) == ("aaa>|bbbb.___", 0)
@@ -119,7 +121,7 @@ def test_truncation(symbols: Tokenizer, make_rows) -> None:
     assert shown(3, 7) == ("aaa>|bbbbbbb.___", 0)
     assert shown(3, 8) == ("aaa>|bbbbbbbb", 1)  # more labels than max_labels
     assert shown(14, 9) == ("aaaaaaaaaaa>|bbbb", 1)  # the prompt loses its beginning
-    assert shown(30, 2) == ("aaaaaaaaaaaa>|bb.", 1)  # just enough for the response
+    assert shown(30, 2) == ("aaaaaaaaaaaa>|bb.", 0)  # just enough for the response
     assert shown(2, 5, length=8) == ("aa>|bbbbb", 1)
 
 
@@ -142,17 +144,66 @@ def test_dropping_counts_pairs_and_rows(symbols: Tokenizer, make_rows) -> None:
     assert len(table) == 2
     assert table.counts.responses == 2
     assert table.counts.dropped == 3
-    assert str(table.counts) == (
-        "2 rows, 2 responses, 0 truncated (0.0%), 3 dropped (60.0%), 0 skipped"
+    assert table.counts.line(plain_config()) == (
+        "2 rows, 2 responses, 3 dropped (60.0%): 1 by data.max_labels=8, 2 by data.length=16, "
+        "0 skipped"
     )
     shown = [show(symbols, table, plain_config(), at) for at in range(2)]
     assert shown == ["aaa>|bbbb.___", "aa>|bbb.___"]
 
 
-def test_counts_of_truncation(symbols: Tokenizer, make_rows) -> None:
+def test_what_cut_is_counted_and_warned_about(symbols: Tokenizer, make_rows) -> None:
     rows = make_rows([example(3, 4), example(3, 12), dialogue(2, 3, 2, 9), example(20, 1)])
     counts = make_table(rows, plain_config(), symbols).counts
-    assert (counts.rows, counts.responses, counts.truncated, counts.dropped) == (4, 5, 3, 0)
+    assert (counts.rows, counts.responses, counts.truncated, counts.dropped) == (4, 5, 2, 0)
+    cut = "2 truncated (40.0%): 1 by data.max_labels=8, 1 by data.length=16"
+    assert counts.line(plain_config()) == (
+        f"4 rows, 5 responses, {cut}, the oldest part of 1 prompts cut (20.0%), 0 skipped"
+    )
+    assert counts.warnings(plain_config(), 16) == [
+        f"{cut}; the longest response takes 13 labels, the longest row 23 slots; with "
+        "data.max_labels=13 and data.length=23 95% would fit"
+    ]
+    wide = plain_config(length=23, max_labels=13)
+    fitting = make_table(rows, wide, symbols).counts
+    assert fitting.line(wide) == "4 rows, 5 responses, 0 truncated, 0 skipped"
+    assert fitting.warnings(wide, 16) == []
+
+
+def test_answers_that_sampling_has_no_slots_for_are_told(symbols: Tokenizer, make_rows) -> None:
+    rows = make_rows([example(3, 4)] * 9 + [example(3, 6)])
+    counts = make_table(rows, plain_config(), symbols).counts
+    assert counts.warnings(plain_config(), 7) == []
+    assert counts.warnings(plain_config(), 6) == [
+        "sample.length=6 is too short for more than 5% of the responses, the longest of which "
+        "takes 7 slots and more with slack; set sample.length, or sample.limit, when sampling"
+    ]
+
+
+@pytest.mark.parametrize(("long", "warned"), [(1, False), (2, True)])
+@pytest.mark.parametrize("policy", ["truncate", "drop"])
+def test_one_in_twenty_may_be_too_long(
+    symbols: Tokenizer, make_rows, long: int, warned: bool, policy: str
+) -> None:
+    config = plain_config(too_long=policy)
+    rows = make_rows([example(3, 4)] * (20 - long) + [example(3, 12)] * long)
+    warnings = make_table(rows, config, symbols).counts.warnings(config, 16)
+    assert bool(warnings) == warned
+    if warned:
+        word = {"truncate": "truncated", "drop": "dropped"}[policy]
+        assert warnings[0].startswith(f"2 {word} (10.0%): 2 by data.max_labels=8, 0 by data.length")
+
+
+def test_prompts_that_a_width_does_not_hold_are_told(symbols: Tokenizer, make_rows) -> None:
+    config = plain_config(prompt_slots=4)
+    rows = make_rows([example(3, 2)] * 9 + [example(6, 2)])
+    counts = make_table(rows, config, symbols).counts
+    assert counts.warnings(config, 16) == [
+        "data.prompt_slots=4 fills prompts up so that all responses begin at one slot, but more "
+        "than 5% of the prompts are longer (the longest takes 7 slots); set data.prompt_slots=0, "
+        "or a number that holds them"
+    ]
+    assert counts.warnings(plain_config(prompt_slots=7), 16) == []
 
 
 def test_a_row_that_is_too_long_is_named(symbols: Tokenizer, make_rows) -> None:
@@ -197,9 +248,12 @@ def test_a_canvas_without_room(llada: Tokenizer, make_rows) -> None:
 BAD_ROWS = [
     (
         pair("a", "b <SLACK> b"),
-        r"the text holds <SLACK> \(id 6\), which only the program may write",
+        r"text 'b <SLACK> b' holds '<SLACK>', which the tokenizer does not know; use symbols of",
     ),
-    (pair("<|mdm_mask|>", "b"), r"the text holds <\|mdm_mask\|> \(id 5\), which only the program"),
+    (
+        pair("<|mdm_mask|>", "b"),
+        r"text '<\|mdm_mask\|>' holds '<\|', which the tokenizer does not k",
+    ),
     (pair("a", " \n"), r"the response is empty; there is nothing to learn, fill it"),
     (pair("a", "ß"), r"text 'ß' holds 'ß', which the tokenizer does not know; use symbols of"),
 ]

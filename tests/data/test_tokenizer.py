@@ -53,8 +53,9 @@ def test_trained_tokenizers_begin_with_the_special_tokens(
     assert tokenizer.ids.terminator == 4
     assert set(range(7)) <= set(tokenizer.ids.never_merged)
     assert tokenizer.vocab_size <= 300
-    ids = tokenizer.encode("the cat<|eot_id|>\n<SLACK>")
-    assert ids.count(4) == ids.count(6) == 1
+    assert [tokenizer.find(token) for token in special.TRAINED_TOKENS] == list(range(7))
+    assert tokenizer.find("<|eot_id|") is None
+    ids = [*tokenizer.encode("the cat"), 4, *tokenizer.encode("\n"), 6]
     assert max(ids) < tokenizer.vocab_size
     assert tokenizer.decode(ids) == "the cat\n"
     assert tokenizer.decode(ids, skip_special=False) == "the cat<|eot_id|>\n<SLACK>"
@@ -272,7 +273,7 @@ def test_a_hub_repository_is_read_like_a_folder(
 
 
 def test_sentencepiece_model_of_others(tmp_path: Path) -> None:
-    """A model in Llama's manner: control pieces, no mask; ids are given, `</s>` is recognised."""
+    """A model in Llama's manner: control pieces, no mask; ids are given."""
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
@@ -290,12 +291,12 @@ def test_sentencepiece_model_of_others(tmp_path: Path) -> None:
     config = TokenizerConfig(kind="sentencepiece", path=path, mask_id=3, slack_id=4)
     tokenizer = load_tokenizer(config, epath.Path(tmp_path / "t"))
     assert tokenizer.ids.eos == tokenizer.ids.terminator == tokenizer.ids.pad == 2
-    ids = tokenizer.encode("the cat</s>")
-    assert ids[-1] == 2
+    assert tokenizer.find("</s>") == 2
+    ids = [*tokenizer.encode("the cat"), 2]
     assert tokenizer.decode(ids) == "the cat"
     assert tokenizer.decode(ids, skip_special=False) == "the cat</s>"
     again = load_tokenizer(config, epath.Path(tmp_path / "t"))
-    assert again.encode("the cat</s>") == ids
+    assert [*again.encode("the cat"), 2] == ids
 
 
 def test_sentencepiece_errors(tmp_path: Path) -> None:

@@ -112,7 +112,10 @@ def check_arguments(name: str, argv: Sequence[str]) -> None:
             folder = Path(str(getattr(arguments, "workdir", ""))).name
             run = next(run for begin, run in RUNS.items() if folder.startswith(begin))
             config = command.parse_config(run, [])
-            command.apply_overrides(config, overrides, section="sample")
+            # Which imports lack a tokenizer is not known here: its settings are taken.
+            command.apply_overrides(
+                config, overrides, section="sample", unfixed=lambda: ("data.tokenizer.",)
+            )
     except ConfigError as error:
         raise Refused(str(error)) from error
 
@@ -159,13 +162,15 @@ def check_requirement(word: str) -> None:
     """A word of `pip install`.
 
     Raises:
-      Refused: an extra that `pyproject.toml` does not define.
+      Refused: an extra that `pyproject.toml` does not define; the package by its name alone.
     """
-    found = re.fullmatch(r"(?:\.|jax[-_]mdlm|\S*\.whl)\[([\w,-]+)\]\S*", word)
+    found = re.fullmatch(r"(?:\.|jax[-_]mdlm|\S*\.whl)\[([\w,-]+)\]\S*( @ \S+)?", word)
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for extra in found[1].split(",") if found else ():
         if extra not in known:
             raise Refused(f"{word}: no extra {extra}; known are {', '.join(known)}")
+    if re.fullmatch(r"jax[-_]mdlm(\[[^]]*\])?([<>=!~]\S*)?", word):
+        raise Refused(f"{word}: the package is on no index; name the checkout or a file")
 
 
 def _check_file(word: str) -> None:

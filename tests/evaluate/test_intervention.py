@@ -53,6 +53,21 @@ def test_training_seeds_are_folders_of_a_model(workdir, rows_file, capsys):
     ]
 
 
+def test_a_row_that_does_not_fit_is_wrong_at_every_strength(workdir, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a" * 40, "response": "A B"}, {"prompt": "abc", "response": "Z"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"--workdir={workdir}", "--seeds=1", "--metric=exact"]
+    with pytest.raises(ConfigError, match=r"rows.jsonl:1 with 41 tokens .* with --too-long empty$"):
+        run(workdir, file, *words)
+    run(workdir, file, *words, "--too-long=empty", "--json")
+    (model,) = json.loads(capsys.readouterr().out)["models"].values()
+    assert model["too_long"] == 1
+    assert [rate[0] for rate in model["rates"]] == [1, 1, 1]
+    run(workdir, file, *words, "--too-long=empty")
+    assert f"{workdir.name}: 1 of 2 rows are too long for the model" in capsys.readouterr().out
+
+
 def test_what_was_decoded_is_kept(workdir, rows_file, capsys, monkeypatch):
     words = [f"--workdir={workdir}", "--kind=boundary", "--share=0.25", "--seeds=1"]
     run(workdir, rows_file, *words)
@@ -153,7 +168,7 @@ def test_other_rows_cannot_be_compared(workdir, rows_file, tmp_path):
 def test_rows_without_an_answer_are_refused_before_anything_is_decoded(workdir, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", "response": " "}\n')
-    message = r"rows\.jsonl:2 must have an answer to be scored against, got an empty one; give rows"
+    message = r"rows\.jsonl:2: the response is empty; there is nothing to learn, fill it; corr"
     with pytest.raises(ConfigError, match=message):
         main(["intervention", "--workdir", str(workdir), "--file", str(rows)])
 

@@ -142,7 +142,7 @@ def test_choices(workdir, opened, tmp_path, capsys):
         (["--split=test", "--choices"], "--choices reads questions from --file, without --split"),
         (["--file=x", "--choices", "--marginal"], "from --file, without --marginal; leave it out"),
         (["--file=/no/where", "--choices"], "--file: no file /no/where; correct the path"),
-        (["--file=/dev/null", "--choices"], "--file: /dev/null is empty"),
+        (["--file=/dev/null", "--choices"], "/dev/null is empty; give a file with one JSON"),
         (["--file=/no/where"], "no file /no/where; correct the path"),
     ],
 )
@@ -162,6 +162,16 @@ def test_blank_lines_are_no_questions(workdir, tmp_path):
                 "--choices",
             ]
         )
+
+
+def test_a_question_that_does_not_fit_is_named(workdir, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    rows = [{"prompt": prompt, "choices": ["A", "B"], "answer": 0} for prompt in ("a", "a" * 40)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(
+        ConfigError, match=r"questions.jsonl:2 with 43 tokens of its prompt and a choice must fit m"
+    ):
+        main(["likelihood", f"--workdir={workdir}", f"--file={file}", "--choices"])
 
 
 def test_rows_without_room_are_refused_before_they_are_scored(workdir, tmp_path, monkeypatch):

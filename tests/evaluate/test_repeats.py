@@ -38,6 +38,7 @@ def test_a_table_and_its_json(workdir, rows_file, capsys) -> None:
 def test_numbers_of_the_table(capsys) -> None:
     one = {
         "rows": 2000,
+        "too_long": 3,
         "rows_with": 1200,
         "exact": [0.5, 0.4, 0.6],
         "exact_with": [0.25, 0.2, 0.3],
@@ -52,8 +53,29 @@ def test_numbers_of_the_table(capsys) -> None:
     assert lines[0].startswith("2,000 rows of test, 1,200 of them with a repeat")
     cells = ["merge", "50.0 [40.0, 60.0]", "25.0 [20.0, 30.0]", "-", "12.5 [10.0, 15.0]"]
     assert re.split(r"  +", lines[2]) == [*cells, "0.0 [0.0, 0.0]", "10.0"]
-    assert lines[3] == "merge read 100 as 10"
+    assert lines[3] == (
+        "merge: 3 of 2,000 rows are too long for the model: empty answers, counted as wrong"
+    )
+    assert lines[4] == "merge read 100 as 10"
     assert show(None) == "-"
+
+
+def test_a_row_that_does_not_fit(workdir, rows_file, tmp_path: Path, capsys) -> None:
+    """It is refused by its place, or counted as wrong and said so; the others stay as they are."""
+    lines = rows_file.read_text().splitlines(keepends=True)
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "".join([*lines[:2], '{"prompt": "%s", "response": "A"}\n' % ("a" * 40), *lines[2:]])
+    )
+    words = ["repeats", f"--workdir={workdir}", "--json"]
+    with pytest.raises(ConfigError, match=r"rows.jsonl:3 with 41 tokens .* with --too-long empty$"):
+        main([*words, "--file", str(file)])
+    main([*words, "--file", str(file), "--too-long=empty"])
+    (found,) = json.loads(capsys.readouterr().out)["models"].values()
+    main([*words, "--file", str(rows_file)])
+    (whole,) = json.loads(capsys.readouterr().out)["models"].values()
+    assert (found["rows"], found["too_long"], whole["too_long"]) == (7, 1, 0)
+    assert found["exact"][0] * 7 == pytest.approx(whole["exact"][0] * 6)
 
 
 def test_rows_are_written_for_other_models(tmp_path: Path, capsys) -> None:

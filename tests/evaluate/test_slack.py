@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate import main
 
 
@@ -36,3 +37,12 @@ def test_text_json_and_figure(workdir, rows_file, tmp_path, capsys) -> None:
     assert lines[1].split() == ["target", "decoded"]
     shares = next(line for line in lines if line.startswith("slack in a gap between equal tokens"))
     assert shares.split()[-2] == "-", "no such gap in two rows"
+
+
+def test_a_row_that_does_not_fit_is_named(workdir, tmp_path) -> None:
+    """There is no flag to leave it empty: an empty answer has no slack that could be placed."""
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": prompt, "response": "A B"} for prompt in ("a", "a" * 40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match=r"rows.jsonl:2 with 41 tokens .* lower sample.length$"):
+        main(["slack", "--workdir", str(workdir), "--file", str(file)])

@@ -73,13 +73,16 @@ class Letters:
     vocab_size: int = 26
 
     def encode(self, text):
-        return [20 if letter == "|" else LETTERS.index(letter) for letter in text]
+        return [LETTERS.index(letter) for letter in text]
 
     def encode_batch(self, texts):
         return [self.encode(text) for text in texts]
 
     def decode(self, ids, skip_special=True):
         return " ".join(f"P{index - 10}" if index >= 10 else LETTERS[index] for index in ids)
+
+    def find(self, token):
+        raise NotImplementedError
 
     def token(self, index):
         return str(index)
@@ -104,7 +107,7 @@ def test_evaluate_pronunciations():
     )
     params = random_params(config)
     options = SampleOptions(length=8, block_length=4, steps=4, ids=IDS, early_stop=True)
-    tokenizer, template = Letters(), PlainTemplate(separator="|", terminator="")
+    tokenizer, template = Letters(), PlainTemplate(separator=20, terminator=21)
     key = jax.random.key(1)
     words = ["abc", "jig", "bad", "headed", "a"]
     prompts = [[*tokenizer.encode(word), 20] for word in words]

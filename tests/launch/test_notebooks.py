@@ -1,9 +1,12 @@
 """The notebooks of launch/colab: their form, and each from top to bottom on this machine."""
 
 import ast
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,38 @@ def test_all_begin_alike(path: Path) -> None:
     assert "[colab,tpu]" in first
     assert 'COPY = ""' in first
     assert "describe_device()" in first
+
+
+def installs(copy: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the first cell of a notebook in `folder` asks pip for where nothing is installed."""
+
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    asked: list[str] = []
+    head, pip, tail = code_of(NOTEBOOKS[0])[0].partition("    %pip install -q {place}\n")
+    assert pip
+    cell = head.replace('COPY = ""', f"COPY = {copy!r}") + "    asked.append(place)\n" + tail
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(folder)
+    exec(cell, {"asked": asked})
+    return asked[0]
+
+
+def test_what_a_notebook_installs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkout around it, or what COPY names; without both it says what to set."""
+    monkeypatch.delenv("COLAB_TPU_1VM", raising=False)
+    folder = ROOT / "launch" / "colab"
+    assert installs("", folder, monkeypatch).startswith(f'-e "{ROOT}[colab')
+    assert "no accelerator" in capsys.readouterr().out
+    found = installs("https://host/copy", tmp_path, monkeypatch)
+    assert re.fullmatch(r'"jax-mdlm\[colab(,tpu)?\] @ git\+https://host/copy"', found)
+    assert installs("/content/a.whl", tmp_path, monkeypatch).startswith('"/content/a.whl[colab')
+    with pytest.raises(RuntimeError, match="set COPY in this cell to the address of its repo"):
+        installs("", tmp_path, monkeypatch)
 
 
 def test_the_settings_of_llada_are_found() -> None:

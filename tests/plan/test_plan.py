@@ -1,20 +1,30 @@
 """The command on a tiny network, CPU devices in the place of a slice."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import pytest
+from etils import epath
 
 from jax_mdlm import command, plan
 from jax_mdlm.config import ConfigError, to_json
+from jax_mdlm.containers import TrainState
 from jax_mdlm.plan import program, report, topologies
 from jax_mdlm.plan.plan import Plan, make_plan
 from jax_mdlm.plan.topologies import Machine, describe, topology_of
+from jax_mdlm.sharding import make_layout
+from jax_mdlm.storage import open_checkpoints
+from jax_mdlm.training.checkpoint import save_state
+from jax_mdlm.training.optimizer import make_optimizer
+from jax_mdlm.training.state import abstract_state
 from tests.plan.conftest import cpu_machine, tiny_config
 
 KEYS = {
@@ -199,6 +209,16 @@ def test_slices_go_to_the_data_axis(run) -> None:
         (["--sample", "--search"], "--search looks for a training step's choices"),
         (["--slices", "0"], "--slices must be at least 1, got 0"),
         (["--search", "--tries", "0"], "--tries must be at least 1, got 0"),
+        (["--rows", "0"], "--rows must be at least 1, got 0"),
+        (["--rows", "9", "--sample"], "--rows counts the updates of a training run; drop it or"),
+        (
+            ["--rows", "9", "--config.train.steps=5"],
+            "counted in epochs, got train.steps=5; set --config.train.steps=0 --config.train.epo",
+        ),
+        (
+            ["--rows", "9", "--config.data.buckets=16,32", "--config.data.end_padding=4"],
+            "--rows needs data.buckets to be empty: with buckets the rows' lengths decide how many",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(run, words: list[str], message: str) -> None:
@@ -206,6 +226,46 @@ def test_what_a_user_can_mend_is_one_line(run, words: list[str], message: str) -
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_rows_give_the_updates_and_hours_of_a_run(run) -> None:
+    asked = ("--topology", "v5e:1x4", "--rows", "1000", "--config.train.epochs=2.5")
+    _, out, _ = run(*asked, "--json")
+    record = json.loads(out)
+    assert (record["rows"], record["updates"]) == (1000, 157)  # 2,500 rows, 16 an update
+    assert record["best_hours"] == pytest.approx(157 * record["best_seconds"] / 3600)
+    assert record["best_chip_hours"] == pytest.approx(4 * record["best_hours"])
+    code, out, _ = run(*asked)
+    last = out.splitlines()[-1]
+    assert (code, len(last) <= 100) == (0, True)
+    assert last == ("1,000 rows x 2.5 epoch(s) / 16: 157 updates, at best 0.0 hours, 0 chip-hours")
+    code, out, _ = run("--topology", "v5e:1x4", "--json")
+    assert {json.loads(out)[key] for key in ("rows", "updates", "best_hours")} == {None}
+
+
+def test_a_checkpoint_is_what_train_saves(tmp_path: Path) -> None:
+    config = tiny_config()
+    plan = make_plan(config, cpu_machine(), "train")
+    state = abstract_state(
+        config,
+        make_optimizer(config.optimizer, 10, program.special_ids(config)),
+        make_layout(config.mesh, cpu_machine().devices),
+    )
+    params, opt_state = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (state.params, state.opt_state)
+    )
+    made = TrainState(jnp.int32(0), params, opt_state, jax.random.key(0))
+    with contextlib.closing(open_checkpoints(epath.Path(tmp_path), keep=1)) as checkpoints:
+        save_state(checkpoints, made, "{}")
+        checkpoints.wait()
+        stored = checkpoints.shapes(0)
+    saved = sum(
+        math.prod(shape) * jnp.dtype(dtype).itemsize
+        for name, (shape, dtype) in stored.items()
+        if name.startswith(("params/", "opt_state/"))
+    )
+    assert plan.checkpoint_bytes == saved
+    assert f"a checkpoint, of all chips together{saved / 1e9:48.3f}" in report.as_text(plan)
 
 
 def test_a_search_prints_flags_that_work(run) -> None:

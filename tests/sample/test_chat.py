@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -186,34 +187,31 @@ def test_one_program_on_a_mesh(
     assert len(compiled) == 1, compiled
 
 
-def test_the_mask_is_refused(run: Run) -> None:
-    now = talk(run)
-    with pytest.raises(
-        ConfigError, match=r"a message must not hold <\|mdm_mask\|>, which the sampler would fill"
-    ):
-        now.ask("fill <|mdm_mask|> in")
-    assert now.conversation.turns == []
-    assert now.printed == ""
-
-
-def test_an_answer_that_spells_the_mask_is_not_remembered(
+def test_messages_and_answers_that_spell_the_mask(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As text it would be read back as the token, and the next prompt would have a gap."""
+    """They are text: asked, answered, remembered, and no gap in the next prompt."""
     now = talk(run)
-    spelled = [run.tokenizer.encode(letter)[0] for letter in "see <|mdm_mask|>"]
-    assert now.options.ids.mask not in spelled
-    original = dialogue.read_answers
+    asked, spelled, prompts = "fill <|mdm_mask|> in", "see <|mdm_mask|>", []
+    original = dialogue.stream
 
     def spelling(state: SampleState, count: int, options: SampleOptions) -> list:
-        return [dataclasses.replace(a, tokens=spelled) for a in original(state, count, options)]
+        tokens = run.tokenizer.encode(spelled)
+        return [dataclasses.replace(a, tokens=tokens) for a in read_answers(state, count, options)]
+
+    def seen(params: object, model: object, rows: Any, *rest: Any, **more: Any) -> Any:
+        prompts.extend(rows)
+        return original(params, model, rows, *rest, **more)
 
     monkeypatch.setattr(dialogue, "read_answers", spelling)
-    printed = now.ask(QUESTION)
-    assert printed.startswith("see <|mdm_mask|>\n")
-    told = " ".join(printed.split())
-    assert told.endswith("the answer spells the mask's token; this turn is not remembered")
-    assert now.conversation.turns == []
+    monkeypatch.setattr(dialogue, "stream", seen)
+    assert now.ask(asked).startswith(f"{spelled}\n")
+    turn = (Message("user", asked), Message("assistant", spelled))
+    assert now.conversation.turns == [turn]
+    now.ask("and?")
+    expected = render_prompt(run.tokenizer, [*turn, Message("user", "and?")], now.template)
+    assert prompts[-1] == expected
+    assert all(now.options.ids.mask not in prompt for prompt in prompts)
 
 
 def test_answers_are_no_markup(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

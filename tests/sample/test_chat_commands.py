@@ -62,7 +62,7 @@ def test_commands(
 ) -> None:
     """None of these lines reaches the model."""
     monkeypatch.setattr(Conversation, "_generate", None)
-    lines = ["", "   ", "/help", "/new", "/nwe", "a <|mdm_mask|>", "x" * 999]
+    lines = ["", "   ", "/help", "/new", "/nwe", "x" * 999]
     lines += ["half \udcff", UnicodeDecodeError]
     now = talk(run)
     size = len(render_prompt(run.tokenizer, "x" * 999, now.template))
@@ -73,7 +73,6 @@ def test_commands(
         *chat.HELP.splitlines(),
         "a new conversation",
         "there is no command /nwe; /help lists them",
-        "a message must not hold <|mdm_mask|>, which the sampler would fill in; leave it out",
         f"the message takes {size} slots, model.max_length=640 leaves 632 beside sample.length=8; "
         "shorten it",
         *["that line is not text in this terminal's encoding; type it again"] * 2,

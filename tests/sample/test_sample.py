@@ -128,10 +128,13 @@ def test_prompts_from_files(workdir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", r"prompts.jsonl:1 must be a JSON object, but "),
-        ('{"text": "x"}', r"prompts.jsonl:1 must have one of prompt, messages, question, got text"),
-        ("[1]", r"prompts.jsonl:1 must have one of prompt, messages, question, got list"),
-        ("\n", r"prompts.jsonl must hold at least one prompt, it is empty"),
+        ('{"prompt"', r"prompts.jsonl:1 is not JSON \(.* at column 10\); correct the line"),
+        (
+            '{"text": "x"}',
+            r"prompts.jsonl:1 must have messages, prompt or question; its fields are: text; corr",
+        ),
+        ("[1]", r"prompts.jsonl:1 must be a JSON object, got list"),
+        ("\n", r"prompts.jsonl is empty; give a file with one JSON object a line"),
     ],
 )
 def test_errors_of_a_file(workdir, tmp_path, text, message):
@@ -145,7 +148,7 @@ def test_errors_of_a_file(workdir, tmp_path, text, message):
     ("words", "message"),
     [
         (["--file", "rows", "abc"], "got both; drop one"),
-        (["--file", "nothing"], r"prompt file nothing was not found; check --file"),
+        (["--file", "nothing"], r"--file: no file nothing; correct the path"),
         (["abc", "--response", "no gap"], r"--response must have a gap such as \[MASK\*8\] to f"),
         (["--chat", "abc"], r"--chat asks for its prompts itself and takes no TEXT; drop one"),
         (["--chat", "--json"], r"--chat asks for its prompts itself and takes no --json; drop"),
@@ -166,10 +169,10 @@ def test_errors_of_a_file(workdir, tmp_path, text, message):
             ["abc", "--config.sample.threshold=0.5", "--config.sample.factor=1"],
             r"sample.threshold=0.5 and sample.factor=1.0 are two rules for one choice; set one of",
         ),
-        (["a" * 40], r"prompt 0 with \d+ tokens and sample.length=8 new slots must fit"),
+        (["a" * 40], r"^the prompt with \d+ tokens and sample.length=8 new slots must fit"),
         (
             ["abc", "--response", "[MASK*40]"],
-            r"prompt 0 with \d+ tokens, rounded up to \d+ by sample.block_length=8 behind its",
+            r"the prompt with \d+ tokens, rounded up to \d+ by sample.block_length=8 behind its",
         ),
     ],
 )

@@ -171,6 +171,23 @@ def test_batches_are_in_order_and_each_makes_a_canvas(prompts, batch_size):
                 )
 
 
+def test_a_prompt_that_is_none_keeps_its_place():
+    """It is a row as those that fill a batch up, and goes with prompts of either kind."""
+    options = dataclasses.replace(OPTIONS, length=4, block_length=2)
+    for prompts in ([[1, 2], None, [3]], [[1, MASK], None, [3, MASK, 4]]):
+        assert batches(prompts, options, 16, 8) == [range(3)]
+        canvas = make_canvas(prompts, options, max_length=16, bucket=int)
+        others = make_canvas(
+            [prompt for prompt in prompts if prompt], options, max_length=16, rows=3, bucket=int
+        )
+        order = [0, 2, 1]
+        np.testing.assert_array_equal(canvas.tokens[order], others.tokens)
+        np.testing.assert_array_equal(canvas.valid[order], others.valid)
+    mixed = [None, [1], None, [MASK], None]
+    assert batches(mixed, options, 16, 8) == [range(3), range(3, 5)]
+    assert batches([None] * 5, options, 16, 2) == [range(2), range(2, 4), range(4, 5)]
+
+
 @pytest.mark.parametrize(
     ("prompts", "rows", "message"),
     [

@@ -357,3 +357,16 @@ def test_a_text_grows_until_it_is_closed(golden, key):
         want = sample(params, config, longer, short, key)
         got = state.canvas[:, 8 + 8 * block : 16 + 8 * block]
         np.testing.assert_array_equal(got, want.canvas[:, -8:])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_a_prompt_that_is_none_gets_an_empty_answer(params, key, batch_size):
+    """And the others what they get beside any other prompt."""
+    whole = list(generate(params, CONFIG, PROMPTS, NOISY, key, batch_size=batch_size))
+    some = [prompt if number in (1, 3) else None for number, prompt in enumerate(PROMPTS)]
+    found = list(generate(params, CONFIG, some, NOISY, key, batch_size=batch_size))
+    for number, (answer, other) in enumerate(zip(found, whole, strict=True)):
+        if number in (1, 3):
+            assert answer.tokens == other.tokens
+        else:
+            assert (answer.tokens, len(answer.response), answer.own_calls) == ([], 0, 0)

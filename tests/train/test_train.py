@@ -190,7 +190,8 @@ def test_a_work_directory_of_another_config_is_refused(
         )
     assert str(raised.value) == (
         f"work directory {undisturbed} was made by another config: model.embed=16 there, 32 here; "
-        "data.seed=0 there, 1 here; use another --workdir or the same settings"
+        "data.seed=0 there, 1 here; use the same settings, or begin a run of its own from it: "
+        f"another --workdir and --config.init.from={undisturbed}"
     )
 
 
@@ -269,6 +270,7 @@ def test_init_from_another_run(
 
 def test_error_rates_need_pronunciations(undisturbed: Path) -> None:
     with pytest.raises(
-        ConfigError, match="must be trained on pronunciations, its data.source is chat_jsonl"
+        ConfigError,
+        match="must be trained on pronunciations, its data.source is chat_jsonl; score its rows w",
     ):
         evaluate.main(["pronunciations", "--workdir", str(undisturbed)])

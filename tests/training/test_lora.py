@@ -266,7 +266,7 @@ def test_a_restart_is_bitwise_the_whole_run(
         shutil.rmtree(workdir / "checkpoints" / step)
     start(config_file, workdir)
     assert re.search(
-        r"^[\d,]+ parameters, frozen; [\d,]+ of adapters are trained \(LoRA, rank 2\), 8 cpu devices",
+        r"^[\d,]+ parameters, frozen; [\d,]+ of adapters are trained \(LoRA, rank 2\), 8 cpu",
         capsys.readouterr().err,
         re.M,
     )

@@ -57,7 +57,9 @@ def language_model(responder: Responder, *, name: str, settings: Mapping[str, An
 
         @property
         def tokenizer_name(self) -> str:
-            digest = hashlib.sha256(responder.template_text().encode()).hexdigest()[:12]
+            # of what requests hold: one that is kept must not be read in another way
+            rendered = responder.render([{"role": "user", "content": "content"}])
+            digest = hashlib.sha256(rendered.encode()).hexdigest()[:12]
             return f"{name}-{digest}"
 
         def chat_template(self, chat_template: bool | str = False) -> str:

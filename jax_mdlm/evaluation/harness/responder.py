@@ -5,6 +5,7 @@ Enters: contexts as strings. Leaves: answers decoded by `sampling`, and estimate
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ import jax
 from jax_mdlm.config import ConfigError, ModelConfig
 from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import Template, history
-from jax_mdlm.data.examples import Message, parse_messages
+from jax_mdlm.data.examples import Message, check_text, parse_messages
 from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.data.written import Written, encode_written
 from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
+from jax_mdlm.evaluation.harness.rendering import from_string, to_string
 from jax_mdlm.evaluation.likelihood import Estimate, log_likelihood
 from jax_mdlm.sampling import SampleOptions, generate
 from jax_mdlm.sharding import Layout
@@ -28,7 +31,7 @@ class Asked:
     """One answer that is wanted.
 
     Attributes:
-      context: The prompt; a rendered chat prompt holds its special tokens as strings.
+      context: The prompt: text, or what `Responder.render` gave (`Responder.chat`).
       wishes: `generation_kwargs` of the task.
       origin: Where it comes from, for messages: task and document.
     """
@@ -70,6 +73,7 @@ class Responder:
       greedy: Whether continuations are also decoded, for tasks that ask if they are the first
         choice; a model call a token. Else none is.
       fixed: Fields of the `sample` section that a task cannot change.
+      chat: Whether contexts come from `render`. Else they are text, whatever they spell.
       report: Called with what is being done, how many are done, and of how many.
     """
 
@@ -84,10 +88,11 @@ class Responder:
     samples: int = 128
     greedy: bool = False
     fixed: frozenset[str] = frozenset()
+    chat: bool = False
     report: Callable[[str, int, int], None] = lambda what, done, total: None
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, open_answer: bool = True) -> str:
-        """A conversation as one string; its ids are those of `render_prompt`.
+        """A conversation as one string (see `rendering`); its ids are those of `render_prompt`.
 
         Args:
           messages: Objects with role and content.
@@ -101,16 +106,20 @@ class Responder:
         if not open_answer and parsed[-1].role == "assistant":
             *parsed, last = parsed
             begun = last.content
-        past = "".join(history(self.template, parsed))
+        past = history(self.template, parsed)
         if self.template.slots:
-            missing = self.template.slots - len(self.tokenizer.encode(past))
-            past += self.tokenizer.token(self.tokenizer.ids.pad) * missing
-        return past + self.template.opening + begun
+            filled = sum(map(len, encode_written(self.tokenizer, past)))
+            past.append([self.tokenizer.ids.pad] * (self.template.slots - filled))
+        opening = self.template.opening
+        return to_string([*past, [*opening, begun] if begun else opening])
 
     def template_text(self) -> str:
         """The template around the word `content`, which tells templates apart."""
+        parts = [*history(self.template, [Message("user", "content")]), self.template.opening]
         return "".join(
-            [*history(self.template, [Message("user", "content")]), self.template.opening]
+            piece if isinstance(piece, str) else self.tokenizer.token(piece)
+            for part in parts
+            for piece in part
         )
 
     def answer(self, asked: Sequence[Asked]) -> list[str]:
@@ -120,13 +129,15 @@ class Responder:
         fails at once, and rows of a batch have few slots of padding.
 
         Raises:
-          ConfigError: a prompt that does not fit or holds a mask or slack token, a setting that
-            the sampler does not have.
+          ConfigError: a prompt that does not fit or cannot be encoded, a setting that the sampler
+            does not have.
         """
         plans = [
             plan(self.options, one.wishes, fixed=self.fixed, origin=one.origin) for one in asked
         ]
-        prompts = self._encode([one.context for one in asked], [one.origin for one in asked])
+        prompts = self._encode(
+            [self._parts(one.context) for one in asked], [one.origin for one in asked]
+        )
         groups: dict[SampleOptions, list[int]] = {}
         for number, (one, how, prompt) in enumerate(zip(asked, plans, prompts, strict=True)):
             self._check_fits(len(prompt), how.options.length, one.origin)
@@ -160,12 +171,17 @@ class Responder:
         that a chat template ends with stays where it is: the model was trained with it there.
 
         Raises:
-          ConfigError: the row does not fit the model, or holds a mask or slack token.
+          ConfigError: the row does not fit the model, or cannot be encoded.
         """
         pairs = [self._move_space(one.context, one.continuation) for one in scored]
+        lefts = [self._parts(left) for left, _ in pairs]
+        rights = [right for _, right in pairs]
         origins = [one.origin for one in scored]
-        whole = self._encode([left + right for left, right in pairs], origins)
-        contexts = self._encode([left for left, _ in pairs], origins)
+        whole = self._encode(
+            [[*left, [*last, right]] for (*left, last), right in zip(lefts, rights, strict=True)],
+            origins,
+        )
+        contexts = self._encode(lefts, origins)
         for ids, one in zip(whole, scored, strict=True):
             self._check_fits(len(ids), 0, one.origin)
         return [
@@ -184,7 +200,7 @@ class Responder:
         """Log-likelihood of whole texts, in nats, summed over their tokens.
 
         Raises:
-          ConfigError: a text holds a mask or slack token.
+          ConfigError: a text cannot be encoded.
         """
         rows = [self.windows(text, origin) for text, origin in zip(texts, origins, strict=True)]
         estimates = iter(self._estimate([row for of_text in rows for row in of_text]))
@@ -196,7 +212,7 @@ class Responder:
         Each token is a response once. Whole windows have no context; the last has as much of the
         text before it as fits.
         """
-        (ids,) = self._encode([text], [origin])
+        (ids,) = self._encode([[[text]]], [origin])
         most, rows = self.config.max_length, []
         for start in range(0, len(ids), most):
             end = min(start + most, len(ids))
@@ -223,23 +239,34 @@ class Responder:
             estimates[number] = estimate
         return estimates
 
+    def _parts(self, context: str) -> Sequence[Written]:
+        return from_string(context) if self.chat else [[context]]
+
     def _move_space(self, context: str, continuation: str) -> tuple[str, str]:
-        opening = self.template.opening
-        if opening and context.endswith(opening):
+        opening = to_string([self.template.opening])
+        if self.chat and opening and context.endswith(opening):
             return context, continuation
         end = len(context.rstrip())
         return context[:end], context[end:] + continuation
 
-    def _encode(self, texts: Sequence[str], origins: Sequence[str]) -> list[list[int]]:
-        ids = self.tokenizer.encode_batch(texts)
-        for tokens, origin in zip(ids, origins, strict=True):
-            for index in (self.tokenizer.ids.mask, self.tokenizer.ids.slack):
-                if index in tokens:
-                    raise ConfigError(
-                        f"{origin}: the text holds {self.tokenizer.token(index)} (id {index}), "
-                        "which only the program may write; remove it"
-                    )
-        return ids
+    def _encode(
+        self, contexts: Sequence[Sequence[Written]], origins: Sequence[str]
+    ) -> list[list[int]]:
+        """Ids of each context, whose parts are encoded one by one."""
+        for parts, origin in zip(contexts, origins, strict=True):
+            for piece in itertools.chain.from_iterable(parts):
+                if isinstance(piece, str):
+                    check_text(piece, f"{origin}: the text")
+        try:
+            ids = iter(encode_written(self.tokenizer, itertools.chain.from_iterable(contexts)))
+        except ConfigError:
+            for parts, origin in zip(contexts, origins, strict=True):
+                try:
+                    encode_written(self.tokenizer, parts)
+                except ConfigError as error:
+                    raise ConfigError(f"{origin}: {error}") from error
+            raise
+        return [[index for _ in parts for index in next(ids)] for parts in contexts]
 
     def _check_fits(self, tokens: int, slots: int, origin: str) -> None:
         if tokens + slots > self.config.max_length:

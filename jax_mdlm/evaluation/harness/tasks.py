@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluation.harness.presets import Preset
+from jax_mdlm.extras import how_to_install
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -25,7 +26,7 @@ def require() -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
             "evaluate harness needs lm-evaluation-harness, which is not installed: "
-            "pip install 'jax-mdlm[eval]'"
+            f"{how_to_install('eval')}"
         )
 
 

@@ -6,7 +6,6 @@ neighbour below; the command writes what comes out in a benchmark's format.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import jax
 
@@ -16,10 +15,9 @@ from jax_mdlm.data.chat import Template, render_prompt
 from jax_mdlm.data.examples import Message
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.judge.records import Decoded, Question
-from jax_mdlm.sampling import SampleOptions, check_prompts, generate
+from jax_mdlm.evaluation.tasks import TooLong, fitting
+from jax_mdlm.sampling import SampleOptions, generate
 from jax_mdlm.sharding import Layout
-
-TooLong = Literal["error", "empty"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,40 +83,30 @@ class Decoder:
 
     def _prompt(self, talk: Sequence[Message], name: str) -> list[int] | None:
         """Token ids; None if they do not fit and that is allowed."""
-        prompt = render_prompt(self.tokenizer, talk, self.template)
         try:
-            check_prompts([prompt], self.options, self.config.model.max_length)
+            prompt = render_prompt(self.tokenizer, talk, self.template)
         except ConfigError as error:
-            if self.too_long == "error":
-                raise ConfigError(
-                    f"question {name}: {error}, or leave its answer empty with --too-long empty"
-                ) from error
-            return None
-        return prompt
+            raise ConfigError(f"question {name}: {error}") from error
+        return fitting(
+            prompt, f"question {name}", self.options, self.config.model.max_length, self.too_long
+        )
 
     def _decode(
         self, prompts: Sequence[list[int] | None], start: int, turn: int
     ) -> list[tuple[str, int]]:
         """Text and length in tokens of the answer to each prompt; nothing for None."""
-        asked = [prompt for prompt in prompts if prompt is not None]
-        if not asked:
-            return [("", 0)] * len(prompts)
         sample = self.config.sample
         found = generate(
             self.params,
             self.config.model,
-            # Another prompt keeps the place: rows draw by their number.
-            [asked[0] if prompt is None else prompt for prompt in prompts],
+            prompts,
             self.options,
             jax.random.fold_in(jax.random.key(sample.seed), turn),
             batch_size=sample.batch_size,
             first_row=start,
             layout=self.layout,
         )
-        return [
-            ("", 0) if prompt is None else (self._text(answer.tokens), len(answer.tokens))
-            for prompt, answer in zip(prompts, found, strict=True)
-        ]
+        return [(self._text(answer.tokens), len(answer.tokens)) for answer in found]
 
     def _text(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens).strip() if tokens else ""

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.data.lines import number_lines, parse_lines, to_line
 
 _KINDS = {str: "a string", list: "a list", dict: "an object"}
 
@@ -96,12 +97,9 @@ def read_lines(path: str | os.PathLike[str], form: str) -> list[Row]:
     Raises:
       ConfigError: no such file, or a line that is no JSON object.
     """
-    rows = []
-    for number, line in enumerate(_read(path).split("\n"), start=1):
-        if line.strip():
-            origin = f"{path}:{number}"
-            rows.append(_row(_parse(line, origin), origin, form))
-    return rows
+    with _existing(path).open("rb") as file:
+        lines = number_lines(file, str(path))
+        return list(parse_lines(lines, lambda fields, origin: Row(origin, form, fields)))
 
 
 def read_list(path: str | os.PathLike[str], form: str) -> list[Row]:
@@ -129,7 +127,7 @@ def read_object(path: str | os.PathLike[str], form: str) -> Row:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replaces a JSONL file."""
-    _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _replace(path, "".join(to_line(row) + "\n" for row in rows))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -146,13 +144,17 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _read(path: str | os.PathLike[str]) -> str:
+    try:
+        return _existing(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} must be UTF-8, it is not ({error.reason})") from error
+
+
+def _existing(path: str | os.PathLike[str]) -> epath.Path:
     file = epath.Path(path)
     if not file.is_file():
         raise ConfigError(f"no file {path}; correct the path")
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} must be UTF-8, it is not ({error.reason})") from error
+    return file
 
 
 def _parse(text: str, origin: str) -> Any:
@@ -161,6 +163,8 @@ def _parse(text: str, origin: str) -> Any:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{origin} must be JSON, but {error.msg} ({place})") from error
+    except ValueError as error:  # Python's limit for the digits of a whole number
+        raise ConfigError(f"{origin} must be JSON, it has a number too long") from error
     except RecursionError as error:
         raise ConfigError(f"{origin} must be JSON, it is nested too deeply") from error
 

@@ -1,12 +1,14 @@
 """Multiple choice by likelihood: the answer that the model finds likeliest."""
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.data.examples import check_text
+from jax_mdlm.data.lines import shown_name
 from jax_mdlm.evaluation.likelihood.estimate import Estimate
 
 
@@ -18,11 +20,13 @@ class Question:
       prompt: Text of the prompt.
       choices: Text of each answer, two or more.
       answer: Index of the right one.
+      origin: Where it comes from, for messages, e.g. "questions.jsonl:3".
     """
 
     prompt: str
     choices: tuple[str, ...]
     answer: int
+    origin: str
 
 
 def choose(estimates: Sequence[Estimate], lengths: Sequence[int] | None = None) -> int:
@@ -40,33 +44,32 @@ def choose(estimates: Sequence[Estimate], lengths: Sequence[int] | None = None) 
     return int(np.argmax(values if lengths is None else values / np.asarray(lengths)))
 
 
-def parse_question(line: bytes, subject: str) -> Question:
-    """One line of JSON, `{"prompt": str, "choices": [str, ...], "answer": index}`.
+def parse_question(row: Mapping[str, Any], origin: str) -> Question:
+    """One row, `{"prompt": str, "choices": [str, ...], "answer": index}`.
 
     Args:
-      line: UTF-8.
-      subject: Opens the error's text, "file:line".
+      row: Its fields.
+      origin: Opens the error's text, "file:line".
 
     Raises:
-      ConfigError: the line is no such object.
+      ConfigError: the row is no such object.
     """
-    form = 'an object {"prompt": text, "choices": [text, text, ...], "answer": index}'
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{subject} must be JSON, {form}; it cannot be read") from error
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise ConfigError(f"{subject} must be {form}, its prompt is no text")
     choices, answer = row.get("choices"), row.get("answer")
+    if not isinstance(row.get("prompt"), str) or "choices" not in row:
+        form = '{"prompt": text, "choices": [text, text, ...], "answer": index}'
+        found = ", ".join(map(shown_name, row)) or "none"
+        raise ConfigError(f"{origin} must be {form}; its fields are: {found}")
     if (
         not isinstance(choices, list)
         or len(choices) < 2
         or not all(isinstance(choice, str) and choice.strip() for choice in choices)
     ):
-        raise ConfigError(f"{subject}: choices must be two or more texts, got {choices!r}")
+        raise ConfigError(f"{origin}: choices must be two or more texts, got {repr(choices)[:60]}")
     if type(answer) is not int or not 0 <= answer < len(choices):  # True is an int, and no index
         raise ConfigError(
-            f"{subject}: answer must be an index of its {len(choices)} choices, counted from 0, "
-            f"got {answer!r}"
+            f"{origin}: answer must be an index of its {len(choices)} choices, counted from 0, "
+            f"got {repr(answer)[:60]}"
         )
-    return Question(row["prompt"], tuple(choices), answer)
+    for number, choice in enumerate(choices, start=1):
+        check_text(choice, f"{origin}: choice {number}")
+    return Question(check_text(row["prompt"], f"{origin}: prompt"), tuple(choices), answer, origin)

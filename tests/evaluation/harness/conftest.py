@@ -18,7 +18,7 @@ from jax_mdlm.config import (
     TokenizerConfig,
 )
 from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import LladaTemplate
+from jax_mdlm.data.chat import make_template
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluation.harness.responder import Responder
 from jax_mdlm.sampling import options_from
@@ -83,7 +83,7 @@ def responder(workdir: Path) -> Responder:
         talkative_params(config.model),
         config.model,
         tokenizer,
-        LladaTemplate(),
+        make_template("llada", tokenizer),
         options_from(config.sample, config.objective.collapse, tokenizer.ids),
         jax.random.key(config.sample.seed),
         config.sample.batch_size,

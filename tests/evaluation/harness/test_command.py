@@ -110,5 +110,5 @@ def test_without_lm_eval(workdir, monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "lm_eval" else find(name)
     )
-    with pytest.raises(ConfigError, match=r"not installed: pip install 'jax-mdlm\[eval\]'"):
+    with pytest.raises(ConfigError, match=r"not installed: pip install -e '\S+\[eval\]'"):
         main(["harness", "--workdir", str(workdir), "--tasks", "spell"])

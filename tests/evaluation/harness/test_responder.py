@@ -7,8 +7,7 @@ import pytest
 from etils import epath
 
 from jax_mdlm.config import ConfigError, TokenizerConfig
-from jax_mdlm.data.chat import LladaTemplate, PlainTemplate, render_prompt
-from jax_mdlm.data.special import HEADER_END
+from jax_mdlm.data.chat import PlainTemplate, make_template, render_prompt
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
 from jax_mdlm.evaluation.likelihood import log_likelihood
@@ -22,7 +21,8 @@ def bytewise(responder: Responder, tmp_path_factory: pytest.TempPathFactory) -> 
     """With a tokenizer that joins a space to the next word; its model is never called."""
     folder = epath.Path(tmp_path_factory.mktemp("bytewise"))
     tokenizer = load_tokenizer(TokenizerConfig("bpe", vocab_size=320), folder, lambda: TEXTS)
-    return dataclasses.replace(responder, tokenizer=tokenizer)
+    template = make_template("llada", tokenizer)
+    return dataclasses.replace(responder, tokenizer=tokenizer, template=template)
 
 
 def asked(context: str, **wishes: object) -> Asked:
@@ -77,8 +77,6 @@ def test_repeats_are_drawn_anew(responder):
         ("the cat \n", "sat", "the cat", " \nsat"),
         ("", "the cat", "", "the cat"),
         ("the cat", "", "the cat", ""),
-        # of a rendered chat prompt nothing moves
-        (LladaTemplate().opening, "sat", LladaTemplate().opening, "sat"),
     ],
 )
 def test_rows(bytewise, context, continuation, prompt, response):
@@ -94,12 +92,17 @@ def test_a_space_is_one_token_with_its_word(bytewise):
     assert bytewise.tokenizer.token(response[0]) == " sat"
 
 
-def test_special_tokens_of_a_chat_prompt(bytewise):
-    ids = bytewise.tokenizer.ids
-    text = bytewise.render([{"role": "user", "content": "the cat"}])
-    ((prompt, _),) = bytewise.rows([Scored(text, "sat", "task t")])
-    assert prompt.count(ids.terminator) == 1
-    assert prompt[0] == bytewise.tokenizer.encode("<|startoftext|>")[0]
+@pytest.mark.parametrize("begun", ["", "It"])
+def test_of_a_rendered_chat_prompt_nothing_moves(bytewise, begun):
+    talking = dataclasses.replace(bytewise, chat=True)
+    messages = [*CONVERSATION, {"role": "assistant", "content": begun}]
+    text = talking.render(messages, open_answer=False)
+    ((prompt, response),) = talking.rows([Scored(text, " sat", "task t")])
+    encode = talking.tokenizer.encode
+    end = len(prompt) - len(encode(f"\n\n{begun}"))
+    assert prompt[:end] == render_prompt(talking.tokenizer, CONVERSATION, talking.template)[:end]
+    assert prompt[end:] == encode(f"\n\n{begun}")
+    assert response == encode(" sat")
 
 
 CONVERSATION = [
@@ -111,13 +114,30 @@ CONVERSATION = [
 
 
 @pytest.mark.parametrize(
-    "template",
-    [LladaTemplate(), LladaTemplate(slots=200), PlainTemplate(HEADER_END, "<|eot_id|>", slots=40)],
+    "make",
+    [
+        lambda tokenizer: make_template("llada", tokenizer),
+        lambda tokenizer: make_template("llada", tokenizer, 200),
+        lambda tokenizer: make_template("plain", tokenizer, 40),
+        lambda tokenizer: PlainTemplate("\n", "\n"),
+    ],
 )
-def test_render_gives_the_ids_of_render_prompt(bytewise, template):
-    talking = dataclasses.replace(bytewise, template=template)
-    ids = talking.tokenizer.encode(talking.render(CONVERSATION))
-    assert ids == render_prompt(talking.tokenizer, CONVERSATION, template)
+def test_render_gives_the_ids_of_render_prompt(bytewise, make):
+    """For contents that spell control tokens, and the signs of `rendering`, too."""
+    template = make(bytewise.tokenizer)
+    config = dataclasses.replace(bytewise.config, max_length=400)
+    talking = dataclasses.replace(bytewise, config=config, template=template, chat=True)
+    for spelled in ("<|eot_id|>", "<SLACK>\n\n", "\x10", "\x104\x10", "\x10;\x10 \x10\x10"):
+        messages = [*CONVERSATION, {"role": "user", "content": f"a {spelled} b{spelled}"}]
+        ((prompt, rest),) = talking.rows([Scored(talking.render(messages), "", "task t")])
+        assert prompt + rest == render_prompt(talking.tokenizer, messages, template)
+
+
+def test_a_context_that_was_not_rendered_is_text(bytewise):
+    text = f"{bytewise.render(CONVERSATION[-1:])} <|mdm_mask|>"
+    ((prompt, response),) = bytewise.rows([Scored(text, " <SLACK>", "task t")])
+    assert not {*prompt, *response}.intersection(bytewise.tokenizer.ids.special)
+    assert bytewise.tokenizer.decode(prompt + response) == f"{text} <SLACK>"
 
 
 def test_render_a_response_that_has_begun(bytewise):
@@ -185,9 +205,18 @@ def direct(responder: Responder, rows: Sequence[tuple[list[int], list[int]]]) ->
             lambda one: one.score([Scored("a" * 96, "b", "task t")]),
             r"task t: a text of 97 tokens must fit model.max_length=96; lower --num-fewshot$",
         ),
-        (lambda one: one.answer([asked("a <|mdm_mask|>")]), r"holds <\|mdm_mask\|> .* remove it"),
-        (lambda one: one.score_texts(["<SLACK>"], ["task t"]), r"task t: the text holds <SLACK>"),
-        (lambda one: one.answer([asked("q!")]), r"holds '!', which the tokenizer does not know"),
+        (
+            lambda one: one.answer([asked("a \ud83d")]),
+            r"the text must be text, but its character 3",
+        ),
+        (
+            lambda one: one.score_texts(["<SLACK>"], ["task t"]),
+            r"task t: .* holds '<SLACK>', which",
+        ),
+        (
+            lambda one: one.answer([asked("a"), asked("q!")]),
+            r"task t, document 'q!': text 'q!' holds '!', which the tokenizer does not know",
+        ),
         (lambda one: one.answer([asked("a", num_beams=4)]), r"document 'a': .* num_beams=4"),
         (lambda one: one.render([{"role": "user"}]), r"conversation: content of message 1"),
     ],

@@ -4,6 +4,7 @@ Half of the documents have as reference what the model really answers, or prefer
 not. Every score is then 1/2, if and only if each request reached the model as it should have.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -22,7 +23,7 @@ from jax_mdlm.evaluation.likelihood import Estimate, log_likelihood
 from jax_mdlm.sampling import generate
 from tests.evaluation.harness.conftest import TASKS
 
-pytest.importorskip("lm_eval", reason="needs the extra `eval`: pip install 'jax-mdlm[eval]'")
+pytest.importorskip("lm_eval", reason="needs the extra `eval`: pip install -e '.[eval]'")
 
 WORDS = ["abc", "fade", "cab", "abcdefgh", "hgfe", "deaf"]
 CHOICES = ["A B", "C", "D E"]
@@ -46,6 +47,7 @@ def write(
 def evaluate(responder: Responder, *names: str, **flags: Any) -> dict[str, Any]:
     manager = harness.open_tasks(names, [str(TASKS)])
     loaded = harness.load(manager, names, allow_code=False)
+    responder = dataclasses.replace(responder, chat=flags.get("chat", False))
     model = language_model(responder, name="letters", settings={"step": 3})
     tasks = [task for name in names for task in loaded[name]]
     usual = {"num_fewshot": None, "chat": False, "limit": None, "allow_code": False}

@@ -363,16 +363,19 @@ def test_malformed_wildbench_questions(tmp_path):
         make("wildbench").read_questions(file)
     file = write(tmp_path, [row | {"conversation_input": talk[:1]}], "list.json")
     assert make("wildbench").read_questions(file)[0].turns == ("a",)
+    (tmp_path / "list.json").write_text(f"[{'9' * 5000}]")
+    with pytest.raises(ConfigError, match=r"list.json must be JSON, it has a number too long"):
+        make("wildbench").read_questions(file)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "must hold questions, it is empty"),
-        (b'{"uid": 1', r"f.jsonl:1 must be JSON, but .* \(line 1, column"),
-        (b"\n[1]\n", "f.jsonl:2: an Arena-Hard question must be a JSON object, got list"),
-        (b"\xff", "f.jsonl must be UTF-8, it is not"),
-        (b"[" * 100_000, "f.jsonl:1 must be JSON"),
+        (b'{"uid": 1', r"f.jsonl:1 is not JSON \(.* at column 10\); correct the line"),
+        (b"\n[1]\n", "f.jsonl:2 must be a JSON object, got list"),
+        (b"\xff", r"f.jsonl:1 is not UTF-8 \(invalid start byte\)"),
+        (b"[" * 100_000, "f.jsonl:1 is not JSON that can be read"),
         (b'{"uid": 1, "prompt": "p", "category": "c"}\n' * 2, "two questions have the key 1"),
     ],
 )

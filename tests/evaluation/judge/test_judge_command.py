@@ -152,7 +152,9 @@ def test_questions_that_do_not_fit(workdir, tmp_path):
     row["turns"] = ["short", "x " * 300]
     questions.write_text(json.dumps(row) + "\n")
     output = tmp_path / "out.jsonl"
-    with pytest.raises(ConfigError, match="question 81, turn 2: .* or leave its answer empty with"):
+    with pytest.raises(
+        ConfigError, match="question 81, turn 2 with .* or leave its answer empty with"
+    ):
         answers(workdir, "mt_bench", questions, output)
     ((first, second),) = answers(workdir, "mt_bench", questions, output, "--too-long", "empty")
     assert first

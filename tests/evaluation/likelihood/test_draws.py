@@ -1,6 +1,7 @@
 """The law of the masks, by going through all tickets; intervals by hand; choices."""
 
 import itertools
+import json
 import math
 
 import jax
@@ -161,17 +162,17 @@ def test_choose():
 
 
 def test_questions():
-    line = b'{"prompt": "p", "choices": ["a", "b"], "answer": 1, "more": 0}'
-    assert parse_question(line, "f:1") == Question("p", ("a", "b"), 1)
+    row = {"prompt": "p", "choices": ["a", "b"], "answer": 1, "more": 0}
+    assert parse_question(row, "f:1") == Question("p", ("a", "b"), 1, "f:1")
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{", "f:1 must be JSON"),
-        (b"\xff", "f:1 must be JSON"),
-        (b"[]", "f:1 must be an object .*, its prompt is no text"),
-        (b'{"choices": ["a", "b"], "answer": 1}', "its prompt is no text"),
+        (b"{}", "f:1 must be {.*}; its fields are: none"),
+        (b'{"choices": ["a", "b"], "answer": 1}', "f:1 must be .*; its fields are: choices, ans"),
+        (b'{"prompt": "a\\ud83d", "choices": ["a", "b"], "answer": 1}', "f:1: prompt must be text"),
+        (b'{"prompt": "p", "choices": ["a", "\\udc00"], "answer": 1}', "f:1: choice 2 must be tex"),
         (b'{"prompt": "p", "choices": ["a"], "answer": 0}', "f:1: choices must be two or more"),
         (b'{"prompt": "p", "choices": ["a", " "], "answer": 0}', "f:1: choices must be two or"),
         (b'{"prompt": "p", "choices": "ab", "answer": 0}', "choices must be two or more texts"),
@@ -182,4 +183,4 @@ def test_questions():
 )
 def test_bad_questions(line, message):
     with pytest.raises(ConfigError, match=message):
-        parse_question(line, "f:1")
+        parse_question(json.loads(line), "f:1")
