@@ -100,6 +100,11 @@ def _contradictions(
 
 def _check_tokenizer(asked: TokenizerConfig, theirs: TokenizerConfig, origin: Origin) -> None:
     """Raises ConfigError where ids would not mean what they meant when the origin was trained."""
+    if not origin.has_tokenizer and names_none(asked):
+        raise ConfigError(
+            f"init.from={origin.path} has no tokenizer; name its model's with "
+            "--config.data.tokenizer.path=FOLDER (or a hub id)"
+        )
     if not origin.has_tokenizer and not asked.path:
         raise ConfigError(
             f"init.from={origin.path} has no tokenizer, and one that is trained from these rows "

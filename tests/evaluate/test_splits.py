@@ -51,7 +51,7 @@ def ask(data_dir: epath.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         opened = types.SimpleNamespace(
             config=config, workdir=data_dir, tokenizer=types.SimpleNamespace(ids=None)
         )
-        opened.answers = found
+        opened.answers = opened.prompts = found
         module = {"repeats": repeats, **TASKS}.get(task)
         for name, stand_in in (
             ("open_run", lambda *_: opened),

@@ -238,10 +238,15 @@ def test_weights_without_a_tokenizer_need_theirs(
     config = settings(root, SOURCES["chat_jsonl"], tokenizer, source=str(tmp_path / "in"))
     with pytest.raises(ConfigError) as raised:
         claim(config, epath.Path(tmp_path / "run"))
+    said = f"init.from={tmp_path / 'in'} has no tokenizer"
+    if tokenizer is NONE:
+        flag = "--config.data.tokenizer.path=FOLDER"
+        assert str(raised.value) == f"{said}; name its model's with {flag} (or a hub id)"
+        return
     assert str(raised.value) == (
-        f"init.from={tmp_path / 'in'} has no tokenizer, and one that is trained from these rows "
-        "would give other meanings to its ids; set --config.data.tokenizer.kind=huggingface and "
-        "--config.data.tokenizer.path=FOLDER, the tokenizer that its weights were trained with"
+        f"{said}, and one that is trained from these rows would give other meanings to its ids; "
+        "set --config.data.tokenizer.kind=huggingface and --config.data.tokenizer.path=FOLDER, the "
+        "tokenizer that its weights were trained with"
     )
 
 
