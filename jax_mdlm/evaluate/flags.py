@@ -52,6 +52,12 @@ beside it, and when in the decoding it is fixed. The rows are those of the run's
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command; raises ConfigError for what the user can mend."""
+    args, overrides = command.split_overrides(make_parser(), argv)
+    args.run(args, overrides)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of all tasks."""
     parser = argparse.ArgumentParser(
         prog="python -m jax_mdlm.evaluate",
         description="Scores of trained runs; `TASK --help` has the flags of a task.",
@@ -68,8 +74,7 @@ def main(argv: Sequence[str]) -> None:
         _likelihood,
     ):
         add(tasks)
-    args, overrides = command.split_overrides(parser, argv)
-    args.run(args, overrides)
+    return parser
 
 
 def _pronunciations(tasks: Any) -> None:
