@@ -59,14 +59,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return "\n".join(_indented(linked))
 
 
-def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Shows the settings: their sentences are comments in the source, which is folded elsewhere."""
-    if page.file.src_uri != "api/config.md":
-        return html
-    folded = '<details class="mkdocstrings-source"'
-    return html.replace(folded, f"{folded} open")
-
-
 def _file(path: str, config: MkDocsConfig) -> File:
     return File.generated(config, path, abs_src_path=str(ROOT / path))
 

@@ -53,9 +53,9 @@ class ObjectiveConfig:
 class TokenizerConfig:
     """Where token ids come from, and which ids are special. -1 = look the token's string up."""
 
-    kind: Literal["huggingface", "sentencepiece", "bpe", "symbols"] = "huggingface"
     # huggingface and sentencepiece load `path`. bpe (byte-level), symbols (letters and words) and
     # sentencepiece with an empty path are trained from the data and kept in the work directory.
+    kind: Literal["huggingface", "sentencepiece", "bpe", "symbols"] = "huggingface"
     # Folder, hub id (huggingface) or .model file (sentencepiece); empty for huggingface = that of
     # init.source.
     path: str = ""
@@ -196,6 +196,8 @@ class SampleConfig:
     limit: int = 0  # slots at most: blocks are appended while no terminator came; 0 = length
     block_length: int = 32  # slots decoded before the next block starts; divides length and limit
     steps: int = 128  # model calls for `length` slots at most; not used with threshold or factor
+    # Which masked slots are committed first: by the probability of their token, the entropy of their
+    # distribution, the lead over the second token, or at random.
     strategy: Literal["confidence", "entropy", "margin", "random"] = "confidence"
     threshold: float = 0.0  # commit every slot at least this confident; 0 = fixed quota
     factor: float = (

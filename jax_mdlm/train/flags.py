@@ -8,12 +8,38 @@ import argparse
 from collections.abc import Sequence
 
 from jax_mdlm import command
+from jax_mdlm.config import Config, listing
+
+_EPILOG = """\
+settings: --config.SECTION.FIELD=VALUE; --settings lists all of them, with --config FILE as that
+file has them"""
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs the command; raises ConfigError for what the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m jax_mdlm.train", description=__doc__)
-    parser.add_argument("--config", required=True, help="FILE[:preset] or a name, e.g. pronounce")
+    parser = argparse.ArgumentParser(
+        prog="python -m jax_mdlm.train",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--config",
+        required="--settings" not in argv,
+        help="FILE[:preset] or a name, e.g. pronounce",
+    )
     parser.add_argument("--workdir", help="folder or gs:// path; default: runs/<config's name>")
+    parser.add_argument(
+        "--settings",
+        nargs="?",
+        const="text",
+        choices=["text", "markdown"],
+        help="list every setting with its value, type and a sentence, and train nothing",
+    )
     args, overrides = command.split_overrides(parser, argv)
+    if args.settings:
+        config = command.parse_config(args.config, overrides) if args.config else Config()
+        show = {"text": listing.as_text, "markdown": listing.as_markdown}[args.settings]
+        print(show(config), end="")
+        return
     command.run_of("jax_mdlm.train.run")(args, overrides)

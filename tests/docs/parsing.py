@@ -102,7 +102,7 @@ def check_arguments(name: str, argv: Sequence[str]) -> None:
     parsed = parse(name, argv)
     arguments, overrides = parsed.arguments, parsed.overrides
     try:
-        if "config" in arguments:
+        if getattr(arguments, "config", None):
             command.parse_config(arguments.config, overrides)
         elif getattr(arguments, "task", "") == "sweep":
             sweep.list_runs(arguments, overrides)
