@@ -196,8 +196,8 @@ class SampleConfig:
     limit: int = 0  # slots at most: blocks are appended while no terminator came; 0 = length
     block_length: int = 32  # slots decoded before the next block starts; divides length and limit
     steps: int = 128  # model calls for `length` slots at most; not used with threshold or factor
-    # Which masked slots are committed first: by the probability of their token, the entropy of their
-    # distribution, the lead over the second token, or at random.
+    # Which masked slots are committed first: by their token's probability, by the entropy of their
+    # distribution, by the lead over the second token, or at random.
     strategy: Literal["confidence", "entropy", "margin", "random"] = "confidence"
     threshold: float = 0.0  # commit every slot at least this confident; 0 = fixed quota
     factor: float = (
