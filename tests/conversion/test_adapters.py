@@ -301,7 +301,7 @@ def test_pytorch_computes_what_the_run_did(
 ) -> None:
     """Unmerged here, merged there; and the published model with the PEFT folder put on by hand."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from tests.reference.llada_torch import load_folder
+    from examples.llada_torch import load_folder
 
     _, config = conversion.load(merged)
     want = np.asarray(model.apply(unmerged(run), jnp.asarray(tokens()), config))

@@ -1,6 +1,6 @@
 """Against PyTorch: exports load there, its pickles are imported, the guide's lines merge as we do.
 
-The oracle is `tests/reference/llada_torch.py`, itself checked against the published code's numbers.
+The oracle is `examples/llada_torch.py`, itself checked against the published code's numbers.
 """
 
 import json
@@ -21,13 +21,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from examples.llada_torch import Llada, load_folder, read_tensors
 from jax_mdlm import conversion, model
 from jax_mdlm.config import ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.convert import main as convert
 from jax_mdlm.sampling import SampleOptions, sample
 from jax_mdlm.sampling.loop import merge
-from tests.reference.llada_torch import Llada, load_folder, read_tensors
 
 pytestmark = pytest.mark.torch
 
@@ -262,6 +262,22 @@ def lines() -> dict:
     names: dict = {}
     exec(compile(found[0], GUIDE.name, "exec"), names)
     return names
+
+
+def test_the_guides_lines_load_an_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: dict[str, np.ndarray]
+) -> None:
+    """The block of the guide as it stands, typed beside an export and a copy of the file."""
+    convert(["import", str(GOLDEN), str(tmp_path / "run")])
+    convert(["export", str(tmp_path / "run"), str(tmp_path / "exported"), "--dtype", "float32"])
+    shutil.copy(ROOT / "examples" / "llada_torch.py", tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)
+    (block,) = (block for block in blocks if "load_folder" in block)
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    vocab = json.loads((GOLDEN / "config.json").read_text())["embedding_size"]
+    assert done.stdout == f"torch.Size([1, 3, {vocab}])\n"
 
 
 def test_the_guides_merge_is_ours(lines: dict) -> None:

@@ -1,11 +1,17 @@
-"""LLaDA's forward pass as a small PyTorch module, written from the published facts.
+"""Loads an exported folder in PyTorch: one file to copy, which needs torch and safetensors only.
 
-Its `state_dict` has exactly the names of the published checkpoints, so that a folder loads with
-`strict=True`. Slow and plain on purpose: attention is spelled out, heads are grouped by index, the
-rotation is a product of complex numbers. Rounding points are those of the published code: norms,
-rotation and softmax in float32, each cast back to the dtype of the stream.
+    from pathlib import Path
+    import torch
+    from llada_torch import load_folder
 
-Importing this file needs PyTorch; only tests marked `torch` do.
+    network = load_folder(Path("pytorch"))           # what `jax_mdlm.convert export` wrote
+    logits = network(torch.tensor([[10, 11, 12]]))   # int64 [B, L] -> [B, L, V]
+
+LLaDA's forward pass, written from the published facts. The `state_dict` has exactly the names of
+the published checkpoints, so that a folder loads with `strict=True`. Slow and plain on purpose:
+attention is spelled out, heads are grouped by index, the rotation is a product of complex numbers.
+Rounding points are those of the published code: norms, rotation and softmax in float32, each cast
+back to the dtype of the stream. The tests of the conversion hold exports against it.
 """
 
 import json
@@ -47,6 +53,7 @@ class Norm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D], in the dtype of x."""
         wide = x.float()
         unit = wide / (wide.square().mean(-1, keepdim=True) + self.eps).sqrt()
         return self.weight * unit.to(x.dtype)
