@@ -41,11 +41,13 @@ def test_checkpoints_cannot_be_written_to_s3() -> None:
 
 
 def test_a_directory_without_a_config_is_none(tmp_path: Path) -> None:
+    folder = tmp_path / "none"  # folders of other tests beside it would be suggested
+    folder.mkdir()
     with pytest.raises(ConfigError, match=r"must hold config.json, it does not; train one with"):
-        workdir.load_config(epath.Path(tmp_path))
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+        workdir.load_config(epath.Path(folder))
+    (folder / "config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"config.json is not a config: "):
-        workdir.load_config(epath.Path(tmp_path))
+        workdir.load_config(epath.Path(folder))
 
 
 def test_the_next_step_without_a_checkpoint(

@@ -24,6 +24,8 @@ from jax_mdlm.evaluation.statistics import (
     bootstrap_curve,
     bootstrap_differences,
     permutation_test,
+    shown,
+    why_none,
 )
 from jax_mdlm.evaluation.tasks import Task, open_task
 from jax_mdlm.sampling import Boundary, Displace, Intervention
@@ -275,6 +277,8 @@ def print_table(record: dict[str, Any]) -> None:
             continue
         show = percent if name == "area" else number_of
         print(name.ljust(12) + "".join(show(one[name]).rjust(width) for one in models.values()))
+    if any(None in rate for one in models.values() for rate in one["rates"]):
+        print(why_none(record["rows"]))
     for name, one in models.items():
         if note := too_long_note(one["too_long"], record["rows"]):
             print(f"{name}: {note}")
@@ -289,14 +293,12 @@ def print_table(record: dict[str, Any]) -> None:
 
 def percent(numbers: list[float | None]) -> str:
     """`13.6 [13.0, 14.2] %`."""
-    value, low, high = (float("nan") if n is None else 100 * n for n in numbers)
-    return f"{value:.2f} [{low:.2f}, {high:.2f}] %"
+    return shown([None if n is None else 100 * n for n in numbers], ".2f", " %")
 
 
 def number_of(numbers: list[float | None]) -> str:
     """`0.46 [0.41, 0.50]`."""
-    value, low, high = (float("nan") if n is None else n for n in numbers)
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+    return shown(numbers, ".3f")
 
 
 def draw(record: dict[str, Any], path: str) -> None:

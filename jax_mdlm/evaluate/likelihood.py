@@ -26,7 +26,7 @@ from jax_mdlm.evaluation.likelihood import (
     marginal_log_likelihood,
     parse_question,
 )
-from jax_mdlm.evaluation.statistics import bootstrap_mean
+from jax_mdlm.evaluation.statistics import share_of
 from jax_mdlm.evaluation.tasks import open_held_out
 
 _CHUNK = 1024  # rows that are assembled at a time
@@ -173,7 +173,7 @@ def _choices(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict
         )
     record: dict[str, Any] = {"file": args.file, "step": opened.step, "samples": args.samples}
     for name, field in (("accuracy", "chosen"), ("accuracy_normalised", "chosen_normalised")):
-        right = bootstrap_mean(np.array([row[field] == row["answer"] for row in rows]))
+        right = share_of(np.array([row[field] == row["answer"] for row in rows]))
         record |= {name: right.value, f"{name}_interval": [right.low, right.high]}
     return record | {"rows": rows}
 

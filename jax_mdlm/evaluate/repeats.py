@@ -14,7 +14,7 @@ from jax_mdlm.data.numbers import load_numbers
 from jax_mdlm.evaluate.intervention import Model, parse_models
 from jax_mdlm.evaluate.opened import open_run, too_long_note
 from jax_mdlm.evaluation.repeats import Counts, Report, compare, summarise
-from jax_mdlm.evaluation.statistics import Interval
+from jax_mdlm.evaluation.statistics import Interval, shown, why_none
 from jax_mdlm.evaluation.tasks import open_task
 
 _COLUMNS = {  # field of a report -> its heading
@@ -87,9 +87,9 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
 
 
 def plain(report: Report) -> dict[str, Any]:
-    """Intervals as [value, low, high]."""
+    """Intervals as [value, low, high]; ends as null where there is no interval."""
     return {
-        name: list(dataclasses.astuple(value)) if isinstance(value, Interval) else value
+        name: [value.value, *(value.ends or (None, None))] if isinstance(value, Interval) else value
         for name, value in ((f.name, getattr(report, f.name)) for f in dataclasses.fields(report))
     }
 
@@ -107,6 +107,10 @@ def print_table(record: dict[str, Any]) -> None:
     for name, model in models.items():
         cells = "".join(show(model[column]).rjust(19) for column in _COLUMNS)
         print(f"{name.ljust(width)}{cells}{100 * model['lost_runs']:11.1f}")
+    if any(
+        model[column] and None in model[column] for model in models.values() for column in _COLUMNS
+    ):
+        print(why_none(one["rows"]))
     for name, model in models.items():
         if note := too_long_note(model["too_long"], model["rows"]):
             print(f"{name}: {note}")
@@ -115,9 +119,8 @@ def print_table(record: dict[str, Any]) -> None:
             print(f"{name} read {', '.join(pairs)}")
 
 
-def show(share: list[float] | None) -> str:
+def show(share: list[float | None] | None) -> str:
     """`98.1 [97.4, 98.7]`, in %."""
     if share is None:
         return "-"
-    value, low, high = (100 * number for number in share)
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return shown([None if number is None else 100 * number for number in share], ".1f")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_mdlm.evaluation.statistics import Interval, bootstrap_mean
+from jax_mdlm.evaluation.statistics import Interval, share_of
 
 
 class Run(NamedTuple):
@@ -154,11 +154,11 @@ def summarise(trained: Sequence[Sequence[Counts]]) -> Report:
     exact, repeats = column("exact"), column("repeats")
     has = repeats > 0
     return Report(
-        exact=bootstrap_mean(exact),
+        exact=share_of(exact),
         exact_with=_share(exact[has]),
         exact_without=_share(exact[~has]),
         lost=_share(column("lost")[has]),
-        gained=bootstrap_mean(column("gained")),
+        gained=share_of(column("gained")),
         lost_runs=float(column("lost_runs").sum() / max(repeats.sum(), 1)),
         gained_runs=float(column("gained_runs").sum() / max(column("runs").sum(), 1)),
         rows=len(rows),
@@ -167,4 +167,4 @@ def summarise(trained: Sequence[Sequence[Counts]]) -> Report:
 
 
 def _share(values: np.ndarray) -> Interval | None:
-    return bootstrap_mean(values) if values.size else None
+    return share_of(values) if values.size else None

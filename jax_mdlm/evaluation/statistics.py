@@ -10,16 +10,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+# Rows that a bootstrap needs. Its 95 % interval covers the truth in 68 to 75 % of the cases with 3
+# rows, 78 to 93 % with 5, 87 to 97 % with 10, 90 to 95 % with 20 (a share of 0.5, and the mean of
+# exponential values; 2,000 cases each).
+LEAST_ROWS = 10
 _CHUNK = 500  # resamplings whose row weights are in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A number and the percentile interval of its bootstrap.
+    """A number and its interval: of a bootstrap, or exact.
 
     Attributes:
       value: The statistic of the data.
-      low: Lower end.
+      low: Lower end; nan where there is no interval, see `why_none`.
       high: Upper end.
     """
 
@@ -27,8 +31,37 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends; None where there is no interval."""
+        return (self.low, self.high) if np.isfinite([self.low, self.high]).all() else None
+
     def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return shown((self.value, *(self.ends or (None, None))), ".4g")
+
+
+def shown(numbers: Sequence[float | None], digits: str, unit: str = "") -> str:
+    """`98.1 [97.4, 98.7]`, or `98.1 [no interval]`.
+
+    Args:
+      numbers: Value, lower and upper end; ends that are None or nan are none.
+      digits: Format of a number, e.g. ".1f".
+      unit: Stands after it all.
+    """
+    value, low, high = (np.nan if number is None else number for number in numbers)
+    ends = f"{low:{digits}}, {high:{digits}}" if np.isfinite(low + high) else "no interval"
+    return f"{value:{digits}} [{ends}]{unit}"
+
+
+def why_none(rows: int) -> str:
+    """Why there is no interval.
+
+    Args:
+      rows: How many were resampled.
+    """
+    if rows < LEAST_ROWS:
+        return f"no interval: {rows} row{'s' * (rows != 1)}, at least {LEAST_ROWS} are needed"
+    return "no interval: resampling shows nothing where no row differs from the others"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +178,43 @@ def bootstrap_mean(
     values = np.asarray(values, np.float64)
     if not values.size:
         raise ValueError("a mean needs at least one value, got none")
+    if len(values) < LEAST_ROWS:
+        return Interval(float(values.mean()), np.nan, np.nan)
     draws = [weights @ values / len(values) for weights in _row_weights(len(values), samples, seed)]
     return _interval(float(values.mean()), np.concatenate(draws), level)
+
+
+def share_of(values: np.ndarray, *, level: float = 0.95) -> Interval:
+    """A share of rows, each of which counts 0 or 1 or in part (several verdicts or seeds).
+
+    The bootstrap's interval. Where the rows are few, or all the same, it promises too much, and
+    rows that count 0 or 1 get the exact interval (Clopper and Pearson 1934).
+
+    Args:
+      values: float [N], 0 to 1, N at least 1.
+      level: Share of intervals that cover the truth, at least.
+    """
+    values = np.asarray(values, np.float64)
+    whole = np.isin(values, (0, 1)).all()
+    if values.size and whole and (len(values) < LEAST_ROWS or np.ptp(values) == 0):
+        return clopper_pearson(int(values.sum()), len(values), level=level)
+    return bootstrap_mean(values, level=level)
+
+
+def clopper_pearson(count: int, rows: int, *, level: float = 0.95) -> Interval:
+    """The exact interval of a binomial share: quantiles of two beta distributions.
+
+    Args:
+      count: Rows that count.
+      rows: All of them, at least 1.
+      level: Share of intervals that cover the truth, at least.
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - level) / 2
+    low = betaincinv(count, rows - count + 1, tail) if count else 0.0
+    high = betaincinv(count + 1, rows - count, 1 - tail) if count < rows else 1.0
+    return Interval(count / rows, float(low), float(high))
 
 
 def bootstrap_curve(
@@ -264,8 +332,13 @@ def _check_pair(first: Curve, second: Curve) -> None:
 def _resampled(
     curve: Curve, samples: int, seed: int, spread: Spread, number: int = 0
 ) -> np.ndarray:
-    """Rates float64 [samples, S] of resampled rows, with the training seeds' part drawn."""
+    """Rates float64 [samples, S] of resampled rows, with the training seeds' part drawn.
+
+    Of fewer than `LEAST_ROWS` rows all are nan, and nothing that follows has an interval.
+    """
     trained, num_strengths, num_rows = curve.errors.shape
+    if num_rows < LEAST_ROWS:
+        return np.full((samples, num_strengths), np.nan)
     rates = np.empty((samples, num_strengths))
     done = 0
     for weights in _row_weights(num_rows, samples, seed):
@@ -292,10 +365,15 @@ def _row_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _interval(value: float, draws: np.ndarray, level: float) -> Interval:
-    """No ends where more draws are no number than lie outside of one: an end may be anywhere."""
+    """No ends where more draws are no number than lie outside of one: an end may be anywhere.
+
+    And none where all draws are equal, which tells nothing of other rows.
+    """
     finite = np.isfinite(draws)
     if np.mean(~finite) > (1 - level) / 2:
-        return Interval(value, float("nan"), float("nan"))
+        return Interval(value, np.nan, np.nan)
     draws = draws[finite]
+    if np.ptp(draws) == 0:
+        return Interval(value, np.nan, np.nan)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))

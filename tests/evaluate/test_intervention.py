@@ -34,11 +34,11 @@ def test_two_models_of_one_run_are_equal(workdir, rows_file, tmp_path, capsys):
     assert record["models"]["one"] == record["models"]["other"]
     assert record["models"]["one"]["training_seeds"] == 1
     rates = record["models"]["one"]["rates"]
-    assert all(low <= value <= high for value, low, high in rates)
+    assert all(ends == [None, None] for _, *ends in rates)  # of six rows there is no interval
     change = record["against"]["differences"]["other"]
     assert record["against"]["model"] == "one"
-    assert change["clean"] == [0, 0, 0]
-    assert change["area_ratio"] == [1, 1, 1]
+    assert change["clean"] == [0, None, None]
+    assert change["area_ratio"] == [1, None, None]
     assert change["p"] == [1, 1, 1]
 
 
@@ -49,8 +49,10 @@ def test_training_seeds_are_folders_of_a_model(workdir, rows_file, capsys):
     assert "Displace(direction='right'), 1 decodings a strength\n" in text
     assert "over rows and training seeds (1 degrees of freedom); p over rows alone" in text
     assert [line.split()[0] for line in text.splitlines()[3:]] == [
-        *("strength", "0", "0.3", "1", "slope", "pearson", "area")
+        *("strength", "0", "0.3", "1", "slope", "pearson", "area", "no")
     ]
+    assert "no interval: 3 rows, at least 10 are needed\n" in text
+    assert "nan" not in text
 
 
 def test_a_row_that_does_not_fit_is_wrong_at_every_strength(workdir, tmp_path, capsys):

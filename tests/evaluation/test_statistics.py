@@ -1,9 +1,12 @@
 """Intervals against scipy and against what they promise; curve statistics by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
 
+from jax_mdlm.evaluation import statistics
 from jax_mdlm.evaluation.statistics import (
     Curve,
     Spread,
@@ -184,3 +187,61 @@ def test_curves_must_belong_together():
         Curve(STRENGTHS[:2], make_curve(rng).errors, make_curve(rng).units)
     with pytest.raises(ValueError, match="on the same rows"):
         bootstrap_differences(make_curve(rng), make_curve(rng, rows=100), samples=10)
+
+
+# --- few rows ---
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 10, 40])
+def test_a_share_of_rows_that_are_all_alike_is_exact(rows: int) -> None:
+    """The rule of three's exact form: nobody failed, so at most 1 - 0.025^(1/n) do."""
+    bound = 1 - 0.025 ** (1 / rows)
+    none, every = (statistics.share_of(np.full(rows, value)) for value in (0.0, 1.0))
+    np.testing.assert_allclose([none.value, none.low, none.high], [0, 0, bound], rtol=1e-12)
+    np.testing.assert_allclose([every.value, every.low, every.high], [1, 1 - bound, 1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 3), (2, 9), (4, 8)])
+def test_a_share_of_few_rows_is_exact(count: int, rows: int) -> None:
+    """Each end is the share at which so many or more (or fewer) have a chance of 2.5 %."""
+    found = statistics.share_of(np.repeat([1.0, 0.0], [count, rows - count]))
+
+    def at_least(share: float, least: int) -> float:
+        chances = [
+            math.comb(rows, k) * share**k * (1 - share) ** (rows - k) for k in range(rows + 1)
+        ]
+        return sum(chances[least:])
+
+    assert found.value == count / rows
+    np.testing.assert_allclose(at_least(found.low, count), 0.025, rtol=1e-9)
+    np.testing.assert_allclose(1 - at_least(found.high, count + 1), 0.025, rtol=1e-9)
+
+
+def test_other_means_of_few_rows_have_no_interval() -> None:
+    few, many = np.array([0.25, 0.5, 1.0]), np.linspace(0, 1, statistics.LEAST_ROWS)
+    assert statistics.bootstrap_mean(few).ends is None
+    assert statistics.share_of(few).ends is None  # parts of rows: no binomial share
+    assert statistics.share_of(many) == statistics.bootstrap_mean(many)
+    assert statistics.bootstrap_mean(many).ends is not None
+    assert statistics.bootstrap_mean(np.full(50, 0.5)).ends is None  # resampling shows nothing
+    assert str(statistics.bootstrap_mean(few)) == "0.5833 [no interval]"
+    assert statistics.shown([0.5, None, None], ".1f", " %") == "0.5 [no interval] %"
+    assert statistics.shown([0.5, 0.25, 1], ".2f") == "0.50 [0.25, 1.00]"
+
+
+def test_why_there_is_no_interval() -> None:
+    assert statistics.why_none(1) == "no interval: 1 row, at least 10 are needed"
+    assert statistics.why_none(9) == "no interval: 9 rows, at least 10 are needed"
+    assert statistics.why_none(10).startswith("no interval: resampling shows nothing where no row")
+
+
+@pytest.mark.parametrize("rows", [3, 9])
+def test_a_curve_of_few_rows_has_no_interval(rows: int) -> None:
+    rng = np.random.default_rng(0)
+    errors = rng.integers(0, 5, (2, 3, rows)).astype(float)
+    curve = statistics.Curve(np.array([0.0, 0.1, 0.4]), errors, np.full(errors.shape, 5.0))
+    found = statistics.bootstrap_curve(curve)
+    change = statistics.bootstrap_differences(curve, curve)
+    for entry in (*found.values(), *change.values()):
+        assert all(one.ends is None for one in (entry if isinstance(entry, list) else [entry]))
+    assert [one.value for one in found["rates"]] == pytest.approx(curve.rates.mean(0))

@@ -292,7 +292,7 @@ def test_fewer_steps_than_were_made_change_nothing(
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     capsys.readouterr()
     run(root, "symbols", config, "--config.train.steps=2", "--config.train.log_every=7")
-    assert capsys.readouterr().err == (
+    assert capsys.readouterr().err.endswith(
         f"nothing to do: {workdir} has made 3 steps, more than train.steps=2; nothing was changed\n"
     )
     after = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}

@@ -36,7 +36,7 @@ def before_the_loop(child: Child, workdir: Path) -> None:
 
 
 def compiling(child: Child, workdir: Path) -> None:
-    wait_until(child, lambda: "device(s)" in child.text())
+    wait_until(child, lambda: "compiling the step" in child.text())
     time.sleep(0.2)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate.judge.choice import make_benchmark
 from jax_mdlm.evaluation.judge import MeanGrade, WinRate, mean_grades, win_rates
+from jax_mdlm.evaluation.statistics import Interval, why_none
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -26,21 +27,33 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(json.dumps({"win_rates": pairs, "grades": singles}))
         return
     for rate in rates:
-        low, value, high = (100 * x for x in (rate.rate.low, rate.rate.value, rate.rate.high))
+        ends = rate.rate.ends
+        interval = f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else _none(rate.questions)
         print(
-            f"{rate.model} against {rate.baseline}: win rate {value:.1f} % "
-            f"[{low:.1f}, {high:.1f}], {rate.questions:,} questions{_left_out(rate.left_out)}"
+            f"{rate.model} against {rate.baseline}: win rate {100 * rate.rate.value:.1f} % "
+            f"{interval}, {rate.questions:,} questions{_left_out(rate.left_out)}"
         )
     for grade in grades:
-        shown = f"{grade.grade.value:.2f} [{grade.grade.low:.2f}, {grade.grade.high:.2f}]"
+        ends = grade.grade.ends
+        interval = f"[{ends[0]:.2f}, {ends[1]:.2f}]" if ends else _none(grade.questions)
         print(
-            f"{grade.model}: grade {shown} ({benchmark.scale}), {grade.questions:,} questions"
+            f"{grade.model}: grade {grade.grade.value:.2f} {interval} ({benchmark.scale}), "
+            f"{grade.questions:,} questions"
             f"{_left_out(grade.left_out)}"
         )
 
 
+def _none(questions: int) -> str:
+    return f"({why_none(questions).replace('row', 'question')})"
+
+
 def _left_out(count: int) -> str:
     return f", {count:,} without a verdict left out" if count else ""
+
+
+def _ends(interval: Interval) -> dict[str, float | None]:
+    low, high = interval.ends or (None, None)
+    return {"low": low, "high": high}
 
 
 def _rate_record(rate: WinRate) -> dict[str, Any]:
@@ -48,8 +61,7 @@ def _rate_record(rate: WinRate) -> dict[str, Any]:
         "model": rate.model,
         "baseline": rate.baseline,
         "win_rate": rate.rate.value,
-        "low": rate.rate.low,
-        "high": rate.rate.high,
+        **_ends(rate.rate),
         "questions": rate.questions,
         "left_out": rate.left_out,
     }
@@ -59,8 +71,7 @@ def _grade_record(grade: MeanGrade, scale: str) -> dict[str, Any]:
     return {
         "model": grade.model,
         "grade": grade.grade.value,
-        "low": grade.grade.low,
-        "high": grade.grade.high,
+        **_ends(grade.grade),
         "scale": scale,
         "questions": grade.questions,
         "left_out": grade.left_out,

@@ -12,7 +12,7 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluation.judge.records import Comparison, Grade
-from jax_mdlm.evaluation.statistics import Interval, bootstrap_mean
+from jax_mdlm.evaluation.statistics import Interval, bootstrap_mean, share_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,4 +121,4 @@ def _win_rate(
             f"the judge must have given a verdict on {pair[0]} and {pair[1]}, none could be read "
             f"of {left_out}; look at the judge's replies"
         )
-    return WinRate(*pair, bootstrap_mean(np.array(values)), len(values), left_out)
+    return WinRate(*pair, share_of(np.array(values)), len(values), left_out)

@@ -47,7 +47,7 @@ def test_answers_keep_their_order(responder):
     expected = [alone(responder, text, responder.options) for text in contexts]
     assert texts == [*expected, alone(responder, "abc", longer)]
     assert len(set(texts)) > 3  # else the order shows nothing
-    assert done == [("answers", number, 7) for number in range(1, 8)]
+    assert done == [("answer", number, 7) for number in range(1, 8)]
 
 
 def test_an_answer_is_cut(responder):

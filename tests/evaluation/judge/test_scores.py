@@ -39,9 +39,11 @@ def test_win_rate_by_hand():
     )
     (rate,) = win_rates(rows)
     assert (rate.model, rate.baseline, rate.questions, rate.left_out) == ("m", "n", 4, 2)
-    assert rate.rate == bootstrap_mean(np.array([0.75, 0.5, 0.0, 1.0]))
     assert rate.rate.value == 2.25 / 4
-    assert rate.rate.low < rate.rate.value < rate.rate.high
+    assert rate.rate.ends is None  # four questions
+    (many,) = win_rates([one for n in range(12) for one in compared((f"q{n}", "", float(n > 3)))])
+    assert many.rate == bootstrap_mean(np.repeat([0.0, 1.0], [4, 8]))
+    assert many.rate.low < many.rate.value < many.rate.high
 
 
 def test_pairs_are_turned_one_way():
