@@ -283,6 +283,15 @@ def test_a_byte_with_a_role_is_refused(tmp_path: Path) -> None:
     assert tokenizer.encode("the cat <0xE2>") == first.encode("the cat <0xE2>")
 
 
+def test_an_added_token_that_is_not_special_is_a_word(tmp_path: Path) -> None:
+    """Tokens of the user's own stand in rows; as in transformers."""
+    tokenizer = unmarked(tmp_path)
+    own = known(tokenizer, "<|reserved_token_3|>")
+    assert own not in controls(tokenizer)
+    ids = tokenizer.encode("the<|reserved_token_3|>[gMASK]")
+    assert ids == [*tokenizer.encode("the"), own, *tokenizer.encode("[gMASK]")]
+
+
 def test_types_of_pieces(tmp_path: Path) -> None:
     prefixed(tmp_path)
     model = (tmp_path / "other.model").read_bytes()
