@@ -108,19 +108,20 @@ class Conversation:
         self._number += 1
         if gone := left_out(question, dialogue.run.config.model.max_length):
             self.note(gone)
-        answer, seconds = self._generate(question)
+        answer, seconds, compiling = self._generate(question)
         text = dialogue.text(answer)
         self._console.print(Text(plain(text)) if text.strip() else Text("(no text)", "dim"))
-        self.note(report(answer, seconds, dialogue.options) + "\n")
+        self.note(report(answer, seconds, compiling, dialogue.options) + "\n")
         self.turns = dialogue.remember(question, text)
 
-    def _generate(self, question: Question) -> tuple[Answer, float]:
-        """The answer and its seconds, without those of compiling."""
+    def _generate(self, question: Question) -> tuple[Answer, float, float]:
+        """The answer, the seconds of its calls, and those of compiling before them."""
         dialogue, pace, view = self._dialogue, Pace(), CanvasView()
         with noting_interrupts() as interrupted, silent_keyboard():
+            compiling = 0.0
             if not dialogue.is_compiled(question):
                 with self._console.status("compiling..."):
-                    dialogue.compile(question)
+                    compiling = dialogue.compile(question)
             answer, shown, began = None, 0, time.perf_counter()
             with Live(view, console=self._console, auto_refresh=False, transient=True) as live:
                 for frame in dialogue.frames(question, pace):
@@ -133,4 +134,4 @@ class Conversation:
                         live.refresh()
                         shown = answer.calls
             assert answer is not None
-            return answer, time.perf_counter() - began
+            return answer, time.perf_counter() - began, compiling

@@ -6,6 +6,7 @@ shows them in a terminal, `web` in a browser, `notebook` below a cell; the neigh
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -130,11 +131,18 @@ class Dialogue:
         """Whether there is a program for a prompt of this width."""
         return self._region(question) in self._compiled
 
-    def compile(self, question: Question) -> None:
-        """Makes one call with a prompt of a new width, so that no answer's time holds that."""
-        if not self.is_compiled(question):
-            next(self._stream(question, lambda: 1))
-            self._compiled.add(self._region(question))
+    def compile(self, question: Question) -> float:
+        """Makes one call with a prompt of a new width, so that no answer's time holds that.
+
+        Returns:
+          The seconds that whoever asked waited for it; 0 where there is a program.
+        """
+        if self.is_compiled(question):
+            return 0.0
+        began = time.perf_counter()
+        next(self._stream(question, lambda: 1))
+        self._compiled.add(self._region(question))
+        return time.perf_counter() - began
 
     def frames(self, question: Question, every: _Every = lambda: 1) -> Iterator[Frame]:
         """The canvas while it is denoised, the finished one at the end.
@@ -251,13 +259,20 @@ def status(answer: Answer, options: SampleOptions) -> str:
     return f"{calls}, {masked} masked"
 
 
-def report(answer: Answer, seconds: float, options: SampleOptions) -> str:
-    """The line below an answer: what it cost."""
+def report(answer: Answer, seconds: float, compiling: float, options: SampleOptions) -> str:
+    """The line below an answer: what it cost.
+
+    Args:
+      answer: Finished.
+      seconds: Of its calls.
+      compiling: Seconds before them, see `Dialogue.compile`.
+      options: How it was decoded.
+    """
     end = response_end(answer.response, options.ids)
     slack = int((answer.response[:end] == options.ids.slack).sum())
     parts = [
         f"{answer.calls} call" + ("" if answer.calls == 1 else "s"),
-        f"{seconds:.2f} s",
+        f"{seconds:.2f} s" + (f" + {compiling:.1f} s compiling" if compiling >= 0.05 else ""),
         f"{len(answer.tokens) / max(seconds, 1e-9):,.0f} tokens/s",
         f"{slack} slack",
     ]

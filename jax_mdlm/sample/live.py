@@ -58,9 +58,10 @@ def pictures(
     question = dialogue.ask(message, before, number)
     gone = left_out(question, run.config.model.max_length)
     record: dict[str, Any] = {}
+    compiling = 0.0
     if not dialogue.is_compiled(question):
         yield Picture('<p role="status">compiling...</p>', "", gone, before, record)
-        dialogue.compile(question)
+        compiling = dialogue.compile(question)
     prompt = Prompt(message, None, {"prompt": message})
     pace, began, answer = Pace(_FRAME_SECONDS), time.perf_counter(), None
     for frame in dialogue.frames(question, pace):
@@ -70,7 +71,7 @@ def pictures(
             html = still(record, status(answer, dialogue.options))
             yield Picture(html, "", gone, before, record)
     assert answer is not None
-    cost = report(answer, time.perf_counter() - began, dialogue.options)
+    cost = report(answer, time.perf_counter() - began, compiling, dialogue.options)
     text = dialogue.text(answer)
     yield Picture(
         framed(page({run.config.name: [record]}, ended=True)),

@@ -91,16 +91,30 @@ def test_stream_asks_how_far_to_go(run: Run) -> None:
     assert [int(state.step) for state in states] == [1, 4, 6, 8]
 
 
+@pytest.fixture
+def slow_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled takes 5.64 s, whatever these tests have compiled before."""
+    compile = Dialogue.compile
+    monkeypatch.setattr(Dialogue, "compile", lambda *asked: compile(*asked) and 5.64)
+
+
+@pytest.mark.usefixtures("slow_compiler")
 def test_an_answer_is_printed_alone_with_its_cost(run: Run) -> None:
+    """A wait for the compiler is a part of it; the calls' own time is apart."""
     now = talk(run)
+    now.console.width = 100
     printed = now.ask(QUESTION)
     answer = plain(now.conversation.turns[0][1].content)
     text, cost, empty, rest = printed.rsplit("\n", 3)
     assert "".join(text.split()) == "".join(answer.split())
     assert re.fullmatch(
-        r"8 calls, \d+\.\d\d s, [\d,]+ tokens/s, \d+ slack(, no end in 8 slots)?", cost
+        r"8 calls, \d+\.\d\d s \+ 5\.6 s compiling, [\d,]+ tokens/s, \d+ slack"
+        r"(, no end in 8 slots)?",
+        cost,
     )
     assert empty == rest == ""
+    now.conversation.forget()
+    assert "s compiling" not in now.ask(QUESTION), "its program is there"
 
 
 def test_the_cost_counts_what_stands_before_the_end(run: Run) -> None:
@@ -109,9 +123,11 @@ def test_the_cost_counts_what_stands_before_the_end(run: Run) -> None:
     slots = np.full(8, 33, np.int32)
     slots[:] = [30, ids.slack, 31, ids.slack, 32, ids.terminator, ids.slack, 33]
     answer = Answer([30, 31, 32], slots, np.zeros(8, int), np.zeros(8, bool), 1)
-    assert report(answer, 0.5, now.options) == "1 call, 0.50 s, 6 tokens/s, 2 slack"
+    assert report(answer, 0.5, 0.0, now.options) == "1 call, 0.50 s, 6 tokens/s, 2 slack"
+    waited = report(answer, 0.5, 5.64, now.options)
+    assert waited == "1 call, 0.50 s + 5.6 s compiling, 6 tokens/s, 2 slack"
     slots[5] = 33
-    assert report(answer, 0.5, now.options).endswith("6 tokens/s, 3 slack, no end in 8 slots")
+    assert report(answer, 0.5, 0.0, now.options).endswith("6 tokens/s, 3 slack, no end in 8 slots")
 
 
 @pytest.mark.parametrize("limit", [0, 12])
@@ -155,9 +171,9 @@ def test_a_long_conversation_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) 
     slots = np.full(8, now.options.ids.terminator, np.int32)
     answer = Answer(words, slots, np.zeros(8, int), np.zeros(8, bool), 8)
 
-    def generated(self: Conversation, question: Question) -> tuple[Answer, float]:
+    def generated(self: Conversation, question: Question) -> tuple[Answer, float, float]:
         prompts.append(question.ids)
-        return answer, 1.0
+        return answer, 1.0, 0.0
 
     monkeypatch.setattr(Conversation, "_generate", generated)
     printed = "".join(now.ask(f"{number} " + "word " * (number % 7)) for number in range(40))

@@ -54,9 +54,13 @@ def test_a_frame_holds_the_whole_page() -> None:
     assert "height: 300px" in framed(document, 300)
 
 
-def test_pictures_end_with_what_the_sampler_gives(dialogue: Dialogue) -> None:
+def test_pictures_end_with_what_the_sampler_gives(
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The texts and the page are those of `sample --html` on the same prompt."""
     asked = "what is masked"
+    compile = Dialogue.compile
+    monkeypatch.setattr(Dialogue, "compile", lambda *question: compile(*question) and 5.64)
     seen = list(live.pictures(dialogue, asked, [], 0))
     assert seen[0].html == '<p role="status">compiling...</p>'
     assert all('class="denoising"' in one.html for one in seen[1:-1])
@@ -67,9 +71,9 @@ def test_pictures_end_with_what_the_sampler_gives(dialogue: Dialogue) -> None:
     held = html.unescape(re.findall(r'srcdoc="(.*?)"', seen[-1].html, re.S)[0])
     (run,) = data_of(held)["runs"]
     assert run["generations"][0]["response"] == seen[-1].text
-    assert re.match(r"\d calls, ", seen[-1].notes)
+    assert re.match(r"\d calls, \d\.\d\d s \+ 5\.6 s compiling, ", seen[-1].notes)
     again = list(live.pictures(dialogue, asked, [], 0))
-    assert "compiling" not in again[0].html
+    assert "compiling" not in again[0].html + again[-1].notes
     assert again[-1].text == seen[-1].text
     later = list(live.pictures(dialogue, "and then?", seen[-1].turns, 1))
     assert len(later[-1].turns) == 2
