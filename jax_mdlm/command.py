@@ -23,7 +23,7 @@ from typing import Any
 import pydantic
 
 from jax_mdlm.cloud import on_pod
-from jax_mdlm.config import Config, ConfigError, validate
+from jax_mdlm.config import Config, ConfigError, from_json, validate
 
 AGAIN = 75  # exit code (EX_TEMPFAIL): nothing is wrong with the run, start it again
 
@@ -76,7 +76,8 @@ def parse_config(path: str, overrides: Sequence[str]) -> Config:
     """Loads a config file and applies `--config.section.field=value` overrides.
 
     Args:
-      path: `FILE[:preset]`; a bare name such as `pronounce` finds the shipped file.
+      path: `FILE[:preset]`; a bare name such as `pronounce` finds the shipped file. The
+        `config.json` of a work directory has the settings of its run.
       overrides: Arguments that start with `--config.`, each as `--config.a.b=value` or followed
         by its value.
 
@@ -87,6 +88,16 @@ def parse_config(path: str, overrides: Sequence[str]) -> Config:
       ConfigError: file, preset, field or value that cannot be used.
     """
     name, _, preset = path.partition(":")
+    if name.endswith(".json"):
+        if preset:
+            raise ConfigError(f"config file {name} has no presets, got {preset!r}; leave it out")
+        text = _find(name).read_text()
+        if '"objective"' not in text:  # of published weights, e.g.
+            raise ConfigError(
+                f"config file {name} must be the config.json of a work directory, it has no "
+                "settings of a run; name one of those, or a .py file"
+            )
+        return apply_overrides(from_json(text, name), overrides)
     return apply_overrides(load_function(name, "get_config")(preset), overrides)
 
 

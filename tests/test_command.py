@@ -115,6 +115,25 @@ def test_config_files_that_cannot_be_used(tmp_path: Path) -> None:
         command.parse_config("llada_ctc:x", [])
 
 
+def test_the_settings_of_a_run_are_a_config_file(tmp_path: Path) -> None:
+    """So that what was typed for one run need not be typed again for the next."""
+    config = parse("--config.mesh.rules=embed=", "--config.train.seed=3")
+    file = tmp_path / "config.json"
+    file.write_text(to_json(config))
+    assert command.parse_config(str(file), []) == config
+    changed = command.parse_config(str(file), ["--config.train.seed=4"])
+    assert differences(config, changed, []) == ["train.seed=3 there, 4 here"]
+    with pytest.raises(ConfigError, match=r"config.json has no presets, got 'ce'; leave it out"):
+        command.parse_config(f"{file}:ce", [])
+    with pytest.raises(ConfigError, match=r"config file '.*other.json' was not found"):
+        command.parse_config(str(tmp_path / "other.json"), [])
+    file.write_text('{"model_type": "llada"}')
+    with pytest.raises(
+        ConfigError, match=r"config.json must be the config.json of a work directory, it has no "
+    ):
+        command.parse_config(str(file), [])
+
+
 def test_json_round_trip_and_differences() -> None:
     config = parse("--config.mesh.rules=embed=")
     again = from_json(to_json(config), "config.json")

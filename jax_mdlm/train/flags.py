@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--config",
         required="--settings" not in argv,
-        help="FILE[:preset] or a name, e.g. pronounce",
+        help="FILE[:preset], a name, e.g. pronounce, or the config.json of another run",
     )
     parser.add_argument("--workdir", help="folder or gs:// path; default: runs/<config's name>")
     parser.add_argument(
