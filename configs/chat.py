@@ -6,7 +6,8 @@ python -m jax_mdlm.train --config configs/chat.py --workdir runs/mine \\
 
 The first takes human dialogues that a package brings (extra `demo`), so that it runs at once; the
 second your rows. Presets: `chat` (slack_only), `chat:merge`, `chat:ce` (the matched baseline).
-A model of this size learns the phrases of its rows, not the language.
+A model of this size learns the phrases of its rows, not the language. 300 short rows: 5 minutes on
+two CPU cores.
 """
 
 from jax_mdlm.config import (

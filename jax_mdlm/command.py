@@ -229,6 +229,10 @@ def use_compilation_cache(folder: os.PathLike[str]) -> None:
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+        if "://" not in os.fspath(folder):
+            # Programs that compile in less than a second, all those of a small model, are kept too;
+            # in a bucket each would be a request.
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _fail(message: str, code: int) -> typing.NoReturn:

@@ -112,8 +112,10 @@ for package in ("torch", "tensorflow"):
     assert importlib.util.find_spec(package) is None, f"{package} was installed"
 configs = sorted(path.stem for path in (home / "configs").glob("*.py"))
 for name in configs:
-    for preset in ("", ":slack_only", ":ce"):
-        command.parse_config(name + preset, [])
+    other = {"merge": "slack_only", "slack_only": "merge"}
+    collapse = command.parse_config(name, []).objective.collapse
+    for preset in ("ce", other[collapse]):
+        command.parse_config(f"{name}:{preset}", [])
 lists = sorted(path.stem for path in (home / "configs" / "experiments").glob("*.py"))
 for name in lists:
     for words in command.load_function(f"experiments/{name}", "get_runs")().values():

@@ -69,7 +69,7 @@ def load_corpus(config: Config, workdir: epath.Path) -> Corpus:
 def reading(config: DataConfig, workdir: epath.Path) -> str:
     """What `load_corpus` is about to do, for the console: it may take half a minute."""
     if config.source == "chat_jsonl":
-        return f"reading {config.files}"
+        return f"reading {config.files or 'rows'}"
     title = _TITLES.get(config.source, config.source)
     if config.source in _TITLES and not (data_folder(config, workdir) / config.source).exists():
         return f"reading {title}, once: it is kept in {data_folder(config, workdir)}"

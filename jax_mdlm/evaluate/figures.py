@@ -1,5 +1,6 @@
 """Figures: curves with their intervals. Needs matplotlib (extra `eval`)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,31 @@ def pyplot() -> Any:
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def rows_in_words(count: int, name: str) -> str:
+    """`2,000 test rows of pronunciations` for 2000 rows of `pronunciations/test`."""
+    source, _, split = name.rpartition("/")
+    if source and split in ("train", "validation", "test"):
+        return f"{count:,} {split} rows of {source}"
+    return f"{count:,} rows of {name}"
+
+
+def intervention_in_words(intervention: str) -> str:
+    """What an intervention does, from its `repr`, which records of `evaluate intervention` hold.
+
+    Raises:
+      ValueError: no intervention is written so.
+    """
+    found = re.fullmatch(r"Displace\(direction='(.+)'\)|Boundary\(share=(.+)\)", intervention)
+    if not found:
+        raise ValueError(f"an intervention must be Displace or Boundary, got {intervention!r}")
+    if found[1]:
+        side = {"right": "to the right", "left": "to the left", "both": "to either side"}[found[1]]
+        return f"Tokens displaced {side}"
+    if float(found[2]) == 0:
+        return "Text shifted once, after the first call"
+    return f"Text shifted once, after {100 * float(found[2]):g} % of the slots"
 
 
 def draw_curves(
@@ -87,8 +113,16 @@ def draw_curves(
     plt.close(figure)
 
 
+def title_of(record: dict[str, Any]) -> str:
+    """The title of a figure of what `evaluate intervention` writes."""
+    rows = rows_in_words(record["rows"], record["task"])
+    return f"{intervention_in_words(record['intervention'])}: {rows}"
+
+
 def draw_rows(path: str, record: dict[str, Any]) -> None:
     """A row per run: its error without intervention and at the strongest, with intervals.
+
+    The title is that of the same record's curves.
 
     Args:
       path: As in `draw_curves`.
@@ -119,6 +153,7 @@ def draw_rows(path: str, record: dict[str, Any]) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel(f"{record['metric']}, %")
+    axes.set_title(title_of(record), fontsize="medium")
     axes.grid(axis="x", alpha=0.25)
     axes.legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)

@@ -12,7 +12,7 @@ import jax
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.lines import find_files
-from jax_mdlm.evaluate.figures import draw_curves, pyplot
+from jax_mdlm.evaluate.figures import draw_curves, intervention_in_words, pyplot, title_of
 from jax_mdlm.evaluate.opened import Opened, open_run, too_long_note
 from jax_mdlm.evaluation.intervention import Decoded, Store, curve_of, decode, seeds_for
 from jax_mdlm.evaluation.scores import metric_named
@@ -265,7 +265,8 @@ def print_table(record: dict[str, Any]) -> None:
     print(f"{record['metric']}, {record['rows']:,} rows of {record['task']}")
     freedom = record["degrees_of_freedom_of_training_seeds"]
     seeds = f"rows and training seeds ({freedom} degrees of freedom)" if freedom else "rows alone"
-    print(f"{record['intervention']}, {record['decodings']} decodings a strength")
+    disturbed, decodings = intervention_in_words(record["intervention"]), record["decodings"]
+    print(f"{disturbed}; {decodings} decoding{'s' * (decodings != 1)} a strength")
     print(f"95 % intervals over {seeds}; p over rows alone")
     width = max(27, *(len(name) + 2 for name in models))
     print("strength".ljust(12) + "".join(name.rjust(width) for name in models))
@@ -316,6 +317,6 @@ def draw(record: dict[str, Any], path: str) -> None:
         if record["intervention"].startswith("Displace")
         else "share of rows whose text is shifted once",
         y=f"{record['metric']}, %",
-        title=f"{record['task']}, {record['rows']:,} rows, {record['intervention']}",
+        title=title_of(record),
         log=min(s for s in record["strengths"] if s > 0) < 0.1,
     )

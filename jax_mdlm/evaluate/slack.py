@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.evaluate.figures import pyplot
+from jax_mdlm.evaluate.figures import pyplot, rows_in_words
 from jax_mdlm.evaluate.opened import open_run
 from jax_mdlm.evaluation.slack_places import (
     LONGEST,
@@ -164,7 +164,8 @@ def draw(path: str, record: dict[str, Any]) -> None:
     target, decoded = record["target"], record["decoded"]
     figure, axes = plt.subplots(2, 3, figsize=(11, 6.2), layout="constrained")
     figure.suptitle(
-        f"{record['run']}, {decoded['rows']:,} rows of {record['rows_from']}", fontsize="medium"
+        f"Slack of {record['run']}: {rows_in_words(decoded['rows'], record['rows_from'])}",
+        fontsize="medium",
     )
     _draw_steps(
         axes[0, 0],

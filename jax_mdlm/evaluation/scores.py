@@ -136,7 +136,7 @@ def _repeated(text: str, references: Sequence[str]) -> tuple[float, float]:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("symbols", "phoneme or word error rate", _symbols),
+        Metric("symbols", "word error rate", _symbols),
         Metric("characters", "character error rate", _characters),
         Metric("exact", "share of rows that are not an exact match", _exact),
         Metric("number", "share of rows with another final number", _number),

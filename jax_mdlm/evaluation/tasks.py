@@ -148,6 +148,8 @@ def open_task(
     """
     usual = "characters" if file else _USUAL.get(config.data.source, "exact")
     chosen = metric_named(metric or usual)
+    if chosen.name == "symbols" and config.data.source == "pronunciations":
+        chosen = dataclasses.replace(chosen, label="phoneme error rate")  # its words are phonemes
     stop = limit or None
     if config.data.source == "pronunciations" and not file:
         words = open_references(config.data, workdir, split)[:stop]

@@ -17,7 +17,7 @@ import jax
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.examples import parse_messages, without_answer
 from jax_mdlm.sample.prompts import last_text
-from jax_mdlm.sample.show import MASK_SIGN, SLACK_SIGN
+from jax_mdlm.sample.show import BLANKS, MASK_SIGN, SLACK_SIGN
 from jax_mdlm.sample.still import style
 from jax_mdlm.sample.traces import TraceWriter, read_traces, trace_of
 
@@ -29,7 +29,8 @@ def page(runs: Mapping[str, Sequence[Mapping[str, Any]]], ended: bool = False) -
 
     Args:
       runs: Records of `--trace` by the name of their run, in the same order of prompts.
-      ended: It opens with the finished canvas, for who has just watched it; else with the first.
+      ended: It opens with the finished canvas, for who has just watched it; else with the first
+        that shows text: a canvas of masks alone says nothing in a preview or a print.
 
     Returns:
       A whole document, about 11 kB and what the records take. Nothing in it is fetched, and no text
@@ -43,6 +44,7 @@ def page(runs: Mapping[str, Sequence[Mapping[str, Any]]], ended: bool = False) -
     data = {
         "mask": MASK_SIGN,
         "slack": SLACK_SIGN,
+        "blanks": BLANKS,
         "ended": ended,
         "runs": [
             {"name": name, "generations": [_generation(record) for record in records]}

@@ -12,6 +12,9 @@ from jax_mdlm.sampling import Answer
 
 SLACK_SIGN = "·"
 MASK_SIGN = "░"
+# How vocabularies of bytes or SentencePiece write a space and a newline; blanks that take a line.
+BLANKS = {"\u0120": "␣", "\u2581": "␣", "\u010a": "↵", "\n": "↵", "\r": "␍", "\t": "⇥"}
+_SEEN = str.maketrans(BLANKS)
 _OF_AN_ANSWER = ("error", "canvas", "committed_at")  # a row that was an output has an older one's
 WRITTEN = ("response", "reference", "template", *_OF_AN_ANSWER)  # what a record adds to its row
 
@@ -81,6 +84,11 @@ def slot_texts(slots: Sequence[int], tokenizer: Tokenizer) -> list[str]:
     return [signs.get(slot) or tokenizer.token(slot) for slot in slots]
 
 
+def visible(token: str) -> str:
+    """A token of one line in which something is seen: `↵` for a newline, `␣` for a lone space."""
+    return (token if token.strip(" ") else token.replace(" ", "␣")).translate(_SEEN)
+
+
 def show_line(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer, canvas: bool) -> str:
     """`prompt -> response`, below it (`canvas`) the slots and the order of their commits."""
     line = f"{prompt.shown} -> {text}"
@@ -89,7 +97,8 @@ def show_line(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer, c
     slots = answer.response.tolist()
     while slots and slots[-1] in (tokenizer.ids.eos, tokenizer.ids.pad):  # says nothing
         slots.pop()
-    return f"{line}\n{_table(slot_texts(slots, tokenizer), answer.committed_at.tolist())}"
+    tokens = [visible(token) for token in slot_texts(slots, tokenizer)]
+    return f"{line}\n{_table(tokens, answer.committed_at.tolist())}"
 
 
 def _table(tokens: Sequence[str], order: Sequence[int]) -> str:

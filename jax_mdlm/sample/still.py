@@ -10,11 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jax_mdlm.sample.show import MASK_SIGN, SLACK_SIGN
+from jax_mdlm.sample.show import MASK_SIGN, SLACK_SIGN, visible
 
 _END = re.compile(r"<\|.+\|>")
-# How byte-level and SentencePiece vocabularies write a space, and a newline.
-_SIGNS = str.maketrans({"\u0120": "␣", "\u2581": "␣", "\u010a": "↵"})
 
 
 def style() -> str:
@@ -56,7 +54,7 @@ def _slot(record: Mapping[str, Any], slot: int) -> str:
         said.append("slack, merged" if merged else "slack")
     else:
         kinds += ["fixed", "given"] if given else ["fixed"]
-        said += [token.translate(_SIGNS), "given"] if given else [token.translate(_SIGNS)]
+        said += [visible(token), "given"] if given else [visible(token)]
     if changes and changes[-1][0] == record["calls"] - 1:
         kinds.append("fresh")
         said.append("this call")
@@ -65,7 +63,7 @@ def _slot(record: Mapping[str, Any], slot: int) -> str:
         said.append(f"{int(100 * sure + 0.5)} % sure")  # rounds as JavaScript does
         width = f"{100 * sure:g}%"
     words = html.escape(" ".join(said))
-    sign = "■" if _END.fullmatch(token) else html.escape(token.translate(_SIGNS))
+    sign = "■" if _END.fullmatch(token) else html.escape(visible(token))
     return (
         f'<li class="{" ".join(kinds)}" title="{words}" style="--sure: {width}">'
         f'<span aria-hidden="true">{sign}</span><span class="hidden">{words}</span></li>'

@@ -3,8 +3,16 @@
 #   sh launch/gke/jobset.sh --accelerator v5e --topology 4x4 --image IMAGE [options] \
 #     -- --config configs/llada_ctc.py --workdir gs://BUCKET/run ... >job.yaml
 # Options: --slices N, --name NAME, --restarts N, --grace SECONDS, --service-account NAME (of
-# Kubernetes), --env NAME=VALUE (several times). What stands behind -- goes to train.
+# Kubernetes), --cpu N and --memory SIZE (requested of each host, 16 and 32Gi), --env NAME=VALUE
+# (several times). What stands after -- goes to train.
 set -eu
+
+case ${1:-} in
+  -h | --help | help)
+    sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"
+    exit 0
+    ;;
+esac
 
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=launch/gke/options.sh
@@ -33,6 +41,7 @@ env_list() {
 }
 
 known="--accelerator --topology --slices --name --image --restarts --grace --service-account --env"
+known="$known --cpu --memory"
 parse_options "$known" "$@"
 command=$(eval "command_list sh launch/tpu/supervise.sh python -m jax_mdlm.train $train_arguments")
 environment=$(eval "env_list RESTARTS=0 $env")
@@ -105,7 +114,10 @@ $environment
                   securityContext:
                     privileged: true # locked memory for the TPU; newer GKE needs it no more
                   resources:
+                    # Without these other pods may be put on the host and take its memory.
                     requests:
+                      cpu: $cpu
+                      memory: $memory
                       google.com/tpu: $chips_per_host
                     limits:
                       google.com/tpu: $chips_per_host

@@ -8,6 +8,8 @@ fail() {
 
 accelerator='' topology='' slices=1 name=mdlm image='' restarts=20 grace=600 env=''
 account=default cluster='' project='' zone='' dry_run=''
+# The smallest host, one v5e chip, has 24 cores and 48 GB.
+cpu=16 memory=32Gi
 
 # parse_options KNOWN OPTION ...: sets the variables above; train_arguments is what stands behind
 # `--`, as words of shell.
@@ -47,6 +49,8 @@ take_option() {
     --restarts) restarts=$value ;;
     --grace) grace=$value ;;
     --service-account) account=$value ;;
+    --cpu) cpu=$value ;;
+    --memory) memory=$value ;;
     --cluster) cluster=$value ;;
     --project) project=$value ;;
     --zone) zone=$value ;;
@@ -86,6 +90,11 @@ check_options() {
     fail "--name must have at most 40 characters (pods add theirs), got $name"
   positive --slices "$slices"
   positive --grace "$grace"
+  positive --cpu "$cpu"
+  case $memory in
+    [1-9]*[KMGT]i) positive --memory "${memory%?i}" ;;
+    *) fail "--memory must be a number with Ki, Mi, Gi or Ti, got $memory" ;;
+  esac
   case $restarts in '' | *[!0-9]*) fail "--restarts must be a number, got $restarts" ;; esac
   case " $train_arguments" in
     *" '--config' "* | *" '--config="*) ;;

@@ -301,7 +301,7 @@ def test_pytorch_computes_what_the_run_did(
 ) -> None:
     """Unmerged here, merged there; and the published model with the PEFT folder put on by hand."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from examples.llada_torch import load_folder
+    from tests.conversion.example import load_folder
 
     _, config = conversion.load(merged)
     want = np.asarray(model.apply(unmerged(run), jnp.asarray(tokens()), config))
@@ -314,3 +314,27 @@ def test_pytorch_computes_what_the_run_did(
             {name: torch.tensor(x) for name, x in by_hand(source, adapter).items()}
         )
         np.testing.assert_allclose(published(ids).numpy(), want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.torch
+def test_the_guides_lines_load_an_adapter_in_peft(
+    source: Path, merged: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT's own reader, on the base that the run began from: the merged network, slack's rows too.
+
+    The guide has `exported` for the base.
+    """
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    from tests.conversion.example import FILE, load_folder, run_block
+
+    shutil.copytree(source, tmp_path / "exported")
+    shutil.copytree(adapter, tmp_path / "adapter")
+    shutil.copy(FILE, tmp_path)
+    got = run_block("PeftModel", tmp_path, monkeypatch)["model"]
+    ids = torch.tensor(tokens())
+    with torch.no_grad():
+        want = load_folder(merged)(ids).numpy()
+        np.testing.assert_allclose(got(ids).numpy(), want, atol=1e-5, rtol=1e-5)
+        whole = got.merge_and_unload()
+        np.testing.assert_allclose(whole(ids).numpy(), want, atol=1e-5, rtol=1e-5)

@@ -1,10 +1,10 @@
 """Against PyTorch: exports load there, its pickles are imported, the guide's lines merge as we do.
 
-The oracle is `examples/llada_torch.py`, itself checked against the published code's numbers.
+The oracle is `examples/llada_torch.py`, the file that users copy, itself checked against the
+published code's numbers.
 """
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -21,18 +21,25 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from examples.llada_torch import Llada, load_folder, read_tensors
 from jax_mdlm import conversion, model
 from jax_mdlm.config import ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.convert import main as convert
 from jax_mdlm.sampling import SampleOptions, sample
 from jax_mdlm.sampling.loop import merge
+from tests.conversion.example import (
+    FILE,
+    GUIDE,
+    Llada,
+    block,
+    load_folder,
+    read_tensors,
+    run_block,
+)
 
 pytestmark = pytest.mark.torch
 
 ROOT = Path(__file__).parent.parent.parent
-GUIDE = ROOT / "docs" / "guides" / "conversion.md"
 GOLDEN = ROOT / "tests" / "data" / "llada_random_mha"
 GOLDEN_IDS = SpecialIds(mask=150, slack=149, pad=151, eos=151, terminator=152, never_merged=(153,))
 GROUPED = {
@@ -253,31 +260,75 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path: Path, place: str) -> 
 # --- the lines of docs/guides/conversion.md for PyTorch users ---
 
 
+def test_the_guides_lines_load_an_export(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder with the export and the file that the guide tells to copy, and nothing else."""
+    shutil.copytree(exported, tmp_path / "exported")
+    shutil.copy(FILE, tmp_path)
+    names = run_block("logits = model(ids)", tmp_path, monkeypatch)
+    params, config = conversion.load(tmp_path / "exported")
+    want = model.apply(params, jnp.asarray(names["ids"].numpy()), config)
+    np.testing.assert_allclose(names["logits"].numpy(), want, atol=2e-5)
+    assert np.ptp(names["logits"].numpy()) > 1
+
+
+def test_what_the_example_does_not_compute_is_refused(tmp_path: Path) -> None:
+    settings = json.loads((GOLDEN / "config.json").read_text())
+    for changes, text in (({"alibi": True}, "must say alibi=False, it says True"), ({}, "nothing")):
+        said = settings | changes if changes else {"model_type": "llada"}
+        with pytest.raises(ValueError, match=text):
+            Llada(said)
+
+
+CODE = """
+from transformers import PretrainedConfig, PreTrainedModel
+from .llada_torch import Llada
+
+class LLaDAConfig(PretrainedConfig):
+    model_type = "llada"
+
+class LLaDAModelLM(PreTrainedModel):
+    config_class = LLaDAConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = Llada(config.to_dict()).model
+        self.post_init()
+
+    def forward(self, input_ids):
+        return Llada.forward(self, input_ids)
+"""
+
+
+def test_the_guides_line_runs_the_code_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the published code, which comes with the weights and is exported with them."""
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    shutil.copytree(GOLDEN, tmp_path / "in")
+    where = {"AutoConfig": "modeling_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM"}
+    described = json.loads((GOLDEN / "config.json").read_text()) | {"auto_map": where}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(described))
+    (tmp_path / "in" / "modeling_llada.py").write_text(CODE)
+    shutil.copy(FILE, tmp_path / "in")
+    convert(["import", str(tmp_path / "in"), str(tmp_path / "run")])
+    convert(["export", str(tmp_path / "run"), str(tmp_path / "exported"), "--dtype", "float32"])
+    names = run_block("AutoModel", tmp_path, monkeypatch)
+    ids, _ = rows_and_padding(160)
+    with torch.no_grad():
+        got = names["model"](torch.tensor(ids)).numpy()
+    np.testing.assert_allclose(got, torch_logits(GOLDEN, ids), atol=2e-5)
+
+
 @pytest.fixture(scope="module")
 def lines() -> dict:
-    """The names that the guide's block defines; fails where the block is missing."""
-    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
-    found = [block for block in blocks if "def merge_(" in block]
-    assert len(found) == 1, "the guide must hold one python block that defines merge_ and strip"
+    """The names that the guide's block on sampling defines."""
     names: dict = {}
-    exec(compile(found[0], GUIDE.name, "exec"), names)
+    exec(compile(block("def merge_("), GUIDE.name, "exec"), names)
     return names
-
-
-def test_the_guides_lines_load_an_export(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: dict[str, np.ndarray]
-) -> None:
-    """The block of the guide as it stands, typed beside an export and a copy of the file."""
-    convert(["import", str(GOLDEN), str(tmp_path / "run")])
-    convert(["export", str(tmp_path / "run"), str(tmp_path / "exported"), "--dtype", "float32"])
-    shutil.copy(ROOT / "examples" / "llada_torch.py", tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)
-    (block,) = (block for block in blocks if "load_folder" in block)
-    done = subprocess.run(
-        [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    vocab = json.loads((GOLDEN / "config.json").read_text())["embedding_size"]
-    assert done.stdout == f"torch.Size([1, 3, {vocab}])\n"
 
 
 def test_the_guides_merge_is_ours(lines: dict) -> None:

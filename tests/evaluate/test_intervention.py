@@ -46,7 +46,7 @@ def test_training_seeds_are_folders_of_a_model(workdir, rows_file, capsys):
     run(workdir, rows_file, f"--workdir=both={workdir},{workdir}", "--seeds=1", "--limit=3")
     text = capsys.readouterr().out
     assert "character error rate, 3 rows of" in text
-    assert "Displace(direction='right'), 1 decodings a strength\n" in text
+    assert "\nTokens displaced to the right; 1 decoding a strength\n" in text
     assert "over rows and training seeds (1 degrees of freedom); p over rows alone" in text
     assert [line.split()[0] for line in text.splitlines()[3:]] == [
         *("strength", "0", "0.3", "1", "slope", "pearson", "area", "no")

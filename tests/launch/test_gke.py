@@ -71,7 +71,8 @@ def test_a_topology_becomes_hosts_and_chips(
         "cloud.google.com/gke-tpu-topology": topology,
     }
     count = {"google.com/tpu": chips}
-    assert container(document)["resources"] == {"requests": count, "limits": count}
+    host = {"cpu": 16, "memory": "32Gi"}
+    assert container(document)["resources"] == {"requests": host | count, "limits": count}
     assert pod(document)["hostNetwork"] is (slices > 1)
 
 
@@ -256,3 +257,32 @@ def test_the_image_has_what_the_command_needs() -> None:
     build = yaml.safe_load((folder / "cloudbuild.yaml").read_text())
     assert build["images"] == ["${_IMAGE}"]
     assert (ROOT / build["steps"][0]["args"][2]) == folder / "Dockerfile"
+
+
+def test_what_is_requested_of_a_host() -> None:
+    document = jobset("v5e", "4x4", "--cpu", "96", "--memory=150Gi")
+    requests = container(document)["resources"]["requests"]
+    assert requests == {"cpu": 96, "memory": "150Gi", "google.com/tpu": 4}
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("--cpu=0", "--cpu must be 1 or more, got 0"),
+        ("--memory=32G", "--memory must be a number with Ki, Mi, Gi or Ti, got 32G"),
+        ("--memory=1.5Gi", "--memory must be 1 or more, got 1.5"),
+    ],
+)
+def test_a_request_that_is_none(option: str, why: str) -> None:
+    words = ["--accelerator=v5e", "--topology=4x4", f"--image={IMAGE}", option, "--", *TRAIN]
+    assert run("jobset.sh", *words, code=2)[1] == f"error: {why}\n"
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_help_is_the_head_of_the_script(word: str) -> None:
+    shown, errors = run("jobset.sh", word)
+    assert errors == ""
+    assert shown.startswith("Prints the JobSet of a run on GKE; README.md is the manual.\n")
+    known = re.findall(r'known="(?:\$known )?([^"]*)"', (ROOT / "launch/gke/jobset.sh").read_text())
+    assert all(option in shown for option in " ".join(known).split())
+    assert "set -eu" not in shown

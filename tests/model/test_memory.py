@@ -1,9 +1,8 @@
-"""What a load takes, against what `prepare` allocates; what is free, by faked kernels and chips."""
+"""What a load takes, against what `prepare` allocates; what is free, from faked machines."""
 
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -38,7 +37,7 @@ class Chips:
         self.device_set = (SimpleNamespace(platform="tpu"),)
         self.count = count
 
-    def __call__(self, row: ParamRow) -> Any:
+    def __call__(self, row: ParamRow) -> "Chips":
         return self
 
     def shard_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,19 +53,18 @@ def num_bytes(tree: object) -> int:
 
 @pytest.mark.parametrize("weights", ["full", "int8"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_bound_is_what_prepare_allocates(weights: Literal["full", "int8"], dtype: Any) -> None:
-    """What is read, every new buffer that flattening leaves, and the layers that are taken out."""
+def test_it_is_what_prepare_holds_when_it_has_flattened(weights: str, dtype: str) -> None:
+    """Every buffer of what was read, of its int8 copies and of the flattened, each counted once."""
     config = dataclasses.replace(TINY, compute_dtype=dtype, param_dtype=dtype)
     read = model.init(jax.random.key(0), config)
-    flat = _flatten(model.quantize(read) if weights == "int8" else read)
-    ours = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(read)}
-    new = [leaf for leaf in jax.tree.leaves(flat) if leaf.unsafe_buffer_pointer() not in ours]
-    taken = model.prepare(read, config, weights)["blocks"]
+    quantised = model.quantize(read) if weights == "int8" else model.cast(read, config)
+    held = jax.tree.leaves([read, quantised, _flatten(quantised)])
+    buffers = {leaf.unsafe_buffer_pointer(): leaf.nbytes for leaf in held}
+    vectors = 3 * (2 * TINY.layers + 1) * TINY.embed * read["ln_f"].dtype.itemsize
     need = to_sample(config, weights, ONE, ONE)
     assert need.device == 0
-    # A bound from below: arrays that flattening leaves as they are may be the same memory, or new.
-    total = num_bytes(read) + num_bytes(new) + num_bytes(taken)
-    assert 0.7 * total < need.host <= total
+    # int8 leaves vectors as they are, which are counted as if they were copied.
+    assert need.host - vectors < sum(buffers.values()) <= need.host
     assert to_read(config, dtype, ONE) == Need(num_bytes(read))
 
 
@@ -81,14 +79,13 @@ def test_accelerators_hold_what_is_theirs() -> None:
     eight = ModelConfig()
     scalars = table.num_parameters(eight)
     full = to_sample(eight, "full", Chips(), Chips())
-    attention = 4 * 32 * 4096 * 4096  # q, k, v and out become matrices: copies of them
-    assert full == Need(0, 2 * scalars + 2 * attention)
+    assert full == Need(0, 2 * 2 * scalars)
     assert to_sample(eight, "full", Chips(8), Chips(8)).device == pytest.approx(
         full.device / 8, rel=1e-4
     )
     # Quantised in the host's memory, then moved: the chip gets eight bits.
     moved = to_sample(eight, "int8", ONE, Chips())
-    assert moved.host == pytest.approx(3 * scalars, rel=0.01)
+    assert moved.host == pytest.approx(4 * scalars, rel=0.01)
     assert moved.device == pytest.approx(scalars, rel=0.01)
 
 
@@ -102,20 +99,20 @@ def free(monkeypatch: pytest.MonkeyPatch, host: int | None, device: int | None =
 def test_llada_8b_in_int8_wants_more_than_24_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel killed it there."""
     need = to_sample(ModelConfig(), "int8", ONE, ONE)
-    free(monkeypatch, 24 * GIB)
+    free(monkeypatch, int(23.5 * GIB))  # a machine of 24 when it has started
     with pytest.raises(ConfigError) as caught:
         check_fits("runs/llada with sample.weights=int8 in bfloat16", need, {})
     assert str(caught.value) == (
-        "runs/llada with sample.weights=int8 in bfloat16 takes 31.0 GB of host memory while it is "
-        "read, 25.8 GB are free; what fits: a machine with 31.0 GB of host memory free"
+        "runs/llada with sample.weights=int8 in bfloat16 takes 32.1 GB of host memory while it is "
+        "read, 25.2 GB are free; what fits: a machine with 32.1 GB of host memory free"
     )
-    free(monkeypatch, 32 * GIB)
+    free(monkeypatch, int(31.5 * GIB))
     check_fits("", need, {})
 
 
 def test_only_what_fits_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
     free(monkeypatch, 100, 50)
-    others = {"small": Need(90, 50), "large": Need(120, 0), "wide": Need(90, 80)}
+    others = {"small": Need(110, 50), "large": Need(130, 0), "wide": Need(90, 80)}
     with pytest.raises(ConfigError, match=r"what fits: small, or a machine with 0.0 GB of host me"):
         check_fits("x", Need(200, 0), others)
     with pytest.raises(
@@ -126,12 +123,12 @@ def test_only_what_fits_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
         check_fits("x", Need(10, 120), others, devices=4)
 
 
-@pytest.mark.parametrize("there", [None, 90, 1000])
+@pytest.mark.parametrize("there", [None, 80, 1000])
 def test_what_may_fit_is_tried(monkeypatch: pytest.MonkeyPatch, there: int | None) -> None:
-    """The bound less a tenth; and where nobody says what is free."""
+    """Four fifths are enough; and where nobody says what is free."""
     free(monkeypatch, there, there)
     check_fits("x", Need(100, 100), {})
-    free(monkeypatch, there and 89, None)
+    free(monkeypatch, there and 79, None)
     if there:
         with pytest.raises(ConfigError, match="x takes"):
             check_fits("x", Need(100, 100), {})

@@ -12,6 +12,7 @@ import pytest
 from jax_mdlm.config import ConfigError
 from jax_mdlm.sample import main
 from jax_mdlm.sample.player import framed, page
+from jax_mdlm.sample.show import visible
 from jax_mdlm.sample.still import still
 from jax_mdlm.sample.traces import read_traces
 
@@ -21,9 +22,9 @@ RECORD = {
     "prompt": ODD,
     "response": "ab",
     "calls": 3,
-    "start": ["░", "░", "░", "x"],
+    "start": ["░", "░", "░", "x", "\n"],
     "changes": [[0, 1, "b"], [1, 0, "a"], [1, 2, "b"], [2, 2, "·"]],
-    "confidence": [0.25, 1.0, 0.5, None],
+    "confidence": [0.25, 1.0, 0.5, None, None],
 }
 
 
@@ -83,6 +84,17 @@ def test_two_runs_from_the_command(talking, tmp_path):
     assert [one["response"] for one in own["generations"]] == [
         record["response"] for record in read_traces(str(trace))
     ]
+
+
+@pytest.mark.parametrize(
+    ("token", "seen"),
+    [
+        *[("\n", "↵"), ("\n\n", "↵↵"), ("a\tb", "a⇥b"), ("\r\n", "␍↵"), (" ", "␣"), ("  ", "␣␣")],
+        *[("Ġa", "␣a"), ("▁", "␣"), ("Ċ", "↵"), (" the", " the"), ("<|eot_id|>", "<|eot_id|>")],
+    ],
+)
+def test_no_token_is_an_empty_box(token, seen):
+    assert visible(token) == seen
 
 
 @pytest.mark.parametrize(
@@ -162,8 +174,81 @@ addEventListener("message", event => {
 """
 
 
+def seen_in_a_browser(folder: Path, document: str, width: int = 1200) -> dict:
+    """What a script in a document posted to it, in Chromium, without a word on the console."""
+    path = folder / "page.html"
+    path.write_text(document, "utf-8")
+    assert BROWSER is not None
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update", "--disable-quic"]
+    flags += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},800"]
+    # A frame of another process would not share the virtual clock.
+    flags += ["--disable-features=IsolateSandboxedIframes"]
+    flags += ["--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"]
+    found = subprocess.run(
+        [BROWSER, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert "CONSOLE" not in found.stderr
+    result = re.search(r'<pre id="seen">(.*?)</pre>', found.stdout, re.S)
+    assert result, found.stdout[-2000:]
+    return json.loads(html.unescape(result[1]))
+
+
+# What a page opens with, and how far it is wider than its frame.
+OPENED = """
+parent.postMessage({
+  where: where.textContent, play: play.textContent, inner: innerWidth,
+  slots: [...document.querySelectorAll("article li")].map(slot => slot.firstChild.textContent),
+  over: document.scrollingElement.scrollWidth - innerWidth,
+}, "*");
+"""
+
+
+def opened(folder: Path, document: str, width: int = 390) -> dict:
+    """How a page opens in a frame of a width: a window of Chromium has a least one."""
+    document = document.replace("open();\n</script>", f"open();\n{OPENED}</script>")
+    frame = framed(document).replace("width: 100%", f"width: {width}px")
+    return seen_in_a_browser(
+        folder, f"<!doctype html><title>x</title><script>{NOTE}</script>{frame}"
+    )
+
+
+in_a_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium: .ci/run installs it")
+END = "<|endoftext|>"
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium: .ci/run installs it")
+@in_a_browser
+@pytest.mark.parametrize(
+    ("changes", "ended", "where"),
+    [
+        ([[0, 1, "b"], [1, 0, "a"]], False, 1),
+        ([[0, 2, END], [1, 1, "·"], [2, 0, "a"]], False, 3),  # ends and slack are no text
+        ([[1, 2, END], [2, 1, "·"]], False, 2),
+        ([], False, 4),
+        ([[0, 1, "b"]], True, 4),
+    ],
+)
+def test_a_page_opens_where_there_is_something_to_see(tmp_path, changes, ended, where):
+    record = RECORD | {"calls": 4, "start": ["░"] * 3, "changes": changes}
+    seen = opened(tmp_path, page({"run": [record]}, ended=ended))
+    assert (seen["where"], seen["play"]) == (f"{where} of 4", "Play")
+    assert (set(seen["slots"]) == {"░"}) == (changes == [])
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize("width", [320, 390, 1200])
+def test_a_page_is_no_wider_than_its_screen(tmp_path, width):
+    """With long prompts to choose from, a name and a token without a break."""
+    long = RECORD | {"prompt": "what is a masked diffusion model " * 9, "start": ["y" * 300] * 5}
+    seen = opened(tmp_path, page({"run" * 60: [long] * 2, "other": [long]}), width)
+    assert seen["inner"] == width
+    assert seen["over"] <= 0
+
+
+@pytest.mark.slow
+@in_a_browser
 @pytest.mark.parametrize(("width", "inside"), [(1200, False), (400, False), (1000, True)])
 def test_a_browser_plays_scrubs_and_ends_with_the_text(
     tmp_path: Path, width: int, inside: bool
@@ -175,36 +260,23 @@ def test_a_browser_plays_scrubs_and_ends_with_the_text(
     )
     if inside:
         driven = f"<!doctype html><title>x</title><script>{NOTE}</script>{framed(driven)}"
-    path = tmp_path / "page.html"
-    path.write_text(driven, "utf-8")
-    assert BROWSER is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    flags += ["--disable-background-networking", "--disable-component-update", "--disable-quic"]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},800"]
-    # A frame of another process would not share the virtual clock.
-    flags += ["--disable-features=IsolateSandboxedIframes"]
-    flags += ["--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"]
-    found = subprocess.run(
-        [BROWSER, *flags, path.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert "CONSOLE" not in found.stderr
-    result = re.search(r'<pre id="seen">(.*?)</pre>', found.stdout, re.S)
-    assert result, found.stdout[-2000:]
-    seen = json.loads(result[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    seen = seen_in_a_browser(tmp_path, driven, width)
     assert seen["errors"] == []
-    masks, end = ["░", "░", "░", "x"], ["a", "b", "·", "x"]
-    assert seen["begin"]["slots"] == seen["home"]["slots"] == [masks, masks]
-    assert seen["begin"]["where"] == "0 of 3"
+    masks, end = ["░", "░", "░", "x", "↵"], ["a", "b", "·", "x", "↵"]
+    assert seen["home"]["slots"] == [masks, masks]
+    assert seen["home"]["where"] == "0 of 3"
+    assert seen["begin"] == seen["left"]
+    assert seen["begin"]["where"] == "1 of 3"
     assert seen["playing"] == "Stop"
     assert seen["end"] == {
-        "slots": [end, ["a", "b", "b", "x"]],
+        "slots": [end, ["a", "b", "b", "x", "↵"]],
         "texts": ["ab", "abb"],
         "where": "3 of 3",
     }
     assert [tuple(one) for one in seen["kinds"]] == slots_of(still(RECORD))
     assert seen["merged"] == ["slot 3: slack, merged this call"]
     assert seen["status"] == "one: finished: ab. other: finished: abb"
-    assert seen["scrubbed"]["slots"] == [["a", "b", "b", "x"]] * 2
-    assert seen["scrubbed"]["texts"] == ["4 of 4 slots fixed", "abb"]
-    assert seen["left"]["slots"] == [["░", "b", "░", "x"]] * 2
+    assert seen["scrubbed"]["slots"] == [["a", "b", "b", "x", "↵"]] * 2
+    assert seen["scrubbed"]["texts"] == ["5 of 5 slots fixed", "abb"]
+    assert seen["left"]["slots"] == [["░", "b", "░", "x", "↵"]] * 2
     assert seen["stopped"] == "Play"

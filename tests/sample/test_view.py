@@ -16,6 +16,8 @@ from rich.text import Text
 from jax_mdlm.config import TokenizerConfig
 from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
 from jax_mdlm.sample import view
+from jax_mdlm.sample.prompts import Prompt
+from jax_mdlm.sample.show import show_line
 from jax_mdlm.sample.view import CanvasView, Pace, Reader, plain, window, wrap
 from jax_mdlm.sampling import Answer
 
@@ -55,6 +57,14 @@ def shown(tokenizer: Tokenizer, slots: Sequence[int], *order: int) -> str:
 def styled(text: Text) -> list[tuple[str, str]]:
     """Runs of equal style."""
     return [(text.plain[span.start : span.end], str(span.style)) for span in text.spans]
+
+
+def test_the_table_of_slots_has_a_line_of_tokens_whatever_they_are(bpe: Tokenizer) -> None:
+    slots = bpe.encode("to\n\nit\t.")
+    text = show_line(Prompt("q", None, {"prompt": "q"}), "a", answer(slots), bpe, canvas=True)
+    line, tokens, calls = text.splitlines()
+    assert (line, tokens.count("↵"), tokens.count("⇥")) == ("q -> a", 2, 1)
+    assert calls.split() == ["call", *["0"] * len(slots)]
 
 
 def on_screen(renderable: object, width: int = 60, height: int = 20) -> str:

@@ -26,13 +26,15 @@ def test_a_still_says_what_the_page_says() -> None:
         ("slot fixed", "slot 2: b 100 % sure", "100%"),
         ("slot slack merged fresh", "slot 3: slack, merged this call", "0%"),
         ("slot fixed given", "slot 4: x given", "100%"),
+        ("slot fixed given", "slot 5: ↵ given", "100%"),
     ]
-    begun = RECORD | {"calls": 1, "changes": [[0, 1, "·"]], "confidence": [None, 0.5, None, None]}
+    begun = RECORD | {"calls": 1, "changes": [[0, 1, "·"]], "confidence": [None, 0.5, *[None] * 3]}
     assert slots_of(still(begun)) == [
         ("slot mask", "slot 1: mask", "0%"),
         ("slot slack fresh", "slot 2: slack this call 50 % sure", "50%"),
         ("slot mask", "slot 3: mask", "0%"),
         ("slot fixed given", "slot 4: x given", "100%"),
+        ("slot fixed given", "slot 5: ↵ given", "100%"),
     ]
 
 
