@@ -10,7 +10,6 @@ Training makes work directories, and so does the import of published weights; sa
 and export read them.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
@@ -173,12 +173,12 @@ def open_existing(workdir: epath.Path) -> Checkpoints:
 
 
 def newest_step(workdir: epath.Path) -> int:
-    """The step of the newest checkpoint; -1 where there is none."""
+    """The step of the newest checkpoint; -1 where there is none.
+
+    Only names are read: to open the folder, processes would have to agree that it is there.
+    """
     folder = checkpoint_folder(workdir)
-    if not folder.is_dir():
-        return -1
-    with contextlib.closing(open_checkpoints(folder)) as checkpoints:
-        return max(checkpoints.steps(), default=-1)
+    return max(ocp.utils.checkpoint_steps(folder), default=-1) if folder.is_dir() else -1
 
 
 def restore_params(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluation.statistics import Interval
+from jax_mdlm.evaluation.intervals import Interval
 from jax_mdlm.extras import how_to_install
 
 # Colours that stay apart in grey and for colour-blind eyes (Okabe and Ito), with a mark each.

@@ -14,18 +14,16 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.lines import find_files
 from jax_mdlm.evaluate.figures import draw_curves, intervention_in_words, pyplot, title_of
 from jax_mdlm.evaluate.opened import Opened, open_run, too_long_note
+from jax_mdlm.evaluation.intervals import Interval, shown
 from jax_mdlm.evaluation.intervention import Decoded, Store, curve_of, decode, seeds_for
 from jax_mdlm.evaluation.scores import metric_named
 from jax_mdlm.evaluation.statistics import (
     STATISTICS,
     Curve,
-    Interval,
     Spread,
     bootstrap_curve,
     bootstrap_differences,
     permutation_test,
-    shown,
-    why_none,
 )
 from jax_mdlm.evaluation.tasks import Task, open_task
 from jax_mdlm.sampling import Boundary, Displace, Intervention
@@ -243,15 +241,24 @@ def report(measured: dict[str, Measured], args: argparse.Namespace) -> dict[str,
 
 
 def plain(found: dict[str, Any]) -> dict[str, Any]:
-    """Intervals as [value, low, high]; what is not a number as null."""
-
-    def numbers(interval: Interval) -> list[float | None]:
-        return list(map(number, dataclasses.astuple(interval)))
-
-    return {
-        name: [numbers(one) for one in value] if isinstance(value, list) else numbers(value)
-        for name, value in found.items()
+    """Intervals as [value, low, high]; where there is none null, with the reason beside them."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in found.items()}
+    reasons = {
+        name: next((one.reason for one in value if one.reason), "") for name, value in lists.items()
     }
+    return {
+        name: [one.numbers() for one in value] if isinstance(value, list) else value.numbers()
+        for name, value in found.items()
+    } | {"no_interval": {name: reason for name, reason in reasons.items() if reason}}
+
+
+def why_none(record: dict[str, Any]) -> list[str]:
+    """A line per reason for which something of the table has no interval."""
+    said: dict[str, list[str]] = {}
+    for name, one in record["models"].items():
+        for what, reason in one["no_interval"].items():
+            said.setdefault(reason, []).append(f"{name} {what}")
+    return [f"no interval ({', '.join(names)}): {reason}" for reason, names in said.items()]
 
 
 def number(value: float) -> float | None:
@@ -278,8 +285,8 @@ def print_table(record: dict[str, Any]) -> None:
             continue
         show = percent if name == "area" else number_of
         print(name.ljust(12) + "".join(show(one[name]).rjust(width) for one in models.values()))
-    if any(None in rate for one in models.values() for rate in one["rates"]):
-        print(why_none(record["rows"]))
+    for line in why_none(record):
+        print(line)
     for name, one in models.items():
         if note := too_long_note(one["too_long"], record["rows"]):
             print(f"{name}: {note}")

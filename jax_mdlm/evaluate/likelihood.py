@@ -18,6 +18,7 @@ from jax_mdlm.data.lines import find_files, parse_lines, read_lines
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.table import make_table
 from jax_mdlm.evaluate.opened import Opened, open_run
+from jax_mdlm.evaluation.intervals import share_of
 from jax_mdlm.evaluation.likelihood import (
     Estimate,
     add_up,
@@ -26,7 +27,6 @@ from jax_mdlm.evaluation.likelihood import (
     marginal_log_likelihood,
     parse_question,
 )
-from jax_mdlm.evaluation.statistics import share_of
 from jax_mdlm.evaluation.tasks import open_held_out
 
 _CHUNK = 1024  # rows that are assembled at a time

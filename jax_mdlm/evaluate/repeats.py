@@ -13,8 +13,8 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.numbers import load_numbers
 from jax_mdlm.evaluate.intervention import Model, parse_models
 from jax_mdlm.evaluate.opened import open_run, too_long_note
+from jax_mdlm.evaluation.intervals import Interval, shown
 from jax_mdlm.evaluation.repeats import Counts, Report, compare, summarise
-from jax_mdlm.evaluation.statistics import Interval, shown, why_none
 from jax_mdlm.evaluation.tasks import open_task
 
 _COLUMNS = {  # field of a report -> its heading
@@ -87,11 +87,14 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
 
 
 def plain(report: Report) -> dict[str, Any]:
-    """Intervals as [value, low, high]; ends as null where there is no interval."""
-    return {
-        name: [value.value, *(value.ends or (None, None))] if isinstance(value, Interval) else value
-        for name, value in ((f.name, getattr(report, f.name)) for f in dataclasses.fields(report))
-    }
+    """Intervals as [value, low, high]; where there is none null, with the reason beside it."""
+    values = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
+    found = {name: value for name, value in values.items() if isinstance(value, Interval)}
+    return (
+        values
+        | {name: value.numbers() for name, value in found.items()}
+        | {"no_interval": {name: value.reason for name, value in found.items() if value.reason}}
+    )
 
 
 def print_table(record: dict[str, Any]) -> None:
@@ -107,11 +110,9 @@ def print_table(record: dict[str, Any]) -> None:
     for name, model in models.items():
         cells = "".join(show(model[column]).rjust(19) for column in _COLUMNS)
         print(f"{name.ljust(width)}{cells}{100 * model['lost_runs']:11.1f}")
-    if any(
-        model[column] and None in model[column] for model in models.values() for column in _COLUMNS
-    ):
-        print(why_none(one["rows"]))
     for name, model in models.items():
+        for column, reason in model["no_interval"].items():
+            print(f"{name}, {_COLUMNS[column]}: no interval: {reason}")
         if note := too_long_note(model["too_long"], model["rows"]):
             print(f"{name}: {note}")
         pairs = [f"{pair['reference']} as {pair['decoded']}" for pair in model["lost_examples"]]

@@ -209,5 +209,7 @@ def write_table(folder: Path, runs: Sequence[Run], record: dict[str, Any]) -> No
             intervention.percent(one["area"])[:-2],
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    if reasons := intervention.why_none(record):
+        lines += ["", *reasons]
     (folder / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jax_mdlm.evaluation.statistics import Interval, share_of
+from jax_mdlm.evaluation.intervals import Interval, share_of
 
 
 class Run(NamedTuple):

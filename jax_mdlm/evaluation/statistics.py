@@ -1,4 +1,4 @@
-"""Intervals and tests of scores, by resampling what could have been drawn otherwise.
+"""Curves of errors: what is said of them, with intervals, and tests of two of them.
 
 Enters: a score per row, per strength, per training seed. Leaves: numbers with intervals. Rows are
 resampled with all their decodings. Training seeds are few, and resampling two or three of them
@@ -6,62 +6,18 @@ would promise far too much: their part is Student's t (`Spread`).
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-# Rows that a bootstrap needs. Its 95 % interval covers the truth in 68 to 75 % of the cases with 3
-# rows, 78 to 93 % with 5, 87 to 97 % with 10, 90 to 95 % with 20 (a share of 0.5, and the mean of
-# exponential values; 2,000 cases each).
-LEAST_ROWS = 10
-_CHUNK = 500  # resamplings whose row weights are in memory at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A number and its interval: of a bootstrap, or exact.
-
-    Attributes:
-      value: The statistic of the data.
-      low: Lower end; nan where there is no interval, see `why_none`.
-      high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def ends(self) -> tuple[float, float] | None:
-        """Both ends; None where there is no interval."""
-        return (self.low, self.high) if np.isfinite([self.low, self.high]).all() else None
-
-    def __str__(self) -> str:
-        return shown((self.value, *(self.ends or (None, None))), ".4g")
-
-
-def shown(numbers: Sequence[float | None], digits: str, unit: str = "") -> str:
-    """`98.1 [97.4, 98.7]`, or `98.1 [no interval]`.
-
-    Args:
-      numbers: Value, lower and upper end; ends that are None or nan are none.
-      digits: Format of a number, e.g. ".1f".
-      unit: Stands after it all.
-    """
-    value, low, high = (np.nan if number is None else number for number in numbers)
-    ends = f"{low:{digits}}, {high:{digits}}" if np.isfinite(low + high) else "no interval"
-    return f"{value:{digits}} [{ends}]{unit}"
-
-
-def why_none(rows: int) -> str:
-    """Why there is no interval.
-
-    Args:
-      rows: How many were resampled.
-    """
-    if rows < LEAST_ROWS:
-        return f"no interval: {rows} row{'s' * (rows != 1)}, at least {LEAST_ROWS} are needed"
-    return "no interval: resampling shows nothing where no row differs from the others"
+from jax_mdlm.evaluation.intervals import (
+    CHUNK,
+    Interval,
+    few,
+    interval_of,
+    row_weights,
+    share_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,59 +120,6 @@ def area(strengths: np.ndarray, rates: np.ndarray) -> np.ndarray:
 STATISTICS = {"clean": clean, "slope": slope, "pearson": pearson, "area": area}
 
 
-def bootstrap_mean(
-    values: np.ndarray, *, samples: int = 10_000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """The mean of independent values.
-
-    Args:
-      values: float [N], N at least 1.
-      samples: Resamplings.
-      seed: Of the resampling.
-      level: Share of the resampled means inside the interval.
-    """
-    values = np.asarray(values, np.float64)
-    if not values.size:
-        raise ValueError("a mean needs at least one value, got none")
-    if len(values) < LEAST_ROWS:
-        return Interval(float(values.mean()), np.nan, np.nan)
-    draws = [weights @ values / len(values) for weights in _row_weights(len(values), samples, seed)]
-    return _interval(float(values.mean()), np.concatenate(draws), level)
-
-
-def share_of(values: np.ndarray, *, level: float = 0.95) -> Interval:
-    """A share of rows, each of which counts 0 or 1 or in part (several verdicts or seeds).
-
-    The bootstrap's interval. Where the rows are few, or all the same, it promises too much, and
-    rows that count 0 or 1 get the exact interval (Clopper and Pearson 1934).
-
-    Args:
-      values: float [N], 0 to 1, N at least 1.
-      level: Share of intervals that cover the truth, at least.
-    """
-    values = np.asarray(values, np.float64)
-    whole = np.isin(values, (0, 1)).all()
-    if values.size and whole and (len(values) < LEAST_ROWS or np.ptp(values) == 0):
-        return clopper_pearson(int(values.sum()), len(values), level=level)
-    return bootstrap_mean(values, level=level)
-
-
-def clopper_pearson(count: int, rows: int, *, level: float = 0.95) -> Interval:
-    """The exact interval of a binomial share: quantiles of two beta distributions.
-
-    Args:
-      count: Rows that count.
-      rows: All of them, at least 1.
-      level: Share of intervals that cover the truth, at least.
-    """
-    from scipy.special import betaincinv
-
-    tail = (1 - level) / 2
-    low = betaincinv(count, rows - count + 1, tail) if count else 0.0
-    high = betaincinv(count + 1, rows - count, 1 - tail) if count < rows else 1.0
-    return Interval(count / rows, float(low), float(high))
-
-
 def bootstrap_curve(
     curve: Curve,
     *,
@@ -238,15 +141,21 @@ def bootstrap_curve(
       `rates`: an interval per strength; and one per entry of `STATISTICS`. Where the spread has no
       degree of freedom the intervals say nothing of how another training would have ended.
     """
-    draws = _resampled(curve, samples, seed, spread or Spread.of([curve]))
+    spread = spread or Spread.of([curve])
+    rows = curve.errors.shape[-1]
+    draws = _resampled(curve, samples, seed, spread)
     value = curve.rates.mean(0)
-    result: dict[str, Interval | list[Interval]] = {
-        "rates": [_interval(float(value[s]), draws[:, s], level) for s in range(len(value))]
-    }
+    rates = []
+    for s in range(len(value)):
+        if len(curve.errors) == 1 and not spread.freedom and (curve.units[0, s] == 1).all():
+            rates.append(share_of(curve.errors[0, s], draws=draws[:, s], level=level))
+        else:
+            rates.append(interval_of(float(value[s]), draws[:, s], level, rows))
+    result: dict[str, Interval | list[Interval]] = {"rates": rates}
     for name, statistic in STATISTICS.items():
         whole, resampled = (statistic(curve.strengths, rates) for rates in (value, draws))
-        result[name] = _interval(float(whole), resampled, level)
-    return result
+        result[name] = interval_of(float(whole), resampled, level, rows)
+    return result | {"clean": rates[0]}
 
 
 def bootstrap_differences(
@@ -281,17 +190,20 @@ def bootstrap_differences(
     spread = spread or Spread.of([first, second])
     draws = [_resampled(c, samples, seed, spread, k) for k, c in enumerate((first, second))]
     change, changes = values[1] - values[0], draws[1] - draws[0]
+    rows = first.errors.shape[-1]
     result: dict[str, Interval | list[Interval]] = {
-        "rates": [_interval(float(change[s]), changes[:, s], level) for s in range(len(change))]
+        "rates": [
+            interval_of(float(change[s]), changes[:, s], level, rows) for s in range(len(change))
+        ]
     }
     for name, statistic in STATISTICS.items():
         a, b = (statistic(strengths, value) for value in values)
         resampled_a, resampled_b = (statistic(strengths, draw) for draw in draws)
-        result[name] = _interval(float(b - a), resampled_b - resampled_a, level)
+        result[name] = interval_of(float(b - a), resampled_b - resampled_a, level, rows)
         if name != "pearson":
             ratios = resampled_b / np.where(resampled_a * a > 0, resampled_a, np.nan)
             ratio = float(b / a) if a else float("nan")
-            result[f"{name}_ratio"] = _interval(ratio, ratios, level)
+            result[f"{name}_ratio"] = interval_of(ratio, ratios, level, rows)
     return result
 
 
@@ -316,7 +228,7 @@ def permutation_test(
     seen = np.abs(change.sum(-1))
     rng, beyond, left = np.random.default_rng(seed), np.zeros(len(change)), samples
     while left:
-        count = min(left, _CHUNK)
+        count = min(left, CHUNK)
         signs = rng.choice(np.array([-1.0, 1.0], np.float32), (count, change.shape[1]))
         beyond += (np.abs(signs @ change.T) >= seen - 1e-9).sum(0)
         left -= count
@@ -334,14 +246,14 @@ def _resampled(
 ) -> np.ndarray:
     """Rates float64 [samples, S] of resampled rows, with the training seeds' part drawn.
 
-    Of fewer than `LEAST_ROWS` rows all are nan, and nothing that follows has an interval.
+    Of too few rows all are nan, and nothing that follows has an interval.
     """
     trained, num_strengths, num_rows = curve.errors.shape
-    if num_rows < LEAST_ROWS:
+    if few(num_rows):
         return np.full((samples, num_strengths), np.nan)
     rates = np.empty((samples, num_strengths))
     done = 0
-    for weights in _row_weights(num_rows, samples, seed):
+    for weights in row_weights(num_rows, samples, seed):
         errors = np.einsum("bn,tsn->bts", weights, curve.errors, optimize=True)
         units = np.einsum("bn,tsn->bts", weights, curve.units, optimize=True)
         rates[done : done + len(weights)] = _quotient(errors, units).mean(1)
@@ -352,28 +264,3 @@ def _resampled(
 
 def _quotient(errors: np.ndarray, units: np.ndarray) -> np.ndarray:
     return np.divide(errors, units, out=np.full(errors.shape, np.nan), where=units > 0)
-
-
-def _row_weights(rows: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each row is drawn, float64 [b, N], in parts of at most `_CHUNK` resamplings."""
-    rng = np.random.default_rng([seed, 0])
-    while samples:
-        count = min(samples, _CHUNK)
-        drawn = rng.integers(rows, size=(count, rows)) + rows * np.arange(count)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=count * rows).reshape(count, rows).astype(float)
-        samples -= count
-
-
-def _interval(value: float, draws: np.ndarray, level: float) -> Interval:
-    """No ends where more draws are no number than lie outside of one: an end may be anywhere.
-
-    And none where all draws are equal, which tells nothing of other rows.
-    """
-    finite = np.isfinite(draws)
-    if np.mean(~finite) > (1 - level) / 2:
-        return Interval(value, np.nan, np.nan)
-    draws = draws[finite]
-    if np.ptp(draws) == 0:
-        return Interval(value, np.nan, np.nan)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high))

@@ -11,6 +11,7 @@ found by JAX's own, slower heartbeat (134 as well).
 """
 
 import os
+import re
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ from jax_mdlm import command
 EVERY = 1.0  # seconds between two signs of life
 # Seconds without one. Python's lock is held for seconds at most, while a program is serialised.
 # JAX's own heartbeat comes every command.HEARTBEAT_SECONDS / 2, and a loss is found between one
-# half and the whole of that: behind this limit, so that it is our line that is read.
+# half and the whole of that: after this limit, so that it is our line that is read.
 LIMIT = 20.0
 
 _BEATS = "jax_mdlm/alive/"
@@ -89,8 +90,8 @@ class Peers:
             self._over.set()
             self._thread.join()
             self._client.key_value_delete(self._own)
-        elif isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" not in str(error):
-            # Most likely a collective whose partner has died. The thread will know who it was.
+        elif _of_a_collective(error):
+            # The thread will know whose.
             text = " ".join(str(error).split())[:200]
             print(f"{text}; looking for a lost process", file=sys.stderr, flush=True)
             self._thread.join(self._limit + 10 * self._every)
@@ -128,6 +129,17 @@ class Peers:
             f"{self._limit:.0f} s); start the command again on all hosts, it resumes from the "
             "newest checkpoint"
         )
+
+
+def _of_a_collective(error: BaseException | None) -> bool:
+    """Whether this is most likely the end of a collective whose partner has died.
+
+    Such errors begin with the name of a status. A program's own are `JaxRuntimeError`; the
+    dispatch of a new one raises it as ValueError, e.g. where Orbax waits before a save.
+    """
+    text = str(error)
+    status = isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", text)
+    return bool(isinstance(error, jax.errors.JaxRuntimeError) or status) and "EXHAUSTED" not in text
 
 
 def _leave(line: str) -> NoReturn:

@@ -51,7 +51,7 @@ def test_training_seeds_are_folders_of_a_model(workdir, rows_file, capsys):
     assert [line.split()[0] for line in text.splitlines()[3:]] == [
         *("strength", "0", "0.3", "1", "slope", "pearson", "area", "no")
     ]
-    assert "no interval: 3 rows, at least 10 are needed\n" in text
+    assert ": 3 rows, at least 25 are needed\n" in text
     assert "nan" not in text
 
 

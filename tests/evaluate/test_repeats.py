@@ -44,7 +44,8 @@ def test_numbers_of_the_table(capsys) -> None:
         "exact_with": [0.25, 0.2, 0.3],
         "exact_without": None,
         "lost": [0.125, 0.1, 0.15],
-        "gained": [0.0, 0.0, 0.0],
+        "gained": [0.0, None, None],
+        "no_interval": {"gained": "3 rows, at least 25 are needed"},
         "lost_runs": 0.1,
         "lost_examples": [{"reference": "100", "decoded": "10"}],
     }
@@ -52,11 +53,12 @@ def test_numbers_of_the_table(capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("2,000 rows of test, 1,200 of them with a repeat")
     cells = ["merge", "50.0 [40.0, 60.0]", "25.0 [20.0, 30.0]", "-", "12.5 [10.0, 15.0]"]
-    assert re.split(r"  +", lines[2]) == [*cells, "0.0 [0.0, 0.0]", "10.0"]
-    assert lines[3] == (
+    assert re.split(r"  +", lines[2]) == [*cells, "0.0 [no interval]", "10.0"]
+    assert lines[3] == "merge, gained: no interval: 3 rows, at least 25 are needed"
+    assert lines[4] == (
         "merge: 3 of 2,000 rows are too long for the model: empty answers, counted as wrong"
     )
-    assert lines[4] == "merge read 100 as 10"
+    assert lines[5] == "merge read 100 as 10"
     assert show(None) == "-"
 
 

@@ -1,19 +1,17 @@
 """Intervals against scipy and against what they promise; curve statistics by hand."""
 
-import math
-
 import numpy as np
 import pytest
 import scipy.stats
 
 from jax_mdlm.evaluation import statistics
+from jax_mdlm.evaluation.intervals import bootstrap_mean, clopper_pearson
 from jax_mdlm.evaluation.statistics import (
     Curve,
     Spread,
     area,
     bootstrap_curve,
     bootstrap_differences,
-    bootstrap_mean,
     clean,
     pearson,
     permutation_test,
@@ -46,20 +44,6 @@ def test_statistics_by_hand():
 def test_a_flat_curve_has_no_correlation():
     assert np.isnan(pearson(STRENGTHS, np.full(3, 0.2)))
     assert slope(STRENGTHS, np.full(3, 0.2)) == pytest.approx(0, abs=1e-15)
-
-
-def test_bootstrap_mean_beside_scipy():
-    values = np.random.default_rng(0).exponential(size=300)
-    ours = bootstrap_mean(values)
-    theirs = scipy.stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=10_000, rng=1
-    ).confidence_interval
-    assert ours.value == pytest.approx(values.mean())
-    assert ours.low == pytest.approx(theirs.low, abs=0.01)
-    assert ours.high == pytest.approx(theirs.high, abs=0.01)
-    assert bootstrap_mean(values, level=0.5).low > ours.low
-    with pytest.raises(ValueError, match="at least one value"):
-        bootstrap_mean(np.array([]))
 
 
 def test_intervals_cover_the_truth():
@@ -155,11 +139,12 @@ def test_differences_of_the_same_rows_are_sharper():
     rng = np.random.default_rng(4)
     hard = rng.integers(0, 5, size=(1, 1, 300)).repeat(3, 1).astype(float)
     units = np.full(hard.shape, 5.0)
-    first, second = Curve(STRENGTHS, hard, units), Curve(STRENGTHS, hard + 0.1, units)
+    more = hard + rng.normal(0.1, 0.01, hard.shape)
+    first, second = Curve(STRENGTHS, hard, units), Curve(STRENGTHS, more, units)
     found = bootstrap_differences(first, second, samples=300)
-    assert found["clean"].value == pytest.approx(0.02)
-    assert found["clean"].high - found["clean"].low < 1e-12
-    assert found["clean_ratio"].value == pytest.approx(1 + 0.1 / hard[0, 0].mean())
+    assert found["clean"].value == pytest.approx(0.02, abs=5e-4)
+    assert 0 < found["clean"].high - found["clean"].low < 1e-3
+    assert found["clean_ratio"].value == pytest.approx(1 + 0.1 / hard[0, 0].mean(), rel=1e-3)
     spread = bootstrap_curve(first, samples=300)["clean"]
     assert spread.high - spread.low > 0.05
 
@@ -192,50 +177,7 @@ def test_curves_must_belong_together():
 # --- few rows ---
 
 
-@pytest.mark.parametrize("rows", [1, 3, 9, 10, 40])
-def test_a_share_of_rows_that_are_all_alike_is_exact(rows: int) -> None:
-    """The rule of three's exact form: nobody failed, so at most 1 - 0.025^(1/n) do."""
-    bound = 1 - 0.025 ** (1 / rows)
-    none, every = (statistics.share_of(np.full(rows, value)) for value in (0.0, 1.0))
-    np.testing.assert_allclose([none.value, none.low, none.high], [0, 0, bound], rtol=1e-12)
-    np.testing.assert_allclose([every.value, every.low, every.high], [1, 1 - bound, 1], rtol=1e-12)
-
-
-@pytest.mark.parametrize(("count", "rows"), [(1, 3), (2, 9), (4, 8)])
-def test_a_share_of_few_rows_is_exact(count: int, rows: int) -> None:
-    """Each end is the share at which so many or more (or fewer) have a chance of 2.5 %."""
-    found = statistics.share_of(np.repeat([1.0, 0.0], [count, rows - count]))
-
-    def at_least(share: float, least: int) -> float:
-        chances = [
-            math.comb(rows, k) * share**k * (1 - share) ** (rows - k) for k in range(rows + 1)
-        ]
-        return sum(chances[least:])
-
-    assert found.value == count / rows
-    np.testing.assert_allclose(at_least(found.low, count), 0.025, rtol=1e-9)
-    np.testing.assert_allclose(1 - at_least(found.high, count + 1), 0.025, rtol=1e-9)
-
-
-def test_other_means_of_few_rows_have_no_interval() -> None:
-    few, many = np.array([0.25, 0.5, 1.0]), np.linspace(0, 1, statistics.LEAST_ROWS)
-    assert statistics.bootstrap_mean(few).ends is None
-    assert statistics.share_of(few).ends is None  # parts of rows: no binomial share
-    assert statistics.share_of(many) == statistics.bootstrap_mean(many)
-    assert statistics.bootstrap_mean(many).ends is not None
-    assert statistics.bootstrap_mean(np.full(50, 0.5)).ends is None  # resampling shows nothing
-    assert str(statistics.bootstrap_mean(few)) == "0.5833 [no interval]"
-    assert statistics.shown([0.5, None, None], ".1f", " %") == "0.5 [no interval] %"
-    assert statistics.shown([0.5, 0.25, 1], ".2f") == "0.50 [0.25, 1.00]"
-
-
-def test_why_there_is_no_interval() -> None:
-    assert statistics.why_none(1) == "no interval: 1 row, at least 10 are needed"
-    assert statistics.why_none(9) == "no interval: 9 rows, at least 10 are needed"
-    assert statistics.why_none(10).startswith("no interval: resampling shows nothing where no row")
-
-
-@pytest.mark.parametrize("rows", [3, 9])
+@pytest.mark.parametrize("rows", [3, 24])
 def test_a_curve_of_few_rows_has_no_interval(rows: int) -> None:
     rng = np.random.default_rng(0)
     errors = rng.integers(0, 5, (2, 3, rows)).astype(float)
@@ -245,3 +187,23 @@ def test_a_curve_of_few_rows_has_no_interval(rows: int) -> None:
     for entry in (*found.values(), *change.values()):
         assert all(one.ends is None for one in (entry if isinstance(entry, list) else [entry]))
     assert [one.value for one in found["rates"]] == pytest.approx(curve.rates.mean(0))
+
+
+def test_a_curve_of_whole_rows_is_exact_where_rows_are_few() -> None:
+    """One training, one decoding, right or wrong: Clopper and Pearson's interval of the share."""
+    errors = np.array([[[0.0] * 8, [0.0] * 6 + [1.0] * 2]])
+    curve = statistics.Curve(np.array([0.0, 0.4]), errors, np.ones(errors.shape))
+    found = statistics.bootstrap_curve(curve)
+    assert found["rates"] == [clopper_pearson(0, 8), clopper_pearson(2, 8)]
+    assert found["clean"] == clopper_pearson(0, 8)
+    assert found["slope"].reason == "8 rows, at least 25 are needed"
+
+
+def test_a_curve_of_many_rows_that_are_all_right_is_exact_there_alone() -> None:
+    rng = np.random.default_rng(0)
+    errors = np.stack([np.zeros(200), rng.binomial(1, 0.3, 200)])[None].astype(float)
+    curve = statistics.Curve(np.array([0.0, 0.4]), errors, np.ones(errors.shape))
+    first, second = statistics.bootstrap_curve(curve)["rates"]
+    assert first == clopper_pearson(0, 200)
+    assert second != clopper_pearson(int(errors[0, 1].sum()), 200)
+    assert second.ends is not None

@@ -109,13 +109,18 @@ def test_a_good_end_signs_off(service: Service, monkeypatch: pytest.MonkeyPatch)
     assert not found
 
 
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
 def test_a_broken_collective_waits_for_the_name(
-    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    kind: type[Exception],
 ) -> None:
+    """Of a running program, or of one that is dispatched for the first time."""
     service.values["jax_mdlm/alive/2"] = "7"
     peers, found, left = watch(monkeypatch, 0)
-    with pytest.raises(jax.errors.JaxRuntimeError), peers:
-        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed:\nConnection reset")
+    with pytest.raises(kind), peers:
+        raise kind("UNKNOWN: Gloo AllGather failed:\nConnection reset")
     assert left.is_set()
     assert found[0].startswith("process 2 of 3 was lost")
     assert "Gloo AllGather failed: Connection reset; looking for a lost" in capsys.readouterr().err
@@ -125,6 +130,15 @@ def test_a_full_device_waits_for_nobody(service: Service, monkeypatch: pytest.Mo
     peers, found, _ = watch(monkeypatch, 0, limit=1000)
     with pytest.raises(jax.errors.JaxRuntimeError), peers:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+    assert not found
+
+
+def test_an_error_of_the_program_waits_for_nobody(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers, found, _ = watch(monkeypatch, 0, limit=1000)
+    with pytest.raises(ValueError, match="operands"), peers:
+        raise ValueError("operands could not be broadcast together")
     assert not found
 
 

@@ -91,7 +91,7 @@ def test_losses_do_not_depend_on_processes_and_mesh(
         child.finish()
     expected = losses(alone)
     found = losses(workdir)
-    assert len(found) == 9
+    assert len(found) == 10
     for step, loss in found.items():
         assert loss == pytest.approx(expected[step], rel=1e-5), step
 

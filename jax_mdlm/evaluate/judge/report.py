@@ -7,8 +7,8 @@ from typing import Any
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate.judge.choice import make_benchmark
+from jax_mdlm.evaluation.intervals import Interval
 from jax_mdlm.evaluation.judge import MeanGrade, WinRate, mean_grades, win_rates
-from jax_mdlm.evaluation.statistics import Interval, why_none
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -28,14 +28,14 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         return
     for rate in rates:
         ends = rate.rate.ends
-        interval = f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else _none(rate.questions)
+        interval = f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]" if ends else _none(rate.rate)
         print(
             f"{rate.model} against {rate.baseline}: win rate {100 * rate.rate.value:.1f} % "
             f"{interval}, {rate.questions:,} questions{_left_out(rate.left_out)}"
         )
     for grade in grades:
         ends = grade.grade.ends
-        interval = f"[{ends[0]:.2f}, {ends[1]:.2f}]" if ends else _none(grade.questions)
+        interval = f"[{ends[0]:.2f}, {ends[1]:.2f}]" if ends else _none(grade.grade)
         print(
             f"{grade.model}: grade {grade.grade.value:.2f} {interval} ({benchmark.scale}), "
             f"{grade.questions:,} questions"
@@ -43,17 +43,18 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
 
 
-def _none(questions: int) -> str:
-    return f"({why_none(questions).replace('row', 'question')})"
+def _none(interval: Interval) -> str:
+    return f"(no interval: {interval.reason.replace('row', 'question')})"
 
 
 def _left_out(count: int) -> str:
     return f", {count:,} without a verdict left out" if count else ""
 
 
-def _ends(interval: Interval) -> dict[str, float | None]:
-    low, high = interval.ends or (None, None)
-    return {"low": low, "high": high}
+def _ends(interval: Interval) -> dict[str, float | str | None]:
+    _, low, high = interval.numbers()
+    ends: dict[str, float | str | None] = {"low": low, "high": high}
+    return ends | ({"no_interval": interval.reason} if interval.reason else {})
 
 
 def _rate_record(rate: WinRate) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.evaluation.intervals import Interval, bootstrap_mean, share_of
 from jax_mdlm.evaluation.judge.records import Comparison, Grade
-from jax_mdlm.evaluation.statistics import Interval, bootstrap_mean, share_of
 
 
 @dataclasses.dataclass(frozen=True)

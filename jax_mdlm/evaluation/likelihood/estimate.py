@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from jax_mdlm.evaluation.statistics import Interval
+from jax_mdlm.evaluation.intervals import Interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -218,7 +218,7 @@ def test_compare_and_report(tmp_path, capsys, name):
     assert rate["win_rate"] == pytest.approx((1 + 0.5 + 1) / 3)
     assert (rate["model"], rate["baseline"], rate["questions"]) == ("o", "t", 3)
     main(["judge", "report", "--benchmark", name, "--judgments", str(output), "--baseline", "o"])
-    none = "(no interval: 3 questions, at least 10 are needed)"
+    none = "(no interval: 3 questions, at least 25 are needed)"
     text = f"t against o: win rate 16.7 % {none}, 3 questions"
     assert capsys.readouterr().out.strip() == text
 
@@ -255,7 +255,7 @@ def test_unread_verdicts_are_counted(tmp_path, capsys, monkeypatch):
     assert "4 matches judged" in (err := capsys.readouterr().err)
     assert "2 rows without a verdict" in err
     main(["judge", "report", "--benchmark", "mt_bench", "--judgments", str(output)])
-    none = "(no interval: 1 question, at least 10 are needed)"
+    none = "(no interval: 1 question, at least 25 are needed)"
     text = f"o against t: win rate 50.0 % {none}, 1 questions, 2 without a verdict left out"
     assert capsys.readouterr().out.strip() == text
 
@@ -267,7 +267,7 @@ def test_report_of_grades(tmp_path, capsys):
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     flags = ["judge", "report", "--benchmark", "mt_bench", "--judgments", str(path)]
     main(flags)
-    none = "(no interval: 1 question, at least 10 are needed)"
+    none = "(no interval: 1 question, at least 25 are needed)"
     text = f"m: grade 4.00 {none} (1 to 10), 1 questions, 1 without a verdict left out"
     assert capsys.readouterr().out.strip() == text
     main([*flags, "--json"])

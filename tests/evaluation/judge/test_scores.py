@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.evaluation.intervals import bootstrap_mean
 from jax_mdlm.evaluation.judge import (
     find_matches,
     judge_matches,
@@ -16,7 +17,6 @@ from jax_mdlm.evaluation.judge import (
 )
 from jax_mdlm.evaluation.judge.client import Refused
 from jax_mdlm.evaluation.judge.records import Comparison, Grade, ModelAnswer
-from jax_mdlm.evaluation.statistics import bootstrap_mean
 from tests.evaluation.judge.rows import answer_file, make, question_file
 
 
@@ -41,8 +41,8 @@ def test_win_rate_by_hand():
     assert (rate.model, rate.baseline, rate.questions, rate.left_out) == ("m", "n", 4, 2)
     assert rate.rate.value == 2.25 / 4
     assert rate.rate.ends is None  # four questions
-    (many,) = win_rates([one for n in range(12) for one in compared((f"q{n}", "", float(n > 3)))])
-    assert many.rate == bootstrap_mean(np.repeat([0.0, 1.0], [4, 8]))
+    (many,) = win_rates([one for n in range(30) for one in compared((f"q{n}", "", float(n > 9)))])
+    assert many.rate == bootstrap_mean(np.repeat([0.0, 1.0], [10, 20]))
     assert many.rate.low < many.rate.value < many.rate.high
 
 
