@@ -311,10 +311,8 @@ def number_of(numbers: list[float | None]) -> str:
 
 def draw(record: dict[str, Any], path: str) -> None:
     """The curves with their intervals."""
-    nan = float("nan")
     curves = {
-        name: [Interval(*(nan if n is None else 100 * n for n in rate)) for rate in one["rates"]]
-        for name, one in record["models"].items()
+        name: [_in_percent(rate) for rate in one["rates"]] for name, one in record["models"].items()
     }
     draw_curves(
         path,
@@ -327,3 +325,8 @@ def draw(record: dict[str, Any], path: str) -> None:
         title=title_of(record),
         log=min(s for s in record["strengths"] if s > 0) < 0.1,
     )
+
+
+def _in_percent(rate: list[float | None]) -> Interval:
+    value, low, high = (math.nan if n is None else 100 * n for n in rate)
+    return Interval(value, low, high)
