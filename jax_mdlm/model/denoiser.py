@@ -1,8 +1,8 @@
 """The denoiser: a bidirectional transformer that predicts every slot (LLaDA, arXiv 2502.09992).
 
-Tokens enter, hidden states or logits leave. `flax.nnx` defines the network and stays in this
-file: outside, parameters are a plain nested dict and these are pure functions of it. No time
-input: the number of masks tells the level.
+Tokens enter, hidden states or logits leave. Parameters are a plain nested dict with the paths of
+`table.ROWS`, and these are pure functions of it. No time input: the number of masks tells the
+level.
 """
 
 import functools
@@ -11,19 +11,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import layers, table
 from jax_mdlm.model.attention import SAVED, attention
 from jax_mdlm.model.int8 import Int8
-from jax_mdlm.model.lora import WithSlack, is_changed
+from jax_mdlm.model.lora import WithSlack
 from jax_mdlm.sharding import Layout, constrain
 
 KeysValues = tuple[jax.Array, jax.Array]  # each [B, slots, K, H]; keys are rotated
-
-_ROWS = {row.path: row for row in table.ROWS}
 
 # What a block keeps for its backward pass; the names are the values of `model.remat`.
 _REMAT_POLICIES = {
@@ -35,106 +32,52 @@ _REMAT_POLICIES = {
 }
 
 
-class Block(nnx.Module):
-    """Attention and gated MLP, each on a normalised input and added to the stream."""
+def block(
+    params: Params,
+    x: jax.Array,
+    rotary: tuple[jax.Array, jax.Array],
+    valid: jax.Array | None,
+    *,
+    eps: float,
+    past: Callable[[KeysValues], KeysValues] = lambda own: own,
+    window: Callable[[jax.Array], jax.Array] = lambda slots: slots,
+    attend: Callable[..., jax.Array] = attention,
+) -> tuple[jax.Array, KeysValues]:
+    """Attention and gated MLP, each on a normalised input and added to the stream.
 
-    def __init__(self, config: ModelConfig, key: jax.Array) -> None:
-        """Draws the parameters of one layer."""
-        draw = functools.partial(_draw, config=config, key=key)
-        self.attn_norm = draw(("blocks", "attn_norm"))
-        self.q_proj = draw(("blocks", "q_proj"))
-        self.k_proj = draw(("blocks", "k_proj"))
-        self.v_proj = draw(("blocks", "v_proj"))
-        self.attn_out = draw(("blocks", "attn_out"))
-        self.ff_norm = draw(("blocks", "ff_norm"))
-        self.ff_proj = draw(("blocks", "ff_proj"))
-        self.up_proj = draw(("blocks", "up_proj"))
-        self.ff_out = draw(("blocks", "ff_out"))
+    Args:
+      params: Of one layer; matrices perhaps `Int8` or with an adapter.
+      x: [B, Q, D], the stream of the slots that run.
+      rotary: Angles of these slots.
+      valid: bool [B, S]; keys that exist.
+      eps: Of the norms.
+      past: The keys and values of all S slots, given those of the Q that run.
+      window: Picks the W slots (axis 1 of an array) whose output is wanted.
+      attend: `attention` on a mesh, or its form without a gradient.
 
-    def __call__(
-        self,
-        x: jax.Array,  # [B, Q, D]
-        rotary: tuple[jax.Array, jax.Array],
-        valid: jax.Array | None,
-        *,
-        eps: float,
-        past: Callable[[KeysValues], KeysValues] = lambda own: own,
-        window: Callable[[jax.Array], jax.Array] = lambda slots: slots,
-        attend: Callable[..., jax.Array] = attention,
-    ) -> tuple[jax.Array, KeysValues]:
-        """[B, Q, D] -> [B, W, D], and the keys and values of the Q slots.
+    Returns:
+      The stream [B, W, D], and the keys and values of the Q slots.
+    """
 
-        Args:
-          x: The stream of the slots that run.
-          rotary: Angles of these slots.
-          valid: bool [B, S]; keys that exist.
-          eps: Of the norms.
-          past: The keys and values of all S slots, given those of the Q that run.
-          window: Picks the W slots (axis 1 of an array) whose output is wanted.
-          attend: `attention` on a mesh, or its form without a gradient.
-        """
+    def linear(h: jax.Array, name: str, inputs: int = 1) -> jax.Array:
+        return layers.linear(h, table.matrix(params[name], inputs).astype(x.dtype))
 
-        def linear(h: jax.Array, param: nnx.Param, inputs: int = 1) -> jax.Array:
-            return layers.linear(h, table.matrix(param.get_value(), inputs).astype(x.dtype))
+    def heads(h: jax.Array, name: str) -> jax.Array:
+        # Free, XLA on TPU carries the layout that attention likes back to the weights and keeps a
+        # transposed copy of all layers' (3.2 GB of LLaDA-8B) beside the sampler's loop.
+        flat = jax.lax.optimization_barrier(linear(h, name))
+        return flat.reshape(*h.shape[:-1], -1, 2 * rotary[0].shape[-1])  # [B, Q, N, H]
 
-        def heads(h: jax.Array, param: nnx.Param) -> jax.Array:
-            # Free, XLA on TPU carries the layout that attention likes back to the weights and keeps
-            # a transposed copy of all layers' (3.2 GB of LLaDA-8B) beside the sampler's loop.
-            flat = jax.lax.optimization_barrier(linear(h, param))
-            return flat.reshape(*h.shape[:-1], -1, 2 * rotary[0].shape[-1])  # [B, Q, N, H]
-
-        h = layers.rms_norm(x, self.attn_norm[...], eps=eps)
-        own = layers.rotate(heads(h, self.k_proj), *rotary), heads(h, self.v_proj)
-        keys, values = past(own)
-        x, h = window(x), window(h)
-        cos, sin = (window(angle) for angle in rotary)
-        mixed = attend(layers.rotate(heads(h, self.q_proj), cos, sin), keys, values, valid)
-        x = x + linear(mixed.reshape(*x.shape[:-1], -1), self.attn_out, inputs=2)
-        h = layers.rms_norm(x, self.ff_norm[...], eps=eps)
-        gated = jax.nn.silu(linear(h, self.ff_proj)) * linear(h, self.up_proj)
-        return x + linear(gated, self.ff_out), own
-
-
-class Denoiser(nnx.Module):
-    """Embedding, scanned blocks, final norm, untied head."""
-
-    def __init__(self, config: ModelConfig, key: jax.Array) -> None:
-        """Draws all parameters; the blocks' arrays get a leading "layers" axis."""
-        self.wte = _draw(("wte",), config=config, key=key)
-        keys = jax.random.split(jax.random.fold_in(key, len(_ROWS)), config.layers)
-        self.blocks = nnx.vmap(lambda key: Block(config, key))(keys)
-        self.ln_f = _draw(("ln_f",), config=config, key=key)
-        self.head = _draw(("head",), config=config, key=key)
-
-    def __call__(
-        self,
-        tokens: jax.Array,  # [B, L]
-        config: ModelConfig,
-        valid: jax.Array | None,
-        layout: Layout | None,
-    ) -> jax.Array:
-        """int32 [B, L] -> [B, L, D], after the final norm."""
-        dtype = jnp.dtype(config.compute_dtype)
-        positions = layers.positions(tokens, config.uncounted_id)
-        rotary = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
-        x = layers.lookup(self.wte.get_value(), tokens).astype(dtype)
-        # Without this the gather leaves the stream sharded like the table, over vocab and embed.
-        x = constrain(layout, x, "batch", "length", None)
-        graph, stacked = nnx.split(self.blocks)
-        attend = functools.partial(attention, layout=layout, kind=config.attention)
-
-        def block(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
-            weights, number = layer
-            weights = jax.tree.map(lambda w: _cast_in_layer(w, number, dtype), weights)
-            x, _ = nnx.merge(graph, weights)(x, rotary, valid, eps=config.norm_eps, attend=attend)
-            # The carry keeps one placement through the scan; else XLA may reshard in every layer.
-            return constrain(layout, x, "batch", "length", None), None
-
-        if config.remat != "none":
-            block = jax.checkpoint(block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
-        numbers = jnp.arange(config.layers, dtype=jnp.float32)
-        x, _ = jax.lax.scan(block, x, (stacked, numbers))
-        return layers.rms_norm(x, self.ln_f[...], eps=config.norm_eps)
+    h = layers.rms_norm(x, params["attn_norm"], eps=eps)
+    own = layers.rotate(heads(h, "k_proj"), *rotary), heads(h, "v_proj")
+    keys, values = past(own)
+    x, h = window(x), window(h)
+    cos, sin = (window(angle) for angle in rotary)
+    mixed = attend(layers.rotate(heads(h, "q_proj"), cos, sin), keys, values, valid)
+    x = x + linear(mixed.reshape(*x.shape[:-1], -1), "attn_out", inputs=2)
+    h = layers.rms_norm(x, params["ff_norm"], eps=eps)
+    gated = jax.nn.silu(linear(h, "ff_proj")) * linear(h, "up_proj")
+    return x + linear(gated, "ff_out"), own
 
 
 def init(key: jax.Array, config: ModelConfig) -> Params:
@@ -150,7 +93,12 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
     Returns:
       Nested dict of `config.param_dtype` arrays with the paths and shapes of `table.ROWS`.
     """
-    return nnx.to_pure_dict(nnx.state(Denoiser(config, key)))
+    keys = jax.random.split(jax.random.fold_in(key, len(table.ROWS)), config.layers)
+    leaves = {}
+    for number, row in enumerate(table.ROWS):
+        draw = functools.partial(_draw, row, number, config)
+        leaves[row.path] = jax.vmap(draw)(keys) if row.axes[0] == "layers" else draw(key)
+    return table.tree(leaves)
 
 
 def encode(
@@ -180,8 +128,26 @@ def encode(
             f"canvas must have at most model.max_length={config.max_length} slots, got "
             f"{tokens.shape[1]}; shorten it or raise model.max_length"
         )
-    model = nnx.merge(_graph(config), nnx.State(variables(params)))
-    return model(tokens, config, valid, layout)
+    dtype = jnp.dtype(config.compute_dtype)
+    positions = layers.positions(tokens, config.uncounted_id)
+    rotary = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
+    x = layers.lookup(params["wte"], tokens).astype(dtype)
+    # Without this the gather leaves the stream sharded like the table, over vocab and embed.
+    x = constrain(layout, x, "batch", "length", None)
+    attend = functools.partial(attention, layout=layout, kind=config.attention)
+
+    def layer(x: jax.Array, scanned: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
+        weights, number = scanned
+        weights = jax.tree.map(lambda w: _cast_in_layer(w, number, dtype), weights)
+        x, _ = block(weights, x, rotary, valid, eps=config.norm_eps, attend=attend)
+        # The carry keeps one placement through the scan; else XLA may reshard in every layer.
+        return constrain(layout, x, "batch", "length", None), None
+
+    if config.remat != "none":
+        layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+    numbers = jnp.arange(config.layers, dtype=jnp.float32)
+    x, _ = jax.lax.scan(layer, x, (params["blocks"], numbers))
+    return layers.rms_norm(x, params["ln_f"], eps=config.norm_eps)
 
 
 def head(params: Params) -> jax.Array:
@@ -233,16 +199,15 @@ def project(hidden: jax.Array, head: jax.Array | Int8, layout: Layout | None = N
     return constrain(layout, logits, "batch", "length", "vocab")
 
 
-def _draw(path: tuple[str, ...], *, config: ModelConfig, key: jax.Array) -> nnx.Param:
-    row = _ROWS[path]
+def _draw(row: ParamRow, number: int, config: ModelConfig, key: jax.Array) -> jax.Array:
+    """One parameter, of one layer where it has them; `number` is that of its row."""
     sizes = table.axis_sizes(config)
     shape = tuple(sizes[axis] for axis in row.axes if axis != "layers")
     dtype = jnp.dtype(config.param_dtype)
     if len(shape) == 1:
-        return nnx.Param(jnp.ones(shape, dtype))
+        return jnp.ones(shape, dtype)
     std = _standard_deviation(row, shape, config)
-    key = jax.random.fold_in(key, list(_ROWS).index(path))
-    return nnx.Param((std * jax.random.normal(key, shape)).astype(dtype))
+    return (std * jax.random.normal(jax.random.fold_in(key, number), shape)).astype(dtype)
 
 
 def _standard_deviation(row: ParamRow, shape: tuple[int, ...], config: ModelConfig) -> float:
@@ -262,21 +227,3 @@ def _cast_in_layer(weight: jax.Array, number: jax.Array, dtype: jnp.dtype) -> ja
     may be NaN).
     """
     return weight if weight.dtype == dtype else weight + (0.0 * number).astype(weight.dtype)
-
-
-@functools.lru_cache
-def _graph(config: ModelConfig) -> nnx.GraphDef[Denoiser]:
-    return nnx.split(nnx.eval_shape(lambda: Denoiser(config, jax.random.key(0))))[0]
-
-
-@functools.lru_cache
-def block_graph(config: ModelConfig) -> nnx.GraphDef[Block]:
-    """The form of one layer, for `nnx.merge` with its `variables`."""
-    return nnx.split(nnx.eval_shape(lambda: Block(config, jax.random.key(0))))[0]
-
-
-def variables(params: Params) -> Params:
-    """Parameters as the leaves of an `nnx.State`."""
-    return jax.tree.map(
-        nnx.Param, params, is_leaf=lambda leaf: isinstance(leaf, Int8) or is_changed(leaf)
-    )

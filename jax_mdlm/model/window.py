@@ -2,7 +2,7 @@
 
 Two things are left out that training needs: the output of slots that nobody reads (in the last
 block of layers only the window's queries run), and, with a cache, the slots outside the window.
-The layers are `denoiser.Block`, the same as in training.
+The layers are `denoiser.block`, the same as in training.
 """
 
 import dataclasses
@@ -12,13 +12,12 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Params
 from jax_mdlm.model import layers
 from jax_mdlm.model.attention import attention_forward
-from jax_mdlm.model.denoiser import KeysValues, block_graph, variables
+from jax_mdlm.model.denoiser import KeysValues, block
 from jax_mdlm.sharding import Layout, constrain
 
 
@@ -99,7 +98,6 @@ def encode_window(
         return _overwrite(cached[0], own[0], window), _overwrite(cached[1], own[1], window)
 
     def layer(x: jax.Array, index: int | jax.Array, cached: KeysValues | None, last: bool):
-        block = nnx.merge(block_graph(config), nnx.State(variables(_layer(params, index))))
         options: dict[str, Callable[..., Any]] = {"attend": attention_forward}
         if cached is not None:
             options["past"] = lambda own: merge(cached, own)
@@ -107,7 +105,7 @@ def encode_window(
             options["window"] = lambda slots: jax.lax.dynamic_slice_in_dim(
                 slots, inside, window.width, axis=1
             )
-        x, own = block(x, rotary, valid, eps=config.norm_eps, **options)
+        x, own = block(_layer(params, index), x, rotary, valid, eps=config.norm_eps, **options)
         x = constrain(layout, x, "batch", None if last else length, None)
         return x, _placed(layout, own) if keep else None
 

@@ -14,7 +14,7 @@ from jax_mdlm.data.tokenizer import Tokenizer, is_kept
 from jax_mdlm.model import memory
 from jax_mdlm.model.places import abstract_params
 from jax_mdlm.sharding import Layout, make_layout
-from jax_mdlm.workdir import restore_params
+from jax_mdlm.workdir import newest_step, restore_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,8 @@ def load_for_sampling(workdir: epath.Path, config: Config, layout: Layout) -> Ru
     """
     tokenizer = _open_tokenizer(workdir, config)
     weights = config.sample.weights
-    _check_memory(workdir, config, layout)
+    if newest_step(workdir) >= 0:  # else another sentence is due, that nothing is there
+        _check_memory(workdir, config, layout)
     # Read in the compute dtype: float32 masters need not fit where bfloat16 does.
     read = dataclasses.replace(config.model, param_dtype=config.model.compute_dtype)
     place = _host(weights, layout)

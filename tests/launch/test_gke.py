@@ -91,6 +91,7 @@ def test_the_whole_manifest() -> None:
             },
         },
         "spec": {
+            "ttlSecondsAfterFinished": 86400,
             "network": {"enableDNSHostnames": True},
             "failurePolicy": {
                 "maxRestarts": 7,

@@ -1,6 +1,7 @@
 """A model for which memory is short is refused by whoever reads it, before it is read."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,8 +70,18 @@ def test_sampling_and_evaluation_say_what_they_need(
     assert text.endswith("; what fits: a machine with 0.0 GB of host memory free")
 
 
+@pytest.mark.parametrize("door", SAMPLERS)
+def test_what_is_not_there_needs_no_memory(
+    folder: Path, short: Callable[[int], None], door: str
+) -> None:
+    shutil.rmtree(folder / "checkpoints")
+    short(SCALARS)
+    with pytest.raises(ConfigError, match="must hold a checkpoint"):
+        SAMPLERS[door](folder, [])
+
+
 def test_what_fits_is_offered(folder: Path, short: Callable[[int], None]) -> None:
-    """float32 in full 8 bytes a parameter, in int8 6, bfloat16 in full 4; four fifths are asked."""
+    """float32 in full 8 bytes a parameter, in int8 6, bfloat16 in full 4; 83 % are asked."""
     short(6 * SCALARS)
     with pytest.raises(
         ConfigError,
