@@ -10,6 +10,7 @@ answered before JAX is loaded. `run_of` brings in the rest.
 import argparse
 import dataclasses
 import difflib
+import gc
 import importlib
 import importlib.util
 import os
@@ -44,6 +45,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     mend; 75 (`AGAIN`) another process was lost, 134 where JAX noticed it first: the same command
     goes on from there; 130 Ctrl-C, 143 SIGTERM.
     """
+    # What imports leave behind stays. To look through it again and again for garbage would take a
+    # fifth of a short call.
+    gc.disable()
     try:
         main(sys.argv[1:])
     except ConfigError as error:
@@ -69,7 +73,15 @@ def run_of(module: str) -> Callable[..., Any]:
     Args:
       module: Full name.
     """
-    return lambda *given: importlib.import_module(module).run(*given)
+
+    def run_it(*given: Any) -> None:
+        found = importlib.import_module(module).run
+        if not gc.isenabled():  # by `run`
+            gc.freeze()
+            gc.enable()
+        found(*given)
+
+    return run_it
 
 
 def parse_config(path: str, overrides: Sequence[str]) -> Config:
