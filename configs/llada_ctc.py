@@ -11,7 +11,7 @@ Presets: `llada_ctc.py` (merge), `llada_ctc.py:slack_only` (version 2's map), `l
 Length buckets are off: LLaDA updates on 256 rows, and with buckets a batch has the same number of
 slots instead, so more rows the shorter they are. Chat rows are mostly far below 4,096 slots. For
 updates of 32 rows (4,096 slots) to 256 (512) on 16 chips, in a seventh of the slots for GSM8K and a
-quarter for open dialogues (`python -m jax_mdlm.benchmark buckets`):
+quarter for open dialogues (`python -m benchmarks.buckets`):
 
     --config.data.buckets=512,1024,2048,4096 --config.train.batch_size=32
 

@@ -25,20 +25,21 @@ from jax_mdlm.data.examples import Message
 from jax_mdlm.data.special import HEADER_END, HEADER_START, START, TERMINATOR
 from jax_mdlm.data.table import make_table
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.evaluate import likelihood, main
+from jax_mdlm.evaluate import main
 from jax_mdlm.evaluation.harness import responder
 from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
 from jax_mdlm.evaluation.judge import decoding
 from jax_mdlm.evaluation.judge.records import Question
+from jax_mdlm.evaluation.likelihood import run as likelihood
 from jax_mdlm.evaluation.tasks import open_task
-from jax_mdlm.sample import dialogue
-from jax_mdlm.sample.chat import Conversation
-from jax_mdlm.sample.dialogue import Dialogue
-from jax_mdlm.sample.live import pictures
-from jax_mdlm.sample.prompts import encode_prompt, read_prompts
+from jax_mdlm.mdlm import Run
 from jax_mdlm.sampling import options_from
 from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.training.run import Run
+from jax_mdlm.viewing import dialogue
+from jax_mdlm.viewing.chat import Conversation
+from jax_mdlm.viewing.dialogue import Dialogue
+from jax_mdlm.viewing.live import pictures
+from jax_mdlm.viewing.prompts import encode_prompt, read_prompts
 from jax_mdlm.workdir import save_config
 from tests.data.conftest import save_llada
 from tests.data.test_written import PUBLISHED

@@ -18,7 +18,7 @@ from jax_mdlm.data.examples import (
     pair,
     parse_messages,
 )
-from jax_mdlm.data.foreign import ForeignFormError, check_row
+from jax_mdlm.data.forms import ForeignFormError, check_row
 from jax_mdlm.data.lines import (
     Line,
     find_files,

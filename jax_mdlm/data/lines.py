@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from etils import epath
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.foreign import ForeignFormError, check_form
+from jax_mdlm.data.forms import ForeignFormError, check_form
 
 _Parsed = TypeVar("_Parsed")
 _MARK = b"\xef\xbb\xbf"  # also within a file that was put together from several

@@ -13,7 +13,7 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.evaluate import main as evaluate
 from jax_mdlm.sample import main as sample
-from jax_mdlm.sample.dialogue import open_dialogue
+from jax_mdlm.viewing.dialogue import open_dialogue
 from jax_mdlm.workdir import load_config
 from tests.conversion import folders
 

@@ -22,8 +22,8 @@ from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.sample import main as sample
 from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.workdir import load_config, save_config
-from tests.sample.conftest import talking_config
 from tests.sampling.standin import random_params
+from tests.viewing.conftest import talking_config
 
 PLAIN = DataConfig(
     template="plain", prompt_slots=7, length=32, max_labels=12, tokenizer=TokenizerConfig("symbols")

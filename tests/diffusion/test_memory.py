@@ -4,15 +4,14 @@ import math
 import jax
 import pytest
 
-from jax_mdlm.benchmark import __main__ as benchmark
-from jax_mdlm.benchmark import loss
+from benchmarks import loss
 from jax_mdlm.config import ObjectiveConfig
 from jax_mdlm.diffusion.logits import Parts
 
 
 def test_loss_needs_less_than_a_quarter_of_the_dense_form(capsys):
     """Compiled value-and-gradient with respect to hidden states and head, nothing is run."""
-    benchmark.main(["loss"])
+    loss.main([])
     result = json.loads(capsys.readouterr().out)
     sizes = {"vocab": 126464, "length": 1024, "labels": 512, "batch": 1, "embed": 256}
     assert {name: result[name] for name in sizes} == sizes
@@ -42,16 +41,16 @@ def test_no_array_holds_all_logits_or_one_hot_labels(collapse):
 
 
 def test_benchmark_can_time_both_forms(capsys):
-    arguments = "loss --vocab 40 --length 12 --labels 5 --batch 2 --embed 8 --time --repeats 2"
-    benchmark.main(arguments.split())
+    arguments = "--vocab 40 --length 12 --labels 5 --batch 2 --embed 8 --time --repeats 2"
+    loss.main(arguments.split())
     result = json.loads(capsys.readouterr().out)
     assert set(result["median_seconds"]) == {"compact", "dense"}
     assert all(seconds > 0 for seconds in result["median_seconds"].values())
 
 
 def test_benchmark_of_slack_only_has_no_dense_form(capsys):
-    arguments = "loss --vocab 40 --length 12 --labels 5 --embed 8 --collapse slack_only"
-    benchmark.main(arguments.split())
+    arguments = "--vocab 40 --length 12 --labels 5 --embed 8 --collapse slack_only"
+    loss.main(arguments.split())
     result = json.loads(capsys.readouterr().out)
     assert set(result["temp_bytes"]) == {"compact"}
     assert "compact_to_dense" not in result
@@ -60,16 +59,15 @@ def test_benchmark_of_slack_only_has_no_dense_form(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("loss --labels 20 --length 10", "--labels must be at most --length=10, got 20"),
-        ("loss --vocab 6", "--vocab must be at least 7, got 6"),
-        ("loss --batch 0", "--batch must be at least 1, got 0"),
-        ("loss --repeats 0", "--repeats must be at least 1, got 0"),
-        ("loss --length x", "invalid int value"),
-        ("", "required: command"),
+        ("--labels 20 --length 10", "--labels must be at most --length=10, got 20"),
+        ("--vocab 6", "--vocab must be at least 7, got 6"),
+        ("--batch 0", "--batch must be at least 1, got 0"),
+        ("--repeats 0", "--repeats must be at least 1, got 0"),
+        ("--length x", "invalid int value"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        benchmark.main(arguments.split())
+        loss.main(arguments.split())
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err

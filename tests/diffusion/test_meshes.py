@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mdlm.benchmark.loss import IDS, dense_loss
+from benchmarks.loss import IDS, dense_loss
 from jax_mdlm.config import MeshConfig, ObjectiveConfig
 from jax_mdlm.containers import Batch
 from jax_mdlm.diffusion import corrupt, objective

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mdlm.benchmark.loss import dense_loss
+from benchmarks.loss import dense_loss
 from jax_mdlm.config import ObjectiveConfig
 from jax_mdlm.diffusion import corrupt, count_rows, ctc_weight_at, objective
 from jax_mdlm.diffusion.logits import Parts

@@ -21,7 +21,7 @@ from unittest import mock
 
 from jax_mdlm import command
 from jax_mdlm.config import Config, ConfigError
-from jax_mdlm.evaluate import sweep
+from jax_mdlm.experiments import sweep
 from tests.docs.commands import Command
 
 ROOT = Path(__file__).parent.parent.parent

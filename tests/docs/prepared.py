@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.docs.commands import Block, documents, read_blocks
 from tests.docs.parsing import ROOT
 from tests.docs.shell import Result, Shell
-from tests.train.forks import Forks
+from tests.training.forks import Forks
 
 # What launch/quickstart.sh trains.
 QUICKSTART = "python -m jax_mdlm.train --config configs/pronounce.py --workdir runs/quickstart\n"

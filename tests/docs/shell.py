@@ -23,17 +23,17 @@ from pathlib import Path
 from jax_mdlm.command import load_function
 from tests.docs import parsing
 from tests.docs.commands import Command
-from tests.train.forks import Child, Forks
+from tests.training.forks import Child, Forks
 
 # What the children find imported: all that the commands import, but for the modules that are run.
 IMPORTS = (
-    "jax_mdlm.train.run",
-    "jax_mdlm.evaluate.intervention",
-    "jax_mdlm.evaluate.likelihood",
-    "jax_mdlm.evaluate.harness",
-    "jax_mdlm.sample.run",
-    "jax_mdlm.plan.run",
-    "jax_mdlm.benchmark.sampler",
+    "jax_mdlm.training.run",
+    "jax_mdlm.experiments.intervention",
+    "jax_mdlm.evaluation.likelihood.run",
+    "jax_mdlm.evaluation.harness.run",
+    "jax_mdlm.viewing.run",
+    "jax_mdlm.planning.run",
+    "benchmarks.sampler",
     "jax_mdlm.conversion",
     "grain",
     "matplotlib.pyplot",

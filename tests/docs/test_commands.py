@@ -18,7 +18,7 @@ from tests.docs.commands import (
 )
 from tests.docs.parsing import ROOT, Refused
 from tests.docs.prepared import Documents, all_blocks, runs, shared
-from tests.train.forks import forking
+from tests.training.forks import forking
 
 PLAIN = ("", "text", "json", "yaml")  # output, trees and files: shown, not run
 RUN = [block for block in all_blocks() if runs(block)]

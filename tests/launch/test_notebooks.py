@@ -153,9 +153,9 @@ def test_llada_fits_the_chips_of_colab(topology: str, weights: str) -> None:
     from jax_mdlm import command
     from jax_mdlm.config import Config, MeshConfig, ModelConfig
     from jax_mdlm.containers import SpecialIds
-    from jax_mdlm.sample.notebook import ROOM
     from jax_mdlm.sampling import lower_part, options_from
     from jax_mdlm.sharding import make_layout
+    from jax_mdlm.viewing.notebook import ROOM
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     config = Config(name="llada", model=ModelConfig(remat="none"))

@@ -1,7 +1,11 @@
-"""A tiny real run: generated chat rows, a tokenizer trained from them, a two-layer model."""
+"""A tiny real run: generated chat rows, a tokenizer trained from them, a two-layer model.
+
+And a process that forks, a config file for its children, a run that nothing disturbed.
+"""
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,8 @@ from jax_mdlm.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from tests.training.forks import Forks, forking
+from tests.training.runs import SAVE_EVERY, STEPS, start
 
 
 def tiny_config(files: str, **train: object) -> Config:
@@ -78,3 +84,32 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(rows_file: Path) -> Config:
     return tiny_config(str(rows_file))
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    with forking() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config like the shipped ones: a tiny model on generated chat rows."""
+    folder = tmp_path_factory.mktemp("config")
+    write_rows(folder / "rows.jsonl")
+    path = folder / "tiny.py"
+    path.write_text(
+        "from tests.training.conftest import tiny_config\n\n\n"
+        "def get_config(preset):\n"
+        f"    return tiny_config({str(folder / 'rows.jsonl')!r}, steps={STEPS}, "
+        f"save_every={SAVE_EVERY}, evaluate_every={SAVE_EVERY}, keep_checkpoints=100)\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(forks: Forks, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    text = start(forks, config_file, workdir).finish()
+    assert f"step {STEPS}/{STEPS}  validation  nll_bound" in text
+    return workdir

@@ -11,8 +11,8 @@ from etils import epath
 from jax_mdlm.config import Config, MeshConfig, ModelConfig, to_json, validate
 from jax_mdlm.data.corpus import Corpus, load_corpus
 from jax_mdlm.sharding import Layout, make_layout
-from jax_mdlm.train.claim import claim
 from jax_mdlm.training import metrics
+from jax_mdlm.training.claim import claim
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import create_state
 from jax_mdlm.training.step import make_train_step

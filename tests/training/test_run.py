@@ -11,15 +11,15 @@ from etils import epath
 from jax_mdlm import conversion, workdir
 from jax_mdlm.config import ConfigError, MeshConfig
 from jax_mdlm.data.tokenizer import load_tokenizer
-from jax_mdlm.evaluate.opened import open_run
 from jax_mdlm.model import table
 from jax_mdlm.model.memory import Free
+from jax_mdlm.opening import open_run
 from jax_mdlm.sample import main as sample
-from jax_mdlm.sample.dialogue import open_dialogue
 from jax_mdlm.storage import Checkpoints, open_checkpoints
+from jax_mdlm.viewing.dialogue import open_dialogue
 from tests.conversion.folders import write_folder
-from tests.sample.conftest import talking_config
 from tests.sampling.standin import random_params
+from tests.viewing.conftest import talking_config
 
 SCALARS = table.num_parameters(talking_config().model)
 SAMPLERS: dict[str, Callable[[Path, list[str]], object]] = {

@@ -1,1 +1,0 @@
-"""`evaluate judge`: answers for official judges, a judge of one's own, win rates."""

@@ -1,0 +1,221 @@
+"""Likelihood of held-out responses, and multiple choice by it."""
+
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_mdlm.config import ConfigError, DataConfig
+from jax_mdlm.data.assemble import assemble
+from jax_mdlm.data.chat import render_prompt
+from jax_mdlm.data.jsonl import read_rows
+from jax_mdlm.data.lines import find_files, parse_lines, read_lines
+from jax_mdlm.data.rows import Rows
+from jax_mdlm.data.table import make_table
+from jax_mdlm.evaluation.intervals import share_of
+from jax_mdlm.evaluation.likelihood import (
+    Estimate,
+    add_up,
+    choose,
+    log_likelihood,
+    marginal_log_likelihood,
+    parse_question,
+)
+from jax_mdlm.evaluation.tasks import open_held_out
+from jax_mdlm.opening import Opened, open_run
+
+_CHUNK = 1024  # rows that are assembled at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+    """A row: what is scored, and how much of it is the response itself."""
+
+    prompt: list[int]
+    response: list[int]  # with the end padding
+    tokens: int  # of the response, terminator included, without the padding
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Scores rows, or questions, and prints what was found."""
+    if args.samples < 2:
+        raise ConfigError(
+            f"--samples must be at least 2, got {args.samples}: one draw has no standard error"
+        )
+    if args.choices and (args.split or args.marginal):
+        flag = "--split" if args.split else "--marginal"
+        raise ConfigError(f"--choices reads questions from --file, without {flag}; leave it out")
+    opened = open_run(args.workdir, overrides)
+    data = opened.config.data
+    padding = args.end_padding
+    if padding is None:
+        padding = 0 if data.draw_end_padding or data.pretraining else data.end_padding
+    data = dataclasses.replace(data, end_padding=padding)
+    record = (_choices if args.choices else _rows)(args, opened, data)
+    if args.json:
+        print(json.dumps(record))
+        return
+    for line in (_describe_choices if args.choices else _describe_rows)(record):
+        print(line)
+
+
+def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[str, Any]:
+    if args.file:
+        read = read_rows(args.file, "--file", data.pretraining)
+        rows = Rows(args.file, read.examples, read.origins)
+    else:
+        rows = open_held_out(data, opened.workdir, args.split)
+    table = make_table(
+        rows,
+        data,
+        opened.tokenizer,
+        slack_max=opened.config.objective.slack_max,
+    )
+    pairs = np.arange(len(table.history))[: args.limit or None]
+    texts: list[_Text] = []
+    for begin in range(0, len(pairs), _CHUNK):
+        batch = assemble(table, pairs[begin : begin + _CHUNK], data)
+        for tokens, response, count in zip(
+            np.asarray(batch.tokens),
+            np.asarray(batch.response),
+            np.asarray(batch.label_count),
+            strict=True,
+        ):
+            prompt = tokens[: int(np.argmax(response))].tolist()
+            texts.append(_Text(prompt, tokens[response].tolist(), int(count)))
+    # First: it is quick, and refuses rows that the rest would be scored for in vain.
+    marginal = _marginal(opened, texts) if args.marginal else []
+    found = _score(opened, texts, args.samples)
+    tokens = sum(text.tokens for text in texts)
+    whole = add_up(found)
+    interval = whole.interval(0.95)
+    record: dict[str, Any] = {
+        "split": args.split,
+        "file": args.file,
+        "step": opened.step,
+        "samples": args.samples,
+        "end_padding": data.end_padding,
+        "truncated": table.counts.truncated,
+        "dropped": table.counts.dropped,
+        "tokens": tokens,
+        "nats_per_token": -whole.value / tokens,
+        "bits_per_token": -whole.value / tokens / math.log(2),
+        "standard_error": whole.standard_error / tokens,
+        "interval": [-interval.high / tokens, -interval.low / tokens],
+        "rows": [
+            {
+                "tokens": text.tokens,
+                "log_likelihood": one.value,
+                "standard_error": one.standard_error,
+            }
+            for text, one in zip(texts, found, strict=True)
+        ],
+    }
+    if args.marginal:
+        fits = [value for value in marginal if value > -math.inf]
+        for row, value in zip(record["rows"], marginal, strict=True):
+            row["marginal"] = value if value > -math.inf else None
+        length = sum(
+            text.tokens for text, value in zip(texts, marginal, strict=True) if value > -math.inf
+        )
+        record["marginal_nats_per_token"] = -sum(fits) / length if fits else None
+        record["without_alignment"] = len(marginal) - len(fits)
+    return record
+
+
+def _marginal(opened: Opened, texts: Sequence[_Text]) -> list[float]:
+    return marginal_log_likelihood(
+        opened.params,
+        opened.config.model,
+        [(text.prompt, text.response[: text.tokens]) for text in texts],
+        opened.tokenizer.ids,
+        frames=opened.config.sample.length,
+        collapse=opened.config.objective.collapse,
+        batch_size=opened.config.sample.batch_size,
+        layout=opened.layout,
+    )
+
+
+def _choices(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[str, Any]:
+    lines = (line for path in find_files(args.file, "--file") for line in read_lines(path))
+    questions = list(parse_lines(lines, parse_question))[: args.limit or None]
+    tokenizer, texts = opened.tokenizer, []
+    for question in questions:
+        prompt = render_prompt(tokenizer, question.prompt, opened.template)
+        for choice in question.choices:
+            response = [*tokenizer.encode(choice.strip()), tokenizer.ids.terminator]
+            length, limit = len(prompt) + len(response), opened.config.model.max_length
+            if length > limit:
+                raise ConfigError(
+                    f"{question.origin} with {length} tokens of its prompt and a choice must fit "
+                    f"model.max_length={limit}; shorten it or leave the row out"
+                )
+            room = max(data.length - len(prompt) - len(response), 0)
+            padded = [*response, *[tokenizer.ids.eos] * min(data.end_padding, room)]
+            texts.append(_Text(prompt, padded, len(response)))
+    found = iter(_score(opened, texts, args.samples))
+    rows = []
+    for question in questions:
+        own = [next(found) for _ in question.choices]
+        rows.append(
+            {
+                "answer": question.answer,
+                "chosen": choose(own),
+                "chosen_normalised": choose(own, [len(choice) for choice in question.choices]),
+                "log_likelihoods": [one.value for one in own],
+                "standard_errors": [one.standard_error for one in own],
+            }
+        )
+    record: dict[str, Any] = {"file": args.file, "step": opened.step, "samples": args.samples}
+    for name, field in (("accuracy", "chosen"), ("accuracy_normalised", "chosen_normalised")):
+        right = share_of(np.array([row[field] == row["answer"] for row in rows]))
+        record |= {name: right.value, f"{name}_interval": [right.low, right.high]}
+    return record | {"rows": rows}
+
+
+def _score(opened: Opened, texts: Sequence[_Text], samples: int) -> list[Estimate]:
+    sample = opened.config.sample
+    with opened.progress(len(texts)) as progress:
+        return log_likelihood(
+            opened.params,
+            opened.config.model,
+            [(text.prompt, text.response) for text in texts],
+            opened.tokenizer.ids,
+            jax.random.key(sample.seed),
+            samples=samples,
+            batch_size=sample.batch_size,
+            guidance=sample.guidance,
+            layout=opened.layout,
+            report=progress.advance,
+        )
+
+
+def _describe_rows(record: dict[str, Any]) -> Iterator[str]:
+    rows, low, high = record["rows"], *record["interval"]
+    source = record["file"] or record["split"]
+    yield f"{len(rows):,} rows of {source}, {record['tokens']:,} response tokens"
+    if record["truncated"] or record["dropped"]:
+        yield f"{record['truncated']:,} of the source truncated, {record['dropped']:,} dropped"
+    yield (
+        f"{record['nats_per_token']:.4f} nats a token at most (drawing alone, 95 %: {low:.4f} to "
+        f"{high:.4f}), {record['bits_per_token']:.4f} bits"
+    )
+    if "marginal_nats_per_token" in record:
+        value, lost = record["marginal_nats_per_token"], record["without_alignment"]
+        shown = "no row fits" if value is None else f"{value:.4f} nats a token"
+        yield f"single step, all alignments: {shown}; {lost:,} rows without an alignment"
+
+
+def _describe_choices(record: dict[str, Any]) -> Iterator[str]:
+    yield f"{len(record['rows']):,} questions of {record['file']}"
+    for name, title in (
+        ("accuracy", "accuracy"),
+        ("accuracy_normalised", "accuracy, by nats per character"),
+    ):
+        low, high = record[f"{name}_interval"]
+        yield f"{title} {100 * record[name]:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"

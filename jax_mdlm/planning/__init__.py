@@ -1,0 +1,1 @@
+"""Compiles for slices that are not there: memory, work and the bound per chip."""

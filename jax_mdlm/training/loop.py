@@ -1,0 +1,184 @@
+"""The loop: state, steps, evaluation, saves, in one page."""
+
+import contextlib
+from collections.abc import Mapping
+
+import jax
+from etils import epath
+
+from jax_mdlm.config import Config, profile_steps, to_json
+from jax_mdlm.containers import TrainState
+from jax_mdlm.data.corpus import Corpus
+from jax_mdlm.evaluation.periodic import make_evaluation
+from jax_mdlm.model import table
+from jax_mdlm.progress import Progress
+from jax_mdlm.sharding import Layout
+from jax_mdlm.storage import open_checkpoints
+from jax_mdlm.training import checkpoint, goodput
+from jax_mdlm.training.begin import begin
+from jax_mdlm.training.capture import Capture
+from jax_mdlm.training.goodput import Goodput
+from jax_mdlm.training.metrics import Log, Throughput, Window
+from jax_mdlm.training.optimizer import make_optimizer
+from jax_mdlm.training.state import network_params
+from jax_mdlm.training.step import make_train_step
+from jax_mdlm.training.stop import Stop
+from jax_mdlm.workdir import checkpoint_folder
+
+
+def train(
+    config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path, watch: Goodput
+) -> TrainState:
+    """Trains, or goes on training, in `workdir`; returns the last state."""
+    ids = corpus.tokenizer.ids
+    optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+    checkpoints = open_checkpoints(
+        checkpoint_folder(workdir),
+        keep=config.train.keep_checkpoints,
+        keep_every=config.train.keep_every,
+    )
+    state = begin(config, optimizer, ids, layout, checkpoints, workdir)
+    step = first_step = int(state.step)
+
+    order = corpus.order(config)
+    train_step = make_train_step(config, optimizer, ids, layout, mean_rows=order.mean_rows)
+    evaluation = make_evaluation(config, corpus, layout, workdir)
+    batches = corpus.batches(config, step, layout.share())
+    log = Log(workdir, resumed_at=step, tensorboard=config.train.tensorboard)
+    window, throughput = Window(), Throughput(config.model, config.data.length)
+    progress = Progress(config.train.steps, start=step, active=jax.process_index() == 0)
+    capture = Capture(profile_steps(config.profile), workdir)
+    stop = Stop()
+    compiled: set[tuple[int, ...]] = set()
+    resolved = to_json(config)
+
+    def save() -> None:
+        window.check()  # never save what is not finite
+        with watch.doing("save"):
+            checkpoint.save_state(checkpoints, state, resolved)
+        log.write(step, "goodput", account())
+
+    def evaluate() -> None:
+        window.check()  # its steps end before, so that the evaluation's time is its own
+        with watch.doing("evaluate"):
+            values = evaluation(network_params(state.params, state.frozen, config, ids))
+        log.write(step, "validation", values)
+        progress.line(step, "validation", values)
+        throughput.restart()
+
+    def account() -> dict[str, float]:
+        return watch.report() | {"lost_steps": log.lost_steps}
+
+    def report(number: int, *, running: int) -> None:
+        values = window.report(running)
+        if values:
+            values |= throughput.read(values.pop("tokens"), running)
+            values |= ctc_health(values, config, progress)
+            log.write(number, "train", values)
+            progress.line(number, "train", values)
+
+    counts = corpus.train.counts
+    progress.note(f"training rows: {counts.line(config.data)}")
+    for warning in counts.warnings(config.data, max(config.sample.length, config.sample.limit)):
+        progress.note(f"warning: {warning}")
+    if config.data.buckets:
+        shapes = ", ".join(f"{canvas.rows:,} x {canvas.length:,}" for canvas in order.canvases)
+        progress.note(f"batches (rows x slots): {shapes}; mean rows {order.mean_rows:,.1f}")
+    trained = ""
+    if state.frozen is not None:
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        trained = f"frozen; {count:,} of adapters are trained (LoRA, rank {config.lora.rank}), "
+    num_parameters = table.num_parameters(config.model)
+    progress.note(f"{num_parameters:,} parameters, {trained}{describe(layout)}")
+    if 0 < step < config.train.steps:
+        again = f"; {log.lost_steps:,} steps after it are made again" if log.lost_steps else ""
+        progress.note(f"going on from step {step:,}{again}")
+    # Closed in reverse: a save that is under way is finished, whatever ends the loop.
+    closing = contextlib.closing
+    with (
+        closing(checkpoints),
+        closing(log),
+        closing(batches),
+        closing(capture),
+        progress,
+        stop,
+    ):
+        watch.enter("steps")
+        while step < config.train.steps and not stop.requested(step):
+            # A silent copy in here would cost every step.
+            with jax.transfer_guard("disallow"), capture.step(step + 1):
+                with watch.doing("data"):
+                    batch = layout.place_rows(next(batches))
+                shape = batch.tokens.shape
+                if shape not in compiled:
+                    progress.note(f"compiling the step for {shape[0]:,} x {shape[1]:,} slots ...")
+                with watch.doing("steps" if shape in compiled else "compile"):
+                    state, metrics = train_step(state, batch)
+            if shape not in compiled:
+                compiled.add(shape)
+                throughput.restart()  # what is compiled is in no step's time
+            step += 1
+            window.add(step, metrics)
+            window.keep_up()
+            capture.done(step, metrics)
+            throughput.step(shape[1])
+            progress.advance(step)
+            last = step == config.train.steps
+            evaluates = last or is_due(step, config.train.evaluate_every)
+            saves = last or is_due(step, config.train.save_every)
+            if is_due(step - 1, config.train.log_every):
+                report(step - 1, running=1)
+            if is_due(step, config.train.log_every) and (evaluates or saves):
+                report(step, running=0)  # what follows waits for this step anyway
+            if evaluates:
+                evaluate()
+            if saves:
+                save()
+        if step == first_step == config.train.steps:
+            progress.note(f"nothing to do: {workdir} has made its {step} steps")
+        elif step < config.train.steps:
+            if is_due(step, config.train.log_every):
+                report(step, running=0)
+            if checkpoints.latest() != step:
+                save()
+            with watch.doing("save"):
+                checkpoints.wait()
+            progress.note(f"stopped by a signal and saved at step {step}; run again to go on")
+        if step > first_step:
+            progress.note(goodput.line(account()))
+    return state
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps is done after this one; 0 = never."""
+    return bool(every) and step % every == 0
+
+
+def ctc_health(values: Mapping[str, float], config: Config, progress: Progress) -> dict[str, float]:
+    """How heavy CTC is beside CE; warns where rows without an alignment are common."""
+    if "ctc" not in values:
+        return {}
+    if values["infeasible"] > 0.01:
+        progress.note(
+            f"warning: {values['infeasible']:.1%} of the rows have no alignment and are left out "
+            f"of CTC; {_remedy(config)}"
+        )
+    return {"ctc_to_ce": values["ctc_weight"] * values["ctc"] / max(values["ce"], 1e-9)}
+
+
+def _remedy(config: Config) -> str:
+    """What gives rows an alignment: slack between equal neighbours, which needs room."""
+    objective = config.objective
+    if objective.collapse == "merge" and not objective.slack_max:
+        return "set objective.slack_max above 0: without slack equal neighbours merge"
+    if objective.collapse == "merge" and not objective.separate_repeats:
+        return "set objective.separate_repeats=true, which is false here"
+    return f"raise data.length={config.data.length}, which leaves their slack no room"
+
+
+def describe(layout: Layout) -> str:
+    """The mesh and its devices, for the log."""
+    axes = [f"{name}={size}" for name, size in layout.mesh.shape.items() if size > 1]
+    kind, count = layout.mesh.devices.flat[0].device_kind, layout.mesh.size
+    devices = "device" if count == 1 else "devices"
+    return f"{count} {kind} {devices} {' '.join(axes)}".rstrip()

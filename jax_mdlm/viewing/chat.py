@@ -1,0 +1,137 @@
+"""A conversation in the terminal, the canvas shown while it is denoised: `sample --chat`.
+
+Enters: a dialogue and what the user types. Leaves: answers on the screen. `view` draws the canvas,
+`dialogue` makes the answers.
+"""
+
+import re
+import time
+
+import jax
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from jax_mdlm.config import ConfigError
+from jax_mdlm.sampling import Answer
+from jax_mdlm.viewing.dialogue import Dialogue, Question, Turn, left_out, report, status
+from jax_mdlm.viewing.terminal import (
+    edit_lines,
+    noting_interrupts,
+    replace_what_cannot_be_shown,
+    silent_keyboard,
+)
+from jax_mdlm.viewing.view import CanvasView, Pace, Reader, plain
+
+PROMPT = "you> "
+HELP = """\
+/new     forget the conversation
+/quit    leave, as does Ctrl-D
+/help    these lines
+Ctrl-C   stop an answer; it is not remembered
+While an answer is made: ░ is masked, · is slack, what the last calls committed is green."""
+
+
+def converse(dialogue: Dialogue) -> None:
+    """Asks, answers, and asks again, until the user leaves."""
+    edit_lines()
+    replace_what_cannot_be_shown()
+    conversation = Conversation(dialogue, Console(highlight=False))
+    run, slots = dialogue.run, dialogue.template.slots
+    conversation.note(f"{run.config.name} at step {run.step:,}; /help lists the commands")
+    if dialogue.answers_alone:
+        conversation.note(
+            f"every message is answered alone: this model knows prompts of {slots} slots"
+        )
+    while True:
+        try:
+            line = input(PROMPT).strip()
+            line.encode()  # in a C locale, bytes that are no UTF-8 come as half characters
+        except (EOFError, KeyboardInterrupt):
+            conversation.end()
+            return
+        except UnicodeError:
+            conversation.note("that line is not text in this terminal's encoding; type it again")
+            continue
+        if line == "/quit":
+            return
+        if line == "/new":
+            conversation.forget()
+        elif line == "/help":
+            conversation.note(HELP)
+        elif re.fullmatch(r"/[a-z]+", line):
+            conversation.note(f"there is no command {line}; /help lists them")
+        elif line:
+            try:
+                conversation.ask(line)
+            except ConfigError as error:
+                conversation.note(str(error))
+            except KeyboardInterrupt:
+                conversation.note("stopped; this turn is not remembered")
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                conversation.note("the canvas does not fit into memory; /new begins a shorter one")
+
+
+class Conversation:
+    """What was said, and how the next answer is shown."""
+
+    def __init__(self, dialogue: Dialogue, console: Console) -> None:
+        self.turns: list[Turn] = []
+        self._dialogue, self._console = dialogue, console
+        self._reader = Reader(dialogue.run.tokenizer)
+        self._number = 0
+
+    def note(self, text: str) -> None:
+        """Prints what is neither question nor answer."""
+        self._console.print(Text(plain(text), "dim"))
+
+    def end(self) -> None:
+        """Leaves the line that was being typed."""
+        self._console.print()
+
+    def forget(self) -> None:
+        """Begins anew; later turns still draw from numbers of their own."""
+        self.turns = []
+        self.note("a new conversation")
+
+    def ask(self, message: str) -> None:
+        """Answers a message and remembers both.
+
+        Raises:
+          ConfigError: a message that the tokenizer or the model cannot take.
+          KeyboardInterrupt: Ctrl-C stopped the answer; nothing of the turn is remembered.
+        """
+        dialogue = self._dialogue
+        question = dialogue.ask(message, self.turns, self._number)
+        self._number += 1
+        if gone := left_out(question, dialogue.run.config.model.max_length):
+            self.note(gone)
+        answer, seconds, compiling = self._generate(question)
+        text = dialogue.text(answer)
+        self._console.print(Text(plain(text)) if text.strip() else Text("(no text)", "dim"))
+        self.note(report(answer, seconds, compiling, dialogue.options) + "\n")
+        self.turns = dialogue.remember(question, text)
+
+    def _generate(self, question: Question) -> tuple[Answer, float, float]:
+        """The answer, the seconds of its calls, and those of compiling before them."""
+        dialogue, pace, view = self._dialogue, Pace(), CanvasView()
+        with noting_interrupts() as interrupted, silent_keyboard():
+            compiling = 0.0
+            if not dialogue.is_compiled(question):
+                with self._console.status("compiling..."):
+                    compiling = dialogue.compile(question)
+            answer, shown, began = None, 0, time.perf_counter()
+            with Live(view, console=self._console, auto_refresh=False, transient=True) as live:
+                for frame in dialogue.frames(question, pace):
+                    if interrupted():
+                        raise KeyboardInterrupt
+                    with pace.frame():
+                        answer = frame.answer
+                        canvas, focus = self._reader.canvas(answer, since=shown, block=frame.block)
+                        view.update(canvas, focus, status(answer, dialogue.options))
+                        live.refresh()
+                        shown = answer.calls
+            assert answer is not None
+            return answer, time.perf_counter() - began, compiling

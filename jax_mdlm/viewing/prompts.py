@@ -1,0 +1,209 @@
+"""What the user wants continued or filled in: from arguments, lines, or JSON rows, to token ids.
+
+A response with gaps is filled in: `[MASK]` stands for one slot, `[MASK*12]` for twelve. The text
+between gaps is kept; slack may stand in a gap, so that its text may be shorter than the gap.
+"""
+
+import dataclasses
+import itertools
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jax_mdlm.config import ConfigError
+from jax_mdlm.data.chat import Conversation, Template, render_prompt
+from jax_mdlm.data.examples import check_text, without_answer
+from jax_mdlm.data.forms import is_object
+from jax_mdlm.data.jsonl import parse_question
+from jax_mdlm.data.lines import (
+    Line,
+    checked,
+    decode_text,
+    find_files,
+    number_lines,
+    parse_lines,
+    read_lines,
+)
+from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.sampling import SampleOptions, why_too_long
+
+_GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+# Of a gap: what no model takes need not be laid out to be refused.
+_MOST_SLOTS, _DIGITS = 1 << 20, 9
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One thing to sample.
+
+    Attributes:
+      conversation: A text, or messages.
+      response: Text with gaps; None = all of the response is to be found.
+      row: The JSON object that it came from; repeated in the output.
+      reference: The answer that the row has already; None = it has none.
+      origin: What it is called in messages, e.g. "rows.jsonl:3".
+    """
+
+    conversation: Conversation
+    response: str | None
+    row: dict[str, Any]
+    reference: str | None = None
+    origin: str = "the prompt"
+
+    @property
+    def shown(self) -> str:
+        """The text, or the last message's."""
+        if isinstance(self.conversation, str):
+            return self.conversation
+        return last_text(self.conversation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A prompt in tokens.
+
+    Attributes:
+      ids: What the sampler gets: prompt, and in infilling the response with masks.
+      opening: Tokens of the response before its first gap; the sampler's answer follows them.
+    """
+
+    ids: list[int]
+    opening: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """A prompt that cannot be answered, beside others that can.
+
+    Attributes:
+      reason: One line that begins with the prompt's origin.
+    """
+
+    reason: str
+
+
+def read_prompts(words: Sequence[str], files: str | None, response: str | None) -> list[Prompt]:
+    """Prompts from arguments, or from files (text lines, or JSON rows), or from stdin.
+
+    Args:
+      words: Arguments.
+      files: Paths and globs, comma-separated. One that is called `*.jsonl`, or begins with a JSON
+        object, has a row on each line, as training reads it; another a prompt.
+      response: Text with gaps for all of them; None = as the rows say.
+
+    Raises:
+      ConfigError: two sources, no prompt, no such file, a row that is not understood.
+    """
+    if words and files:
+        raise ConfigError("prompts must come as arguments or from --file, got both; drop one")
+    if response is not None and not _GAP.search(response):
+        raise ConfigError(
+            f"--response must have a gap such as [MASK*8] to fill in, got {response!r}"
+        )
+    if words:
+        many = len(words) > 1
+        return [
+            _from_text(word, f"prompt {number}" if many else "the prompt", response)
+            for number, word in enumerate(words, start=1)
+        ]
+    if files is None:
+        lines = checked(number_lines(sys.stdin.buffer, "stdin"), "stdin", "prompt")
+        return list(_parse(lines, "stdin", response))
+    return [
+        prompt
+        for path in find_files(files, "--file")
+        for prompt in _parse(read_lines(path), str(path), response)
+    ]
+
+
+def last_text(conversation: Sequence[Any]) -> str:
+    """The text of a conversation's last message, "" where it has none."""
+    return conversation[-1].content if len(conversation) else ""
+
+
+def prepare(
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    template: Template,
+    options: SampleOptions,
+    max_length: int,
+) -> list[Encoded | Refused]:
+    """Every prompt in tokens; one that the tokenizer or the model cannot take keeps no other back.
+
+    Args:
+      prompts: At least one.
+      tokenizer: Of the run.
+      template: Of the run.
+      options: How they will be decoded.
+      max_length: Slots that the model can take.
+
+    Raises:
+      ConfigError: none of them can be answered; says why of the first.
+    """
+    found: list[Encoded | Refused] = []
+    for prompt in prompts:
+        try:
+            encoded = encode_prompt(prompt, tokenizer, template)
+        except ConfigError as error:
+            found.append(Refused(f"{prompt.origin}: {error}"))
+            continue
+        reason = why_too_long(encoded.ids, options, max_length)
+        found.append(Refused(f"{prompt.origin} {reason}") if reason else encoded)
+    if all(isinstance(one, Refused) for one in found):
+        first = next(one.reason for one in found if isinstance(one, Refused))
+        more = f" (and so with all {len(found)} prompts)" if len(found) > 1 else ""
+        raise ConfigError(first + more)
+    return found
+
+
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template) -> Encoded:
+    """Renders the conversation; behind it the response, with masks for its gaps.
+
+    A response that does not end with a gap is closed with the terminator: it ends there.
+    """
+    ids = render_prompt(tokenizer, prompt.conversation, template)
+    if prompt.response is None:
+        return Encoded(ids, [])
+    mask = tokenizer.ids.mask
+    response: list[int] = []
+    end = 0
+    for gap in _GAP.finditer(prompt.response):
+        response += _encode(tokenizer, prompt.response[end : gap.start()])
+        response += [mask] * min(int((gap[1] or "1")[:_DIGITS]), _MOST_SLOTS)
+        end = gap.end()
+    if prompt.response[end:].strip():
+        response += [*_encode(tokenizer, prompt.response[end:]), tokenizer.ids.terminator]
+    if mask not in response:
+        raise ConfigError(f"a gap must have at least one slot, got {prompt.response!r}")
+    return Encoded(ids + response, response[: response.index(mask)])
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(check_text(text, "the response")) if text.strip() else []
+
+
+def _parse(lines: Iterator[Line], name: str, response: str | None) -> Iterator[Prompt]:
+    """The prompts of one file."""
+    first = next(lines)  # there is one
+    lines = itertools.chain([first], lines)
+    if name.endswith(_JSON_ENDINGS) or is_object(first.text):
+        yield from parse_lines(lines, lambda row, origin: _from_row(row, origin, response))
+        return
+    for line in lines:
+        yield _from_text(decode_text(line).strip(), line.origin, response)
+
+
+def _from_text(text: str, origin: str, response: str | None) -> Prompt:
+    return Prompt(text, response, {"prompt": text}, origin=origin)
+
+
+def _from_row(row: dict[str, Any], origin: str, response: str | None) -> Prompt:
+    """A row's question; an answer that it ends with is kept aside, or is the text with gaps."""
+    conversation, reference = without_answer(parse_question(row, origin))
+    own = row.get("response")
+    if isinstance(own, str) and _GAP.search(own):
+        reference = None if reference == own else reference
+        response = own if response is None else response
+    return Prompt(conversation, response, row, reference, origin)

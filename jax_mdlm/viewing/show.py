@@ -1,0 +1,109 @@
+"""Answers as people and programs read them: a line of text, a table of slots, JSON records."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.sampling import Answer
+from jax_mdlm.viewing.prompts import Encoded, Prompt, Refused
+
+SLACK_SIGN = "·"
+MASK_SIGN = "░"
+# How vocabularies of bytes or SentencePiece write a space and a newline; blanks that take a line.
+BLANKS = {"\u0120": "␣", "\u2581": "␣", "\u010a": "↵", "\n": "↵", "\r": "␍", "\t": "⇥"}
+_SEEN = str.maketrans(BLANKS)
+_OF_AN_ANSWER = ("error", "canvas", "committed_at")  # a row that was an output has an older one's
+WRITTEN = ("response", "reference", "template", *_OF_AN_ANSWER)  # what a record adds to its row
+
+
+def answer_text(answer: Answer, encoded: Encoded, tokenizer: Tokenizer) -> str:
+    """The response; in infilling with what stands before its first gap."""
+    return tokenizer.decode([*encoded.opening, *answer.tokens])
+
+
+def answer_record(prompt: Prompt, text: str) -> dict[str, Any]:
+    """The prompt's row with the model's answer as `response`.
+
+    An answer that the row had (its `response`, `answer` or last assistant turn) stands in
+    `reference`, unless the row has that field already; a `response` with gaps in `template`.
+    """
+    row = {name: value for name, value in prompt.row.items() if name not in _OF_AN_ANSWER}
+    if prompt.response is not None and row.get("response") == prompt.response:
+        row["template"] = prompt.response
+    if prompt.reference is not None:
+        row.setdefault("reference", prompt.reference)
+    return row | {"response": text}
+
+
+def refused_record(prompt: Prompt, refused: Refused) -> dict[str, Any]:
+    """The same for a prompt that was not answered: `response` is null, `error` says why."""
+    return answer_record(prompt, "") | {"response": None, "error": refused.reason}
+
+
+def slot_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What stands in each slot, and the call (from 0) that put it there; -1: given."""
+    slots = answer.response.tolist()
+    return {
+        "canvas": slot_texts(slots, tokenizer),
+        "committed_at": answer.committed_at.tolist(),
+    }
+
+
+def trace_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a viewer needs to replay the generation.
+
+    `start` is the region before the first call, `changes` are `[call, slot, token]` in order, and
+    `confidence` is the probability of the token that was committed last in each slot (null where
+    the text was given, or no commit of its own put the token there).
+    """
+    assert answer.trace is not None
+    frames, offered = np.asarray(answer.trace.frames), np.asarray(answer.trace.confidence)
+    mask = tokenizer.ids.mask
+    changes = []
+    confidence: list[float | None] = [None] * frames.shape[1]
+    for call, (before, frame) in enumerate(itertools.pairwise(frames)):
+        for slot in np.flatnonzero(frame != before):
+            changes.append([call, int(slot), slot_texts([int(frame[slot])], tokenizer)[0]])
+            if before[slot] == mask and offered[call, slot] > 0:
+                confidence[slot] = round(float(offered[call, slot]), 4)
+    return {
+        "calls": answer.calls,
+        "start": slot_texts(frames[0].tolist(), tokenizer),
+        "changes": changes,
+        "confidence": confidence,
+        **slot_record(answer, tokenizer),
+    }
+
+
+def slot_texts(slots: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """The token of each slot; slack as a dot, masks as a shade."""
+    signs = {tokenizer.ids.slack: SLACK_SIGN, tokenizer.ids.mask: MASK_SIGN}
+    return [signs.get(slot) or tokenizer.token(slot) for slot in slots]
+
+
+def visible(token: str) -> str:
+    """A token of one line in which something is seen: `↵` for a newline, `␣` for a lone space."""
+    return (token if token.strip(" ") else token.replace(" ", "␣")).translate(_SEEN)
+
+
+def show_line(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer, canvas: bool) -> str:
+    """`prompt -> response`, below it (`canvas`) the slots and the order of their commits."""
+    line = f"{prompt.shown} -> {text}"
+    if not canvas:
+        return line
+    slots = answer.response.tolist()
+    while slots and slots[-1] in (tokenizer.ids.eos, tokenizer.ids.pad):  # says nothing
+        slots.pop()
+    tokens = [visible(token) for token in slot_texts(slots, tokenizer)]
+    return f"{line}\n{_table(tokens, answer.committed_at.tolist())}"
+
+
+def _table(tokens: Sequence[str], order: Sequence[int]) -> str:
+    calls = [str(call) if call >= 0 else "" for call in order[: len(tokens)]]
+    widths = [max(len(token), len(call)) for token, call in zip(tokens, calls, strict=True)]
+    top = " ".join(token.ljust(width) for token, width in zip(tokens, widths, strict=True))
+    bottom = " ".join(call.ljust(width) for call, width in zip(calls, widths, strict=True))
+    return f"  slot {top.rstrip()}\n  call {bottom.rstrip()}"
