@@ -74,12 +74,12 @@ def run_of(module: str) -> Callable[..., Any]:
       module: Full name.
     """
 
-    def run_it(*given: Any) -> None:
+    def run_it(*given: Any) -> Any:
         found = importlib.import_module(module).run
         if not gc.isenabled():  # by `run`
             gc.freeze()
             gc.enable()
-        found(*given)
+        return found(*given)
 
     return run_it
 

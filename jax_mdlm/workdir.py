@@ -17,7 +17,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
@@ -25,7 +24,13 @@ from jax_mdlm.config import Config, ConfigError, from_json, to_json
 from jax_mdlm.containers import Params
 from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import lora, table
-from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError, open_checkpoints
+from jax_mdlm.storage import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    named_steps,
+    open_checkpoints,
+)
 
 _QUICKSTART = "runs/quickstart"  # what launch/quickstart.sh trains, seen from the checkout
 _UNFINISHED = "import_unfinished"  # exists while weights are imported
@@ -173,12 +178,8 @@ def open_existing(workdir: epath.Path) -> Checkpoints:
 
 
 def newest_step(workdir: epath.Path) -> int:
-    """The step of the newest checkpoint; -1 where there is none.
-
-    Only names are read: to open the folder, processes would have to agree that it is there.
-    """
-    folder = checkpoint_folder(workdir)
-    return max(ocp.utils.checkpoint_steps(folder), default=-1) if folder.is_dir() else -1
+    """The step of the newest checkpoint; -1 where there is none."""
+    return max(named_steps(checkpoint_folder(workdir)), default=-1)
 
 
 def restore_params(

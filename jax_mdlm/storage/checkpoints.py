@@ -165,6 +165,14 @@ class Checkpoints:
         )
 
 
+def named_steps(folder: epath.Path) -> list[int]:
+    """The steps that a folder has checkpoints of, by their names.
+
+    Nothing is opened, for which processes would have to agree that the folder is there.
+    """
+    return list(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
 def open_checkpoints(
     folder: epath.Path,
     *,
