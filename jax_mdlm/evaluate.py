@@ -214,7 +214,7 @@ def _likelihood(tasks: Any) -> None:
         help="also the likelihood of a single step, over all alignments of sample.length slots",
     )
     task.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    task.set_defaults(run=command.run_of("jax_mdlm.evaluation.likelihood.run"))
+    task.set_defaults(run=command.run_of("jax_mdlm.evaluation.likelihood"))
 
 
 def _add_too_long(task: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ a second one ends at once. Where another process of a pod is lost it exits with 
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from jax_mdlm import command
 from jax_mdlm.config import Config, listing
@@ -42,7 +43,14 @@ def main(argv: Sequence[str]) -> None:
         show = {"text": listing.as_text, "markdown": listing.as_markdown}[args.settings]
         print(show(config), end="")
         return
-    command.run_of("jax_mdlm.training.run")(args, overrides)
+    command.run_of("jax_mdlm.training.run")(args, overrides, _make_evaluation)
+
+
+def _make_evaluation(*given: Any) -> Any:
+    """What training measures is decoded and scored by rooms that training does not know."""
+    from jax_mdlm.evaluation.periodic import make_evaluation
+
+    return make_evaluation(*given)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from jax_mdlm.evaluation.harness import responder
 from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
 from jax_mdlm.evaluation.judge import decoding
 from jax_mdlm.evaluation.judge.records import Question
-from jax_mdlm.evaluation.likelihood import run as likelihood
+from jax_mdlm.evaluation import likelihood
 from jax_mdlm.evaluation.tasks import open_task
 from jax_mdlm.mdlm import Run
 from jax_mdlm.sampling import options_from

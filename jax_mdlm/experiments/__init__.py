@@ -1,1 +1,1 @@
-"""The paper's measurements: interventions, where slack stands, repeats, sweeps and their figures."""
+"""The paper's measurements: interventions, where slack stands, repeats, sweeps, figures."""

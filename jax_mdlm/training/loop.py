@@ -1,15 +1,14 @@
 """The loop: state, steps, evaluation, saves, in one page."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from etils import epath
 
 from jax_mdlm.config import Config, profile_steps, to_json
-from jax_mdlm.containers import TrainState
+from jax_mdlm.containers import Params, TrainState
 from jax_mdlm.data.corpus import Corpus
-from jax_mdlm.evaluation.periodic import make_evaluation
 from jax_mdlm.model import table
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import Layout
@@ -25,9 +24,19 @@ from jax_mdlm.training.step import make_train_step
 from jax_mdlm.training.stop import Stop
 from jax_mdlm.workdir import checkpoint_folder
 
+# What is measured on the validation rows; the command brings it, for it also decodes.
+MakeEvaluation = Callable[
+    [Config, Corpus, Layout, epath.Path], Callable[[Params], dict[str, float]]
+]
+
 
 def train(
-    config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path, watch: Goodput
+    config: Config,
+    corpus: Corpus,
+    layout: Layout,
+    workdir: epath.Path,
+    watch: Goodput,
+    make_evaluation: MakeEvaluation,
 ) -> TrainState:
     """Trains, or goes on training, in `workdir`; returns the last state."""
     ids = corpus.tokenizer.ids

@@ -14,13 +14,15 @@ from jax_mdlm.model.lora import target_rows
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.training.claim import claim
 from jax_mdlm.training.goodput import Goodput
-from jax_mdlm.training.loop import train
+from jax_mdlm.training.loop import MakeEvaluation, train
 from jax_mdlm.training.parts import fit_batch
 from jax_mdlm.training.peers import Peers
 from jax_mdlm.workdir import newest_step, save_config
 
 
-def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+def run(
+    args: argparse.Namespace, overrides: Sequence[str], make_evaluation: MakeEvaluation
+) -> None:
     """Trains, or goes on training; raises ConfigError for what the user can mend."""
     watch = Goodput(time.perf_counter)
     config = command.parse_config(args.config, overrides)
@@ -29,10 +31,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     command.start_processes()
     command.use_compilation_cache(workdir / "compilation_cache")
     with Peers():
-        _run(config, workdir, watch)
+        _run(config, workdir, watch, make_evaluation)
 
 
-def _run(config: Config, workdir: epath.Path, watch: Goodput) -> None:
+def _run(
+    config: Config, workdir: epath.Path, watch: Goodput, make_evaluation: MakeEvaluation
+) -> None:
     layout = make_layout(config.mesh)
     fit_batch(config, layout)  # before anything is read
     if config.lora.rank:
@@ -51,4 +55,4 @@ def _run(config: Config, workdir: epath.Path, watch: Goodput) -> None:
         save_config(workdir, config)
     if corpus.note and jax.process_index() == 0:
         command.warn(corpus.note)
-    train(fit_batch(config, layout), corpus, layout, workdir, watch)
+    train(fit_batch(config, layout), corpus, layout, workdir, watch, make_evaluation)

@@ -29,7 +29,7 @@ from tests.training.forks import Child, Forks
 IMPORTS = (
     "jax_mdlm.training.run",
     "jax_mdlm.experiments.intervention",
-    "jax_mdlm.evaluation.likelihood.run",
+    "jax_mdlm.evaluation.likelihood",
     "jax_mdlm.evaluation.harness.run",
     "jax_mdlm.viewing.run",
     "jax_mdlm.planning.run",

@@ -13,7 +13,7 @@ from jax_mdlm import evaluate as flags
 from jax_mdlm.config import Config, ConfigError, DataConfig
 from jax_mdlm.data import catalogue
 from jax_mdlm.evaluate import main
-from jax_mdlm.evaluation.likelihood import run as likelihood
+from jax_mdlm.evaluation import likelihood
 from jax_mdlm.experiments import intervention, repeats, slack
 from tests.data.test_catalogue import ToyQuestions
 

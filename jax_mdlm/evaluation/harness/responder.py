@@ -19,7 +19,7 @@ from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.data.written import Written, encode_written
 from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
 from jax_mdlm.evaluation.harness.rendering import from_string, to_string
-from jax_mdlm.evaluation.likelihood import Estimate, log_likelihood
+from jax_mdlm.likelihood import Estimate, log_likelihood
 from jax_mdlm.sampling import SampleOptions, generate
 from jax_mdlm.sharding import Layout
 

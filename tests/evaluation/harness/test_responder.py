@@ -10,7 +10,7 @@ from jax_mdlm.config import ConfigError, TokenizerConfig
 from jax_mdlm.data.chat import PlainTemplate, make_template, render_prompt
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
-from jax_mdlm.evaluation.likelihood import log_likelihood
+from jax_mdlm.likelihood import log_likelihood
 from jax_mdlm.sampling import SampleOptions, generate
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "<|eot_id|> closes a turn"]

@@ -19,7 +19,7 @@ from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.evaluation.harness import tasks as harness
 from jax_mdlm.evaluation.harness.language_model import language_model
 from jax_mdlm.evaluation.harness.responder import Responder
-from jax_mdlm.evaluation.likelihood import Estimate, log_likelihood
+from jax_mdlm.likelihood import Estimate, log_likelihood
 from jax_mdlm.sampling import generate
 from tests.evaluation.harness.conftest import TASKS
 

@@ -11,9 +11,9 @@ import pytest
 from jax_mdlm import model
 from jax_mdlm.config import ConfigError, MeshConfig
 from jax_mdlm.diffusion import collapse_tokens
-from jax_mdlm.evaluation.likelihood import marginal_log_likelihood
+from jax_mdlm.likelihood import marginal_log_likelihood
 from jax_mdlm.sharding import make_layout
-from tests.evaluation.likelihood.small import CONFIG, IDS, PARAMS, logits
+from tests.likelihood.small import CONFIG, IDS, PARAMS, logits
 
 FRAMES = 4
 END = IDS.terminator

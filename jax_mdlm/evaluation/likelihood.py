@@ -18,7 +18,7 @@ from jax_mdlm.data.lines import find_files, parse_lines, read_lines
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.table import make_table
 from jax_mdlm.evaluation.intervals import share_of
-from jax_mdlm.evaluation.likelihood import (
+from jax_mdlm.likelihood import (
     Estimate,
     add_up,
     choose,
@@ -93,7 +93,7 @@ def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[st
     found = _score(opened, texts, args.samples)
     tokens = sum(text.tokens for text in texts)
     whole = add_up(found)
-    interval = whole.interval(0.95)
+    low, high = whole.interval(0.95)
     record: dict[str, Any] = {
         "split": args.split,
         "file": args.file,
@@ -106,7 +106,7 @@ def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[st
         "nats_per_token": -whole.value / tokens,
         "bits_per_token": -whole.value / tokens / math.log(2),
         "standard_error": whole.standard_error / tokens,
-        "interval": [-interval.high / tokens, -interval.low / tokens],
+        "interval": [-high / tokens, -low / tokens],
         "rows": [
             {
                 "tokens": text.tokens,

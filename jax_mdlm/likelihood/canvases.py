@@ -13,7 +13,7 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.containers import Region, SpecialIds
-from jax_mdlm.evaluation.likelihood.program import Canvases
+from jax_mdlm.likelihood.program import Canvases
 from jax_mdlm.sampling import bucket_length
 from jax_mdlm.sharding import Layout
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from jax_mdlm.evaluation.intervals import Interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +26,8 @@ class Estimate:
     greedy: bool | None = None
     degrees: float = 0
 
-    def interval(self, level: float = 0.99) -> Interval:
-        """The t-interval that holds the exact value in a share `level` of all runs.
+    def interval(self, level: float = 0.99) -> tuple[float, float]:
+        """The ends of the t-interval that holds the exact value in a share `level` of all runs.
 
         `value -+ t_degrees((1 + level) / 2) * standard_error`. The standard error is drawn too, so
         that a normal interval would be too narrow with few draws.
@@ -37,7 +36,7 @@ class Estimate:
             reach = self.standard_error
         else:
             reach = float(stdtrit(self.degrees, (1 + level) / 2)) * self.standard_error
-        return Interval(self.value, self.value - reach, self.value + reach)
+        return self.value - reach, self.value + reach
 
 
 def from_draws(draws: np.ndarray) -> Estimate:

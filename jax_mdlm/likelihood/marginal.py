@@ -16,8 +16,8 @@ import numpy as np
 from jax_mdlm.config import Collapse, ConfigError, ModelConfig
 from jax_mdlm.containers import Params, SpecialIds
 from jax_mdlm.diffusion import ctc_loss
-from jax_mdlm.evaluation.likelihood.canvases import Row, make_groups, place
-from jax_mdlm.evaluation.likelihood.program import Canvases, Setting, logits_of_masks
+from jax_mdlm.likelihood.canvases import Row, make_groups, place
+from jax_mdlm.likelihood.program import Canvases, Setting, logits_of_masks
 from jax_mdlm.sharding import Layout, constrain
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluation.likelihood import Estimate, Question, choose, parse_question
-from jax_mdlm.evaluation.likelihood.estimate import add_up, from_draws
-from jax_mdlm.evaluation.likelihood.program import draw_mask, level_of, numbered_mask
-from tests.evaluation.likelihood.small import predict
+from jax_mdlm.evaluation.choices import Question, choose, parse_question
+from jax_mdlm.likelihood import Estimate
+from jax_mdlm.likelihood.estimate import add_up, from_draws
+from jax_mdlm.likelihood.program import draw_mask, level_of, numbered_mask
+from tests.likelihood.small import predict
 from tests.reference import likelihood as reference
 
 
@@ -148,11 +149,11 @@ def test_estimates_add_up():
 
 
 def test_intervals_by_hand():
-    interval = Estimate(10.0, 2.0, degrees=2).interval(0.95)
-    assert interval.low == pytest.approx(10 - 4.30265 * 2, abs=1e-4)  # Student's table
-    assert interval.high == pytest.approx(10 + 4.30265 * 2, abs=1e-4)
-    assert Estimate(10.0, 0.0).interval().high == 10
-    assert Estimate(10.0, math.inf).interval().low == -math.inf
+    low, high = Estimate(10.0, 2.0, degrees=2).interval(0.95)
+    assert low == pytest.approx(10 - 4.30265 * 2, abs=1e-4)  # Student's table
+    assert high == pytest.approx(10 + 4.30265 * 2, abs=1e-4)
+    assert Estimate(10.0, 0.0).interval()[1] == 10
+    assert Estimate(10.0, math.inf).interval()[0] == -math.inf
 
 
 def test_choose():

@@ -14,9 +14,9 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError, ModelConfig
 from jax_mdlm.containers import Params, SpecialIds
-from jax_mdlm.evaluation.likelihood.canvases import Group, Row, make_groups, place
-from jax_mdlm.evaluation.likelihood.estimate import Estimate, from_draws
-from jax_mdlm.evaluation.likelihood.program import Draws, Setting, is_greedy, score
+from jax_mdlm.likelihood.canvases import Group, Row, make_groups, place
+from jax_mdlm.likelihood.estimate import Estimate, from_draws
+from jax_mdlm.likelihood.program import Draws, Setting, is_greedy, score
 from jax_mdlm.sharding import Layout
 
 _MOST_SAMPLES = 2**16  # times a response's tokens that fits int32
