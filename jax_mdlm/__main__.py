@@ -8,7 +8,6 @@ COMMANDS = {
     "evaluate": "error rates, bounds, interventions, harness, judges",
     "convert": "PyTorch checkpoints in and out",
     "plan": "will it fit? compiles for a TPU slice that is not there",
-    "benchmark": "measures parts on this machine",
 }
 
 

@@ -1,100 +1,408 @@
-"""A work directory opened for reading: what `sample`, `evaluate` and notebooks start from."""
+"""The door: a model with all that it takes to use it, from wherever it is kept.
+
+    import jax_mdlm
+
+    model = jax_mdlm.load("runs/quickstart")
+    model.generate(["alignment", "slacken"])
+
+Enters: a path and settings of the sampler. Leaves: `Mdlm`, whose template, collapse map, width of
+prompts and decoding are those that the parameters were trained with: nobody passes them by hand.
+`Setup` is all of it but the parameters, so that what can be refused is refused before they are
+read.
+"""
 
 import dataclasses
-from typing import Literal
+import difflib
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from jax_mdlm import model
-from jax_mdlm.config import Config, ConfigError, MeshConfig, ModelConfig
-from jax_mdlm.containers import Params
+from jax_mdlm.config import Config, ConfigError, ModelConfig, SampleConfig, validate
+from jax_mdlm.containers import Params, SampleState
+from jax_mdlm.conversion.importing import config_of
+from jax_mdlm.conversion.reading import read_params
+from jax_mdlm.conversion.source import Source, is_published, open_source
+from jax_mdlm.data.chat import Template, render_prompt, template_of
 from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder
-from jax_mdlm.data.tokenizer import Tokenizer, is_kept
+from jax_mdlm.data.examples import Message
+from jax_mdlm.data.tokenizer import Tokenizer, is_kept, read_tokenizer
+from jax_mdlm.likelihood import Estimate, log_likelihood
 from jax_mdlm.model import memory
 from jax_mdlm.model.places import abstract_params
+from jax_mdlm.sampling import (
+    Answer,
+    SampleOptions,
+    generate,
+    options_from,
+    read_answers,
+    stream,
+)
 from jax_mdlm.sharding import Layout, make_layout
-from jax_mdlm.workdir import newest_step, restore_params
+from jax_mdlm.storage import place, reaching
+from jax_mdlm.workdir import load_config, newest_step, restore_params
+
+# A text, messages (`Message`, or objects with role and content), or token ids.
+Prompt = str | Sequence[Message] | Sequence[Mapping[str, Any]] | Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What a work directory holds.
+class Frame:
+    """A canvas on its way.
 
     Attributes:
-      config: As resolved when it was trained.
-      tokenizer: Its tokenizer.
-      step: The newest checkpoint's step.
-      params: Its parameters, in their places.
+      answer: What stands in it; finished in the last frame.
+      block: Slots of the response that are being decoded.
     """
 
+    answer: Answer
+    block: range
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How a model is prompted and decoded: everything but its parameters.
+
+    Attributes:
+      path: Where it is kept.
+      config: Of its training, or of its import; `sample` says how it is decoded.
+      tokenizer: Its tokenizer.
+      template: How its prompts are written.
+      source: The published weights; None: a work directory.
+      trace: Whether answers carry the canvas after each call.
+    """
+
+    path: epath.Path
     config: Config
     tokenizer: Tokenizer
+    template: Template
+    source: Source | None = None
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for settings that cannot work together."""
+        _ = self.options
+
+    @property
+    def settings(self) -> SampleConfig:
+        """How it is decoded."""
+        return self.config.sample
+
+    @functools.cached_property
+    def options(self) -> SampleOptions:
+        """What the sampler is given."""
+        ids = self.tokenizer.ids
+        return options_from(self.settings, self.config.objective.collapse, ids, trace=self.trace)
+
+    def with_settings(self, **settings: Any) -> Self:
+        """The same with other settings of the sampler, e.g. `steps=8, cache="dual"`.
+
+        Args:
+          settings: Fields of `SampleConfig`.
+
+        Raises:
+          ConfigError: there is no such setting, or it cannot be used.
+        """
+        names = [field.name for field in dataclasses.fields(SampleConfig)]
+        for name in settings:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+                raise ConfigError(f"{name} must be a setting of the sampler, it is none; {meant}")
+        sample = dataclasses.replace(self.settings, **settings)
+        return self._configured(dataclasses.replace(self.config, sample=sample))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids after which the response follows; ids stay as they are.
+
+        Raises:
+          ConfigError: a message that the tokenizer or the template cannot take.
+        """
+        if not isinstance(prompt, str) and all(isinstance(one, int | np.integer) for one in prompt):
+            return [int(one) for one in prompt]  # type: ignore[arg-type]
+        return render_prompt(self.tokenizer, prompt, self.template)  # type: ignore[arg-type]
+
+    def read(self, layout: Layout | None = None) -> "Mdlm":
+        """Reads the parameters in the form that the sampler takes (`model.prepare`).
+
+        Args:
+          layout: Where they go; None: as `mesh` of the config says, over all devices.
+
+        Raises:
+          ConfigError: no checkpoint, or too little memory.
+          CheckpointError: damaged, or of another shape.
+        """
+        layout = layout or make_layout(self.config.mesh)
+        if self.source or newest_step(self.path) >= 0:  # else another sentence is due
+            memory.check_sampling(os.fspath(self.path), self.config, layout)
+        # Read in the compute dtype: float32 masters need not fit where bfloat16 does.
+        dtype = self.config.model.compute_dtype
+        network = dataclasses.replace(self.config.model, param_dtype=dtype)
+        weights = self.settings.weights
+        host = memory.host_of(weights, layout)
+        there = host or layout
+        if self.source is None:
+            step, params = restore_params(self.path, abstract_params(network, there))
+        else:
+            step = 0
+            with reaching(os.fspath(self.path)):
+                params = read_params(self.source, lambda row: there.sharding(row.axes), dtype)
+        params = model.prepare(params, network, weights, move_to=host and layout.replicated)
+        return self.over(params, layout, step)
+
+    def over(self, params: Params, layout: Layout, step: int) -> "Mdlm":
+        """A model of these parameters.
+
+        Args:
+          params: As from `model.init` or `model.prepare`.
+          layout: Where they are.
+          step: Training steps that made them.
+        """
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Setup)}
+        return Mdlm(**own, params=params, layout=layout, step=step)
+
+    def _configured(self, config: Config) -> Self:
+        return dataclasses.replace(self, config=validate(config))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mdlm(Setup):
+    """A masked-diffusion language model, ready to answer. `load` opens one.
+
+    Attributes:
+      params: Parameters as the sampler reads them.
+      layout: Where they are.
+      step: Training steps after which they were saved; 0 of published weights.
+    """
+
+    params: Params = dataclasses.field(repr=False)
+    layout: Layout
     step: int
-    params: Params
 
+    def generate(self, prompts: Sequence[Prompt]) -> list[str]:
+        """The text of the answer to each prompt.
 
-def load_run(workdir: epath.Path, config: Config, layout: Layout) -> Run:
-    """Reads tokenizer and newest parameters.
+        Args:
+          prompts: Texts, lists of messages, or lists of token ids; any number, of any lengths.
 
-    Args:
-      workdir: The folder.
-      config: From `workdir.load_config`, perhaps with other `sample` settings.
-      layout: Where the parameters go; the mesh need not be that of the training.
+        Raises:
+          ConfigError: a prompt that the tokenizer or the model cannot take.
+        """
+        return [self.tokenizer.decode(answer.tokens) for answer in self.answers(prompts)]
 
-    Raises:
-      ConfigError: no tokenizer or no checkpoint.
-      CheckpointError: damaged, or of another shape.
-    """
-    tokenizer = _open_tokenizer(workdir, config)
-    step, params = restore_params(workdir, abstract_params(config.model, layout))
-    return Run(config, tokenizer, step, params)
+    def answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """The answer to each prompt in tokens, with its canvas and the call that fixed each slot.
 
+        Args:
+          prompts: As in `generate`.
 
-def load_for_sampling(workdir: epath.Path, config: Config, layout: Layout) -> Run:
-    """Reads tokenizer and newest parameters in the form that the sampler reads (`model.prepare`).
+        Raises:
+          ConfigError: a prompt that the tokenizer or the model cannot take.
+        """
+        if isinstance(prompts, str):
+            raise ConfigError(f"prompts must be a list, got one text; write [{prompts[:40]!r}]")
+        ids = [self.encode(prompt) for prompt in prompts]
+        size = min(self.settings.batch_size, len(ids))
+        return list(self.decode(ids, batch_size=size)) if ids else []
 
-    Args:
-      workdir: The folder.
-      config: `sample.weights` and `model.compute_dtype` say what the parameters become.
-      layout: Where they go.
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int] | None],
+        *,
+        key: jax.Array | None = None,
+        batch_size: int = 0,
+        first_row: int = 0,
+        options: SampleOptions | None = None,
+        strength: float = 0.0,
+    ) -> Iterator[Answer]:
+        """Answers to prompts in tokens, batch after batch, in order.
 
-    Raises:
-      ConfigError: no tokenizer or no checkpoint, or too little memory.
-      CheckpointError: damaged, or of another shape.
-    """
-    tokenizer = _open_tokenizer(workdir, config)
-    weights = config.sample.weights
-    if newest_step(workdir) >= 0:  # else another sentence is due, that nothing is there
-        _check_memory(workdir, config, layout)
-    # Read in the compute dtype: float32 masters need not fit where bfloat16 does.
-    read = dataclasses.replace(config.model, param_dtype=config.model.compute_dtype)
-    place = _host(weights, layout)
-    step, params = restore_params(workdir, abstract_params(read, place or layout))
-    params = model.prepare(params, config.model, weights, move_to=place and layout.replicated)
-    return Run(config, tokenizer, step, params)
+        Args:
+          prompts: Token ids; with masks to fill in, or without. None: its answer is empty.
+          key: Typed PRNG key []; None: that of `sample.seed`.
+          batch_size: Prompts per compiled call; 0 = `sample.batch_size`.
+          first_row: Number of the first prompt in a longer list: a row draws from its number.
+          options: How to decode; None = the model's own.
+          strength: Of an intervention, in [0, 1].
 
-
-def _check_memory(workdir: epath.Path, config: Config, layout: Layout) -> None:
-    """Raises ConfigError where the kernel would end the process while it reads."""
-
-    def need(weights: Literal["full", "int8"], network: ModelConfig = config.model) -> memory.Need:
-        read = _host(weights, layout) or layout
-        return memory.to_sample(
-            network,
-            weights,
-            lambda row: read.sharding(row.axes),
-            lambda row: layout.sharding(row.axes),
+        Raises:
+          ConfigError: a prompt that does not fit the model, before the first call.
+        """
+        return generate(
+            self.params,
+            self.config.model,
+            prompts,
+            options or self.options,
+            jax.random.key(self.settings.seed) if key is None else key,
+            batch_size=batch_size or self.settings.batch_size,
+            first_row=first_row,
+            strength=strength,
+            layout=self.layout,
         )
 
-    weights, dtype = config.sample.weights, config.model.compute_dtype
-    other = "full" if weights == "int8" else "int8"
-    others = {f"--config.sample.weights={other}": need(other)}
-    if dtype == "float32":
-        halved = dataclasses.replace(config.model, compute_dtype="bfloat16")
-        others["the model in bfloat16 (convert export, then import)"] = need(weights, halved)
-    what = f"{workdir} with sample.weights={weights} in {dtype}"
-    memory.check_fits(what, need(weights), others, layout.mesh.size)
+    def stream(
+        self, prompt: Prompt, *, every: int | Callable[[], int] = 1, key: jax.Array | None = None
+    ) -> Iterator[Frame]:
+        """The canvas of one answer while it is denoised, the finished one at the end.
+
+        Args:
+          prompt: As in `generate`.
+          every: Model calls between two frames; a function is asked before each part.
+          key: Typed PRNG key []; None: that of `sample.seed`.
+
+        Raises:
+          ConfigError: a prompt that the tokenizer or the model cannot take.
+        """
+        size = self.options.block_length
+        for state in self._states(self.encode(prompt), every, key):
+            (answer,) = read_answers(state, 1, self.options)
+            first = int(state.block) * size
+            yield Frame(answer, range(first, first + size))
+
+    def chat(self, messages: Sequence[Message] | Sequence[Mapping[str, Any]]) -> str:
+        """The answer to a conversation: `[{"role": "user", "content": "Hello"}]`.
+
+        Raises:
+          ConfigError: a message lacks its role or content, or the conversation does not fit.
+        """
+        return self.generate([messages])[0]
+
+    def log_likelihood(
+        self, prompt: Prompt, response: str | Sequence[int], *, samples: int = 128
+    ) -> Estimate:
+        """A lower bound of `log p(response | prompt)` in nats, with its standard error.
+
+        Eq. 6 of arXiv 2502.09992, estimated without bias (`likelihood.log_likelihood`). A text is
+        scored with its terminator, and with the end padding that every row of the training had.
+
+        Args:
+          prompt: As in `generate`.
+          response: A text, or token ids as they are.
+          samples: Masks that are drawn, at least 2 for a standard error.
+
+        Raises:
+          ConfigError: they do not fit the model, or cannot be encoded.
+        """
+        ids, special = self.encode(prompt), self.tokenizer.ids
+        if isinstance(response, str):
+            told = [*self.tokenizer.encode(response.strip()), special.terminator]
+            room = max(self.config.data.length - len(ids) - len(told), 0)
+            response = [*told, *[special.eos] * min(self.end_padding, room)]
+        (estimate,) = log_likelihood(
+            self.params,
+            self.config.model,
+            [(ids, list(response))],
+            special,
+            jax.random.key(self.settings.seed),
+            samples=samples,
+            batch_size=self.settings.batch_size,
+            guidance=self.settings.guidance,
+            layout=self.layout,
+        )
+        return estimate
+
+    def logits(self, token_ids: Sequence[Sequence[int]] | np.ndarray | jax.Array) -> jax.Array:
+        """What the network says of every slot: int [B, L] -> float32 [B, L, V].
+
+        Args:
+          token_ids: Canvases of one length; slots to be predicted hold `tokenizer.ids.mask`.
+
+        Raises:
+          ConfigError: canvases longer than `model.max_length`.
+        """
+        tokens = jnp.asarray(token_ids, jnp.int32)
+        network = self.config.model
+        if tokens.ndim != 2 or tokens.shape[1] > network.max_length:
+            raise ConfigError(
+                f"token_ids must be [B, L] with L at most model.max_length={network.max_length}, "
+                f"got shape {list(tokens.shape)}"
+            )
+        return _logits(self.params, tokens, network, self.layout)
+
+    @property
+    def end_padding(self) -> int:
+        """EOS slots that every row of its training had after its terminator."""
+        data = self.config.data
+        return 0 if data.draw_end_padding or data.pretraining else data.end_padding
+
+    def _states(
+        self, ids: Sequence[int], every: int | Callable[[], int], key: jax.Array | None
+    ) -> Iterator[SampleState]:
+        key = jax.random.key(self.settings.seed) if key is None else key
+        network, options = self.config.model, self.options
+        return stream(self.params, network, [ids], options, key, every=every, layout=self.layout)
+
+    def _configured(self, config: Config) -> Self:
+        if (config.mesh, config.sample.weights) != (self.config.mesh, self.settings.weights):
+            raise ConfigError(
+                "sample.weights and mesh settings say how parameters are read, and they have been; "
+                "load the model again"
+            )
+        return super()._configured(config)
+
+
+def load(
+    path: epath.PathLike,
+    *,
+    weights: Literal["full", "int8"] = "full",
+    layout: Layout | None = None,
+    **settings: Any,
+) -> Mdlm:
+    """Opens a model: a training run, an import, or a folder of published weights.
+
+    Args:
+      path: A work directory (its newest checkpoint; adapters of a LoRA run are merged), or a folder
+        of weights as PyTorch users load it: local, `gs://`, `s3://`, or `hf://ORG/NAME`.
+      weights: `int8` quantises matrices and embedding while they are read.
+      layout: Where the parameters go (`sharding.make_layout`); None: as the model's config says.
+      settings: Fields of `SampleConfig` that differ from those of its training, e.g. `steps=32`.
+
+    Returns:
+      The model. The same settings give what `python -m jax_mdlm.sample` prints, to the token.
+
+    Raises:
+      ConfigError: nothing usable is there, a setting cannot be used, or memory is short.
+      CheckpointError: damaged, or of another shape.
+    """
+    return open_setup(path).with_settings(weights=weights, **settings).read(layout)
+
+
+def open_setup(path: epath.PathLike, config: Config | None = None) -> Setup:
+    """Everything of a model but its parameters.
+
+    Args:
+      path: As in `load`.
+      config: Instead of the one that is kept there.
+
+    Raises:
+      ConfigError: nothing usable is there, or it has no tokenizer.
+    """
+    path = os.fspath(path)
+    with reaching(path):
+        if is_published(path):
+            source = open_source(path)
+            config = config or config_of(source, source.folder.name)
+            tokenizer = read_tokenizer(config.data.tokenizer, source.folder)
+        else:
+            source, folder = None, place(path)
+            config = config or load_config(folder)
+            tokenizer = _open_tokenizer(folder, config)
+    template = template_of(config.data, tokenizer)
+    where = source.folder if source else folder
+    return Setup(where, config, tokenizer, template, source)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "layout"))
+def _logits(params: Params, tokens: jax.Array, config: ModelConfig, layout: Layout) -> jax.Array:
+    window = model.Window(0, tokens.shape[1])
+    hidden, _ = model.encode_window(params, tokens, config, window, layout=layout)
+    return model.project(hidden, model.head(params), layout)
 
 
 def _open_tokenizer(workdir: epath.Path, config: Config) -> Tokenizer:
@@ -108,13 +416,3 @@ def _open_tokenizer(workdir: epath.Path, config: Config) -> Tokenizer:
             "--config.data.tokenizer.path"
         )
     return tokenizer
-
-
-def _host(weights: Literal["full", "int8"], layout: Layout) -> Layout | None:
-    """The host's memory: what is quantised there need not fit the chip before."""
-    if weights != "int8" or layout.mesh.size > 1:
-        return None
-    try:
-        return make_layout(MeshConfig(), jax.local_devices(backend="cpu")[:1])
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return None

@@ -26,11 +26,11 @@ from jax_mdlm.data.special import HEADER_END, HEADER_START, START, TERMINATOR
 from jax_mdlm.data.table import make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluate import main
+from jax_mdlm.evaluation import likelihood
 from jax_mdlm.evaluation.harness import responder
 from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
 from jax_mdlm.evaluation.judge import decoding
 from jax_mdlm.evaluation.judge.records import Question
-from jax_mdlm.evaluation import likelihood
 from jax_mdlm.evaluation.tasks import open_task
 from jax_mdlm.mdlm import Run
 from jax_mdlm.sampling import options_from

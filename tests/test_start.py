@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 from jax_mdlm.__main__ import COMMANDS
-from jax_mdlm.evaluation.judge import choice, flags
+from jax_mdlm.evaluation import judge_flags as flags
+from jax_mdlm.evaluation.judge import choice
 
 # The dependencies, but for pydantic.
 HEAVY = {"jax", "numpy", "flax", "orbax", "tensorstore", "etils", "tokenizers", "rich", "scipy"}

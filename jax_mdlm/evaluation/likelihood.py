@@ -12,22 +12,21 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.assemble import assemble
-from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.data.jsonl import read_rows
 from jax_mdlm.data.lines import find_files, parse_lines, read_lines
 from jax_mdlm.data.rows import Rows
 from jax_mdlm.data.table import make_table
+from jax_mdlm.evaluation.choices import choose, parse_question
 from jax_mdlm.evaluation.intervals import share_of
+from jax_mdlm.evaluation.tasks import open_held_out
 from jax_mdlm.likelihood import (
     Estimate,
     add_up,
-    choose,
     log_likelihood,
     marginal_log_likelihood,
-    parse_question,
 )
-from jax_mdlm.evaluation.tasks import open_held_out
-from jax_mdlm.opening import Opened, open_run
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.opening import console, open_model
 
 _CHUNK = 1024  # rows that are assembled at a time
 
@@ -50,13 +49,11 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if args.choices and (args.split or args.marginal):
         flag = "--split" if args.split else "--marginal"
         raise ConfigError(f"--choices reads questions from --file, without {flag}; leave it out")
-    opened = open_run(args.workdir, overrides)
-    data = opened.config.data
-    padding = args.end_padding
-    if padding is None:
-        padding = 0 if data.draw_end_padding or data.pretraining else data.end_padding
+    model = open_model(args.workdir, overrides)
+    data = model.config.data
+    padding = model.end_padding if args.end_padding is None else args.end_padding
     data = dataclasses.replace(data, end_padding=padding)
-    record = (_choices if args.choices else _rows)(args, opened, data)
+    record = (_choices if args.choices else _rows)(args, model, data)
     if args.json:
         print(json.dumps(record))
         return
@@ -64,17 +61,17 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         print(line)
 
 
-def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[str, Any]:
+def _rows(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, Any]:
     if args.file:
         read = read_rows(args.file, "--file", data.pretraining)
         rows = Rows(args.file, read.examples, read.origins)
     else:
-        rows = open_held_out(data, opened.workdir, args.split)
+        rows = open_held_out(data, model.path, args.split)
     table = make_table(
         rows,
         data,
-        opened.tokenizer,
-        slack_max=opened.config.objective.slack_max,
+        model.tokenizer,
+        slack_max=model.config.objective.slack_max,
     )
     pairs = np.arange(len(table.history))[: args.limit or None]
     texts: list[_Text] = []
@@ -89,15 +86,15 @@ def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[st
             prompt = tokens[: int(np.argmax(response))].tolist()
             texts.append(_Text(prompt, tokens[response].tolist(), int(count)))
     # First: it is quick, and refuses rows that the rest would be scored for in vain.
-    marginal = _marginal(opened, texts) if args.marginal else []
-    found = _score(opened, texts, args.samples)
+    marginal = _marginal(model, texts) if args.marginal else []
+    found = _score(model, texts, args.samples)
     tokens = sum(text.tokens for text in texts)
     whole = add_up(found)
     low, high = whole.interval(0.95)
     record: dict[str, Any] = {
         "split": args.split,
         "file": args.file,
-        "step": opened.step,
+        "step": model.step,
         "samples": args.samples,
         "end_padding": data.end_padding,
         "truncated": table.counts.truncated,
@@ -128,28 +125,28 @@ def _rows(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[st
     return record
 
 
-def _marginal(opened: Opened, texts: Sequence[_Text]) -> list[float]:
+def _marginal(model: Mdlm, texts: Sequence[_Text]) -> list[float]:
     return marginal_log_likelihood(
-        opened.params,
-        opened.config.model,
+        model.params,
+        model.config.model,
         [(text.prompt, text.response[: text.tokens]) for text in texts],
-        opened.tokenizer.ids,
-        frames=opened.config.sample.length,
-        collapse=opened.config.objective.collapse,
-        batch_size=opened.config.sample.batch_size,
-        layout=opened.layout,
+        model.tokenizer.ids,
+        frames=model.config.sample.length,
+        collapse=model.config.objective.collapse,
+        batch_size=model.config.sample.batch_size,
+        layout=model.layout,
     )
 
 
-def _choices(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict[str, Any]:
+def _choices(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, Any]:
     lines = (line for path in find_files(args.file, "--file") for line in read_lines(path))
     questions = list(parse_lines(lines, parse_question))[: args.limit or None]
-    tokenizer, texts = opened.tokenizer, []
+    tokenizer, texts = model.tokenizer, []
     for question in questions:
-        prompt = render_prompt(tokenizer, question.prompt, opened.template)
+        prompt = model.encode(question.prompt)
         for choice in question.choices:
             response = [*tokenizer.encode(choice.strip()), tokenizer.ids.terminator]
-            length, limit = len(prompt) + len(response), opened.config.model.max_length
+            length, limit = len(prompt) + len(response), model.config.model.max_length
             if length > limit:
                 raise ConfigError(
                     f"{question.origin} with {length} tokens of its prompt and a choice must fit "
@@ -158,7 +155,7 @@ def _choices(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict
             room = max(data.length - len(prompt) - len(response), 0)
             padded = [*response, *[tokenizer.ids.eos] * min(data.end_padding, room)]
             texts.append(_Text(prompt, padded, len(response)))
-    found = iter(_score(opened, texts, args.samples))
+    found = iter(_score(model, texts, args.samples))
     rows = []
     for question in questions:
         own = [next(found) for _ in question.choices]
@@ -171,26 +168,26 @@ def _choices(args: argparse.Namespace, opened: Opened, data: DataConfig) -> dict
                 "standard_errors": [one.standard_error for one in own],
             }
         )
-    record: dict[str, Any] = {"file": args.file, "step": opened.step, "samples": args.samples}
+    record: dict[str, Any] = {"file": args.file, "step": model.step, "samples": args.samples}
     for name, field in (("accuracy", "chosen"), ("accuracy_normalised", "chosen_normalised")):
         right = share_of(np.array([row[field] == row["answer"] for row in rows]))
         record |= {name: right.value, f"{name}_interval": [right.low, right.high]}
     return record | {"rows": rows}
 
 
-def _score(opened: Opened, texts: Sequence[_Text], samples: int) -> list[Estimate]:
-    sample = opened.config.sample
-    with opened.progress(len(texts)) as progress:
+def _score(model: Mdlm, texts: Sequence[_Text], samples: int) -> list[Estimate]:
+    sample = model.config.sample
+    with console(len(texts)) as progress:
         return log_likelihood(
-            opened.params,
-            opened.config.model,
+            model.params,
+            model.config.model,
             [(text.prompt, text.response) for text in texts],
-            opened.tokenizer.ids,
+            model.tokenizer.ids,
             jax.random.key(sample.seed),
             samples=samples,
             batch_size=sample.batch_size,
             guidance=sample.guidance,
-            layout=opened.layout,
+            layout=model.layout,
             report=progress.advance,
         )
 

@@ -14,7 +14,7 @@ from jax_mdlm.data.chat import template_of
 from jax_mdlm.data.corpus import Corpus, open_references
 from jax_mdlm.data.pipeline import evaluation_batches
 from jax_mdlm.evaluation.tasks import evaluate_pronunciations
-from jax_mdlm.sampling import options_from
+from jax_mdlm.mdlm import Setup
 from jax_mdlm.sharding import Layout
 from jax_mdlm.training.metrics import mean_value
 from jax_mdlm.training.step import make_evaluation_step
@@ -67,21 +67,11 @@ def _pronunciations(
 ) -> Evaluation:
     words = open_references(config.data, workdir, "validation")
     words = words[: config.train.evaluate_rows or None]
-    options = options_from(config.sample, config.objective.collapse, corpus.tokenizer.ids)
     template = template_of(config.data, corpus.tokenizer)
+    setup = Setup(workdir, config, corpus.tokenizer, template)
 
     def measure(params: Params) -> dict[str, float]:
-        scores = evaluate_pronunciations(
-            params,
-            config.model,
-            words,
-            corpus.tokenizer,
-            template,
-            options,
-            jax.random.key(config.sample.seed),
-            batch_size=config.sample.batch_size,
-            layout=layout,
-        )
+        scores = evaluate_pronunciations(setup.over(params, layout, 0), words)
         return {
             "phoneme_error_rate": scores.rates.phoneme,
             "word_error_rate": scores.rates.word,

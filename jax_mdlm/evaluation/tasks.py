@@ -9,20 +9,17 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import jax
 from etils import epath
 
-from jax_mdlm.config import Config, ConfigError, DataConfig, ModelConfig
-from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import Conversation, Template, render_prompt
+from jax_mdlm.config import Config, ConfigError, DataConfig
+from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.corpus import open_references, open_split
 from jax_mdlm.data.examples import answers, without_answer
 from jax_mdlm.data.jsonl import read_rows
 from jax_mdlm.data.rows import Rows, Split
-from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.scores import Metric, metric_named, nearest
-from jax_mdlm.sampling import Answer, SampleOptions, generate, response_end, why_too_long
-from jax_mdlm.sharding import Layout
+from jax_mdlm.mdlm import Mdlm, Setup
+from jax_mdlm.sampling import Answer, SampleOptions, response_end, why_too_long
 
 TooLong = Literal["error", "empty"]  # what becomes of a prompt that does not fit the model
 Word = tuple[str, Sequence[str]]  # a word and its pronunciations, symbols between spaces
@@ -55,21 +52,11 @@ class Task:
         rows = repr((self.conversations, self.references)).encode()
         return hashlib.sha256(rows).hexdigest()[:16]
 
-    def prompts(
-        self,
-        tokenizer: Tokenizer,
-        template: Template,
-        options: SampleOptions,
-        max_length: int,
-        too_long: TooLong | None = None,
-    ) -> list[list[int] | None]:
-        """Token ids behind which the answers follow; None for a row whose answer stays empty.
+    def prompts(self, model: Setup, too_long: TooLong | None = None) -> list[list[int] | None]:
+        """Token ids after which the answers follow; None for a row whose answer stays empty.
 
         Args:
-          tokenizer: Of the run.
-          template: Of the run.
-          options: How the rows are decoded.
-          max_length: Slots that the model can take.
+          model: Writes the prompts, and says how long they may be.
           too_long: What --too-long says of a row that does not fit; None = there is no such flag.
 
         Raises:
@@ -79,26 +66,22 @@ class Task:
         for number, conversation in enumerate(self.conversations):
             origin = self.origins[number] if self.origins else f"{self.name}, row {number + 1}"
             try:
-                ids = render_prompt(tokenizer, conversation, template)
+                ids = model.encode(conversation)
             except ConfigError as error:
                 raise ConfigError(f"{origin}: {error}") from error
-            found.append(fitting(ids, origin, options, max_length, too_long))
+            found.append(fitting(ids, origin, model, too_long))
         return found
 
 
 def fitting(
-    prompt: list[int],
-    origin: str,
-    options: SampleOptions,
-    max_length: int,
-    too_long: TooLong | None,
+    prompt: list[int], origin: str, model: Setup, too_long: TooLong | None
 ) -> list[int] | None:
     """A prompt, or None where it does not fit the model and its answer stays empty.
 
     Raises:
       ConfigError: it does not fit, and is not said to stay empty.
     """
-    reason = why_too_long(prompt, options, max_length)
+    reason = why_too_long(prompt, model.options, model.config.model.max_length)
     if reason and too_long != "empty":
         flag = ", or leave its answer empty with --too-long empty" if too_long else ""
         raise ConfigError(f"{origin} {reason}{flag}")
@@ -258,51 +241,31 @@ def error_rates(
 
 
 def evaluate_pronunciations(
-    params: Params,
-    config: ModelConfig,
-    words: Sequence[Word],
-    tokenizer: Tokenizer,
-    template: Template,
-    options: SampleOptions,
-    key: jax.Array,
-    *,
-    batch_size: int,
-    layout: Layout | None = None,
-    report: Callable[[int], None] = lambda done: None,
+    model: Mdlm, words: Sequence[Word], report: Callable[[int], None] = lambda done: None
 ) -> PronunciationScores:
     """Decodes words and scores them.
 
     Args:
-      params: Parameters.
-      config: The network.
+      model: Answers.
       words: Held-out words with their pronunciations.
-      tokenizer: Of the run.
-      template: Of the run; renders a word as a prompt.
-      options: How to decode.
-      key: Typed PRNG key [] of the decoding.
-      batch_size: Words per compiled call; some hundreds for a small model.
-      layout: Mesh and rules; None = one device.
       report: Called with the number of words that are decoded.
 
     Returns:
       Rates, slack share, calls and the decoded symbols.
 
     Raises:
-      ConfigError: as `generate`.
+      ConfigError: a word that the model cannot take.
       ValueError: as `error_rates`.
     """
-    prompts = [render_prompt(tokenizer, word, template) for word, _ in words]
     decoded = []
-    for answer in generate(
-        params, config, prompts, options, key, batch_size=batch_size, layout=layout
-    ):
+    for answer in model.decode([model.encode(word) for word, _ in words]):
         decoded.append(answer)
         report(len(decoded))
-    hypotheses = [tokenizer.decode(answer.tokens).split() for answer in decoded]
+    hypotheses = [model.tokenizer.decode(answer.tokens).split() for answer in decoded]
     references = [[text.split() for text in pronunciations] for _, pronunciations in words]
     return PronunciationScores(
         rates=error_rates(hypotheses, references),
-        slack_share=slack_share(decoded, options),
+        slack_share=slack_share(decoded, model.options),
         calls_per_word=sum(answer.own_calls for answer in decoded) / len(decoded),
         hypotheses=hypotheses,
     )
@@ -316,3 +279,10 @@ def slack_share(decoded: Sequence[Answer], options: SampleOptions) -> float:
         slack += int((text == options.ids.slack).sum())
         slots += len(text)
     return slack / max(slots, 1)
+
+
+def too_long_note(count: int, rows: int) -> str:
+    """What is said of rows whose answer was left empty; "" where there is none."""
+    if not count:
+        return ""
+    return f"{count:,} of {rows:,} rows are too long for the model: empty answers, counted as wrong"

@@ -16,14 +16,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from jax_mdlm.config import ModelConfig
-from jax_mdlm.containers import Params
-from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.scores import distinct, repetition
 from jax_mdlm.evaluation.tasks import Task, slack_share
 from jax_mdlm.experiments.statistics import Curve
-from jax_mdlm.sampling import AtRandom, SampleOptions, generate
-from jax_mdlm.sharding import Layout
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.sampling import AtRandom, SampleOptions
 
 FOLDER = "interventions"  # in the work directory
 
@@ -50,45 +47,27 @@ class Decoded:
 
 
 def decode(
-    params: Params,
-    config: ModelConfig,
+    model: Mdlm,
     task: Task,
     prompts: Sequence[Sequence[int] | None],
-    tokenizer: Tokenizer,
     options: SampleOptions,
     *,
     strength: float,
     seed: int,
-    batch_size: int,
-    layout: Layout | None = None,
 ) -> Decoded:
     """Decodes and scores all rows of a task once.
 
     Args:
-      params: Parameters.
-      config: The network.
+      model: Answers.
       task: Rows and metric.
       prompts: Of the rows, as `task.prompts` renders them.
-      tokenizer: Of the run.
       options: How to decode; with the intervention, where `strength` is above 0.
       strength: Of the intervention.
       seed: Of the decoding: interventions and noise.
-      batch_size: Rows per compiled call.
-      layout: Mesh and rules; None = one device.
     """
-    answers = list(
-        generate(
-            params,
-            config,
-            prompts,
-            options,
-            jax.random.key(seed),
-            batch_size=batch_size,
-            strength=strength,
-            layout=layout,
-        )
-    )
-    texts = [tokenizer.decode(answer.tokens) for answer in answers]
+    key = jax.random.key(seed)
+    answers = list(model.decode(prompts, key=key, options=options, strength=strength))
+    texts = [model.tokenizer.decode(answer.tokens) for answer in answers]
     errors, units = task.metric.score(texts, task.references)
     return Decoded(
         errors=errors.tolist(),

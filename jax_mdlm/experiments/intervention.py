@@ -14,7 +14,7 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.lines import find_files
 from jax_mdlm.evaluation.intervals import Interval, shown
 from jax_mdlm.evaluation.scores import metric_named
-from jax_mdlm.evaluation.tasks import Task, open_task
+from jax_mdlm.evaluation.tasks import Task, open_task, too_long_note
 from jax_mdlm.experiments.decodings import Decoded, Store, curve_of, decode, seeds_for
 from jax_mdlm.experiments.figures import draw_curves, intervention_in_words, pyplot, title_of
 from jax_mdlm.experiments.statistics import (
@@ -25,7 +25,8 @@ from jax_mdlm.experiments.statistics import (
     bootstrap_differences,
     permutation_test,
 )
-from jax_mdlm.opening import Opened, open_run, too_long_note
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.opening import console, open_model
 from jax_mdlm.sampling import Boundary, Displace, Intervention
 
 
@@ -92,10 +93,10 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
     strengths = check_flags(args)
     trained, first, step, too_long = [], None, 0, 0
     for workdir in model.workdirs:
-        opened = open_run(workdir, overrides)
+        opened = open_model(workdir, overrides)
         task = open_task(
             opened.config,
-            opened.workdir,
+            opened.path,
             split=args.split,
             file=args.file,
             limit=args.limit,
@@ -104,7 +105,7 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
         first = first or task
         check_same_rows(first, task, workdir)
         step = opened.step
-        prompts = opened.prompts(task, args.too_long)
+        prompts = task.prompts(opened, args.too_long)
         too_long = prompts.count(None)
         kind = intervention_of(args)
         trained.append(decode_all(opened, task, prompts, kind, strengths, args.seeds))
@@ -158,7 +159,7 @@ def check_flags(args: argparse.Namespace) -> list[float]:
 
 
 def decode_all(
-    opened: Opened,
+    opened: Mdlm,
     task: Task,
     prompts: Sequence[Sequence[int] | None],
     intervention: Intervention,
@@ -167,7 +168,7 @@ def decode_all(
 ) -> list[list[Decoded]]:
     """[strength][decoding seed]; what the work directory holds already is read."""
     drawn = {strength: seeds_for(strength, seeds, opened.options) for strength in strengths}
-    progress = opened.progress(sum(map(len, drawn.values())), "decoding")
+    progress = console(sum(map(len, drawn.values())), "decoding")
     decodings, done = [], 0
     with progress:
         for strength in strengths:
@@ -181,21 +182,10 @@ def decode_all(
                 "weights": opened.config.sample.weights,
                 "dtype": opened.config.model.compute_dtype,
             }
-            store = Store(opened.workdir, what)
+            store = Store(opened.path, what)
 
             def make(strength: float = strength, seed: int = 0, options=options) -> Decoded:
-                return decode(
-                    opened.params,
-                    opened.config.model,
-                    task,
-                    prompts,
-                    opened.tokenizer,
-                    options,
-                    strength=strength,
-                    seed=seed,
-                    batch_size=opened.config.sample.batch_size,
-                    layout=opened.layout,
-                )
+                return decode(opened, task, prompts, options, strength=strength, seed=seed)
 
             first = opened.config.sample.seed
             decodings.append([])

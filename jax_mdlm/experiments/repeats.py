@@ -12,10 +12,10 @@ import jax
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.numbers import load_numbers
 from jax_mdlm.evaluation.intervals import Interval, shown
-from jax_mdlm.evaluation.tasks import open_task
+from jax_mdlm.evaluation.tasks import open_task, too_long_note
 from jax_mdlm.experiments.equal_neighbours import Counts, Report, compare, summarise
 from jax_mdlm.experiments.intervention import Model, parse_models
-from jax_mdlm.opening import open_run, too_long_note
+from jax_mdlm.opening import open_model, with_progress
 
 _COLUMNS = {  # field of a report -> its heading
     "exact": "exact match",
@@ -57,17 +57,18 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
     steps = []
     too_long = 0
     for workdir in model.workdirs:
-        opened = open_run(workdir, overrides)
+        opened = open_model(workdir, overrides)
         config = opened.config
         if not args.file and config.data.source != "numbers":
             raise ConfigError(
                 f"work directory {workdir} must be trained on numbers, its data.source is "
                 f"{config.data.source}; give rows with --file (--write FILE writes some)"
             )
-        task = open_task(config, opened.workdir, split=args.split, file=args.file, limit=args.limit)
-        prompts = opened.prompts(task, args.too_long)
+        task = open_task(config, opened.path, split=args.split, file=args.file, limit=args.limit)
+        prompts = task.prompts(opened, args.too_long)
         too_long = prompts.count(None)
-        texts = [opened.tokenizer.decode(answer.tokens) for answer in opened.answers(prompts)]
+        answers = with_progress(opened.decode(prompts), len(prompts))
+        texts = [opened.tokenizer.decode(answer.tokens) for answer in answers]
         expected = [reference for (reference,) in task.references]
         counts = [compare(*texts) for texts in zip(expected, texts, strict=True)]
         trained.append(counts)

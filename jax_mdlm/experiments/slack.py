@@ -23,7 +23,7 @@ from jax_mdlm.experiments.slack_places import (
     of_answer,
     top,
 )
-from jax_mdlm.opening import open_run
+from jax_mdlm.opening import open_model, with_progress
 
 _GAPS = {  # key of `Places.per_gap` -> its name in text and figure
     "start": "at the start",
@@ -42,17 +42,20 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ConfigError(f"--bins must be 1 or more, got {args.bins}")
     if args.figure:
         pyplot()  # a package that is missing is said before the decoding
-    opened = open_run(args.workdir, overrides)
-    config, ids = opened.config, opened.tokenizer.ids
-    task = open_task(config, opened.workdir, split=args.split, file=args.file, limit=args.limit)
-    targets = draw_targets(config, task, opened.tokenizer)
-    decoded = [of_answer(answer, ids) for answer in opened.answers(opened.prompts(task))]
+    model = open_model(args.workdir, overrides)
+    config, ids = model.config, model.tokenizer.ids
+    task = open_task(config, model.path, split=args.split, file=args.file, limit=args.limit)
+    targets = draw_targets(config, task, model.tokenizer)
+    prompts = task.prompts(model)
+    decoded = [
+        of_answer(answer, ids) for answer in with_progress(model.decode(prompts), len(prompts))
+    ]
     record = {
         "run": config.name,
         "rows_from": task.name,
-        "step": opened.step,
-        "target": plain(measure(targets, ids, bins=args.bins), opened.tokenizer),
-        "decoded": plain(measure(decoded, ids, bins=args.bins), opened.tokenizer),
+        "step": model.step,
+        "target": plain(measure(targets, ids, bins=args.bins), model.tokenizer),
+        "decoded": plain(measure(decoded, ids, bins=args.bins), model.tokenizer),
     }
     if jax.process_index() != 0:
         return

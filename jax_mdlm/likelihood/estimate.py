@@ -8,7 +8,6 @@ import numpy as np
 from scipy.special import stdtrit
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """A response's log-likelihood.

@@ -16,10 +16,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from jax_mdlm.config import ConfigError, ModelConfig
+from jax_mdlm.config import Config, ConfigError, MeshConfig, ModelConfig
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.model import table
 from jax_mdlm.model.int8 import input_axes
+from jax_mdlm.sharding import Layout, make_layout
 
 Place = Callable[[ParamRow], jax.sharding.Sharding]
 
@@ -117,6 +118,45 @@ def check_fits(what: str, needed: Need, others: Mapping[str, Need], devices: int
             f"{what} takes {_gigabytes(asked)} of {place} while it is read, {_gigabytes(there)} "
             f"are free; what fits: {', or '.join(fitting)}"
         )
+
+
+def check_sampling(path: str, config: Config, layout: Layout) -> None:
+    """Raises ConfigError where a model that is opened for sampling does not fit.
+
+    Args:
+      path: Where it is kept, for the error.
+      config: `sample.weights` and `model.compute_dtype` say what the parameters become.
+      layout: Where they go.
+    """
+
+    def need(weights: Literal["full", "int8"], network: ModelConfig = config.model) -> Need:
+        read = host_of(weights, layout) or layout
+
+        return to_sample(
+            network,
+            weights,
+            lambda row: read.sharding(row.axes),
+            lambda row: layout.sharding(row.axes),
+        )
+
+    weights, dtype = config.sample.weights, config.model.compute_dtype
+    other = "full" if weights == "int8" else "int8"
+    others = {f"--config.sample.weights={other}": need(other)}
+    if dtype == "float32":
+        halved = dataclasses.replace(config.model, compute_dtype="bfloat16")
+        others["the model in bfloat16 (convert export, then import)"] = need(weights, halved)
+    what = f"{path} with sample.weights={weights} in {dtype}"
+    check_fits(what, need(weights), others, layout.mesh.size)
+
+
+def host_of(weights: Literal["full", "int8"], layout: Layout) -> Layout | None:
+    """The host's memory: what is quantised there need not fit the chip before."""
+    if weights != "int8" or layout.mesh.size > 1:
+        return None
+    try:
+        return make_layout(MeshConfig(), jax.local_devices(backend="cpu")[:1])
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,8 +37,8 @@ def converse(dialogue: Dialogue) -> None:
     edit_lines()
     replace_what_cannot_be_shown()
     conversation = Conversation(dialogue, Console(highlight=False))
-    run, slots = dialogue.run, dialogue.template.slots
-    conversation.note(f"{run.config.name} at step {run.step:,}; /help lists the commands")
+    model, slots = dialogue.model, dialogue.model.template.slots
+    conversation.note(f"{model.config.name} at step {model.step:,}; /help lists the commands")
     if dialogue.answers_alone:
         conversation.note(
             f"every message is answered alone: this model knows prompts of {slots} slots"
@@ -80,7 +80,7 @@ class Conversation:
     def __init__(self, dialogue: Dialogue, console: Console) -> None:
         self.turns: list[Turn] = []
         self._dialogue, self._console = dialogue, console
-        self._reader = Reader(dialogue.run.tokenizer)
+        self._reader = Reader(dialogue.model.tokenizer)
         self._number = 0
 
     def note(self, text: str) -> None:
@@ -106,12 +106,12 @@ class Conversation:
         dialogue = self._dialogue
         question = dialogue.ask(message, self.turns, self._number)
         self._number += 1
-        if gone := left_out(question, dialogue.run.config.model.max_length):
+        if gone := left_out(question, dialogue.model.config.model.max_length):
             self.note(gone)
         answer, seconds, compiling = self._generate(question)
         text = dialogue.text(answer)
         self._console.print(Text(plain(text)) if text.strip() else Text("(no text)", "dim"))
-        self.note(report(answer, seconds, compiling, dialogue.options) + "\n")
+        self.note(report(answer, seconds, compiling, dialogue.model.options) + "\n")
         self.turns = dialogue.remember(question, text)
 
     def _generate(self, question: Question) -> tuple[Answer, float, float]:
@@ -130,7 +130,7 @@ class Conversation:
                     with pace.frame():
                         answer = frame.answer
                         canvas, focus = self._reader.canvas(answer, since=shown, block=frame.block)
-                        view.update(canvas, focus, status(answer, dialogue.options))
+                        view.update(canvas, focus, status(answer, dialogue.model.options))
                         live.refresh()
                         shown = answer.calls
             assert answer is not None

@@ -14,23 +14,11 @@ from etils import epath
 
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
-from jax_mdlm.containers import Region, SampleState
-from jax_mdlm.data.chat import Template, render_prompt, template_of
-from jax_mdlm.data.corpus import open_tokenizer, unfixed
+from jax_mdlm.containers import Region
 from jax_mdlm.data.examples import Message
-from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.mdlm import Run, load_for_sampling
-from jax_mdlm.sampling import (
-    Answer,
-    SampleOptions,
-    make_canvas,
-    options_from,
-    read_answers,
-    response_end,
-    stream,
-)
-from jax_mdlm.sharding import Layout, make_layout
-from jax_mdlm.workdir import load_config
+from jax_mdlm.mdlm import Frame, Mdlm, Setup
+from jax_mdlm.opening import open_workdir, read
+from jax_mdlm.sampling import Answer, SampleOptions, make_canvas, response_end
 
 Turn = tuple[Message, Message]  # what was asked, what was answered
 _Every = Callable[[], int]
@@ -55,42 +43,22 @@ class Question:
     key: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """A canvas on its way.
-
-    Attributes:
-      answer: What stands in it; finished in the last frame.
-      block: Slots that are being decoded.
-    """
-
-    answer: Answer
-    block: range
-
-
 class Dialogue:
     """How messages are answered. It remembers programs that were compiled, and no conversation."""
 
-    def __init__(
-        self, run: Run, options: SampleOptions, template: Template, layout: Layout | None
-    ) -> None:
-        """Takes what answers.
+    def __init__(self, model: Mdlm) -> None:
+        """Takes what answers; every width of prompts is compiled once.
 
-        Args:
-          run: Parameters and tokenizer, as from `load_for_sampling`.
-          options: How; every prompt bucket is compiled once.
-          template: How a conversation is written. One with `slots` was learned with a prompt that
-            fills them, so each message is answered alone.
-          layout: Where the parameters are; None: one device.
+        A template with `slots` was learned with a prompt that fills them, so each message is
+        answered alone.
         """
-        self.run, self.options, self.template = run, options, template
-        self._layout = layout
+        self.model = model
         self._compiled: set[Region] = set()
 
     @property
     def answers_alone(self) -> bool:
         """Whether the model knows single messages only."""
-        return bool(self.template.slots)
+        return bool(self.model.template.slots)
 
     def with_settings(self, *overrides: str) -> "Dialogue":
         """The same parameters with other `--config.sample.NAME=VALUE`.
@@ -98,16 +66,8 @@ class Dialogue:
         Raises:
           ConfigError: a setting cannot be used, or decides how parameters are read.
         """
-        old, options = self.run.config, self.options
-        config = command.apply_overrides(old, overrides, section="sample")
-        if (config.mesh, config.sample.weights) != (old.mesh, old.sample.weights):
-            raise ConfigError(
-                "sample.weights and mesh settings say how parameters are read, and they have been; "
-                "open another dialogue"
-            )
-        run = dataclasses.replace(self.run, config=config)
-        options = options_from(config.sample, options.collapse, options.ids, trace=options.trace)
-        return Dialogue(run, options, self.template, self._layout)
+        config = command.apply_overrides(self.model.config, overrides, section="sample")
+        return Dialogue(self.model.with_settings(**dataclasses.asdict(config.sample)))
 
     def ask(self, message: str, turns: Sequence[Turn], number: int) -> Question:
         """A message with as much of the conversation as fits.
@@ -120,11 +80,9 @@ class Dialogue:
         Raises:
           ConfigError: a message that the tokenizer or the model cannot take.
         """
-        tokenizer, config = self.run.tokenizer, self.run.config
         asked = Message("user", message)
-        length = config.model.max_length
-        ids, kept = fit(tokenizer, self.template, turns, asked, self.options, length)
-        key = jax.random.fold_in(jax.random.key(config.sample.seed), number)
+        ids, kept = fit(self.model, turns, asked)
+        key = jax.random.fold_in(jax.random.key(self.model.settings.seed), number)
         return Question(asked, ids, kept, len(turns) - len(kept), key)
 
     def is_compiled(self, question: Question) -> bool:
@@ -140,7 +98,7 @@ class Dialogue:
         if self.is_compiled(question):
             return 0.0
         began = time.perf_counter()
-        next(self._stream(question, lambda: 1))
+        next(self.frames(question))
         self._compiled.add(self._region(question))
         return time.perf_counter() - began
 
@@ -151,15 +109,11 @@ class Dialogue:
           question: From `ask`.
           every: Is asked for the number of model calls before the next frame.
         """
-        size = self.options.block_length
-        for state in self._stream(question, every):
-            (answer,) = read_answers(state, 1, self.options)
-            first = int(state.block) * size
-            yield Frame(answer, range(first, first + size))
+        return self.model.stream(question.ids, every=every, key=question.key)
 
     def text(self, answer: Answer) -> str:
         """The answer's text."""
-        return self.run.tokenizer.decode(answer.tokens)
+        return self.model.tokenizer.decode(answer.tokens)
 
     def remember(self, question: Question, text: str) -> list[Turn]:
         """The conversation with this turn."""
@@ -168,20 +122,8 @@ class Dialogue:
         return [*question.kept, (question.message, Message("assistant", text))]
 
     def _region(self, question: Question) -> Region:
-        length = self.run.config.model.max_length
-        return make_canvas([question.ids], self.options, max_length=length).region
-
-    def _stream(self, question: Question, every: _Every) -> Iterator[SampleState]:
-        run = self.run
-        return stream(
-            run.params,
-            run.config.model,
-            [question.ids],
-            self.options,
-            question.key,
-            every=every,
-            layout=self._layout,
-        )
+        length = self.model.config.model.max_length
+        return make_canvas([question.ids], self.model.options, max_length=length).region
 
 
 def open_dialogue(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Dialogue:
@@ -194,36 +136,18 @@ def open_dialogue(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Dia
     Raises:
       ConfigError: nothing usable is there, or a setting cannot be used.
     """
-    workdir = epath.Path(workdir)
-    stored = load_config(workdir)
-    config = command.apply_overrides(
-        stored, overrides, section="sample", unfixed=lambda: unfixed(stored.data, workdir)
-    )
-    tokenizer = open_tokenizer(config.data, workdir)
-    options = options_from(config.sample, config.objective.collapse, tokenizer.ids, trace=True)
-    command.use_compilation_cache(workdir / "compilation_cache")
-    layout = make_layout(config.mesh)
-    run = load_for_sampling(workdir, config, layout)
-    return Dialogue(run, options, template_of(config.data, tokenizer), layout)
+    return Dialogue(read(dataclasses.replace(open_workdir(workdir, overrides), trace=True)))
 
 
-def fit(
-    tokenizer: Tokenizer,
-    template: Template,
-    turns: Sequence[Turn],
-    message: Message,
-    options: SampleOptions,
-    max_length: int,
-) -> tuple[list[int], list[Turn]]:
+def fit(model: Setup, turns: Sequence[Turn], message: Message) -> tuple[list[int], list[Turn]]:
     """The prompt, with as many of the newest turns as leave room for the answer.
 
+    Turns also give way to blocks that may be appended (`sample.limit`).
+
     Args:
-      tokenizer: Encodes.
-      template: Writes.
+      model: Who is asked.
       turns: What was said, oldest first.
       message: What is to be answered.
-      options: `length` and `limit`: turns also give way to blocks that may be appended.
-      max_length: Slots of prompt and answer.
 
     Returns:
       (ids, the turns that are in them)
@@ -231,16 +155,17 @@ def fit(
     Raises:
       ConfigError: the message does not fit alone.
     """
-    limit = max(options.length, options.limit)
+    settings, max_length = model.settings, model.config.model.max_length
+    limit = max(settings.length, settings.limit)
     for first in range(len(turns) + 1):
         kept = list(turns[first:])
         told = [said for turn in kept for said in turn]
-        ids = render_prompt(tokenizer, [*told, message], template)
-        if len(ids) + (limit if kept else options.length) <= max_length:
+        ids = model.encode([*told, message])
+        if len(ids) + (limit if kept else settings.length) <= max_length:
             return ids, kept
     raise ConfigError(
         f"the message takes {len(ids)} slots, model.max_length={max_length} leaves "
-        f"{max(max_length - options.length, 0)} beside sample.length={options.length}; shorten it"
+        f"{max(max_length - settings.length, 0)} beside sample.length={settings.length}; shorten it"
     )
 
 

@@ -54,9 +54,9 @@ def pictures(
     Raises:
       ConfigError: a message that the tokenizer or the model cannot take.
     """
-    run, before = dialogue.run, list(turns)
+    model, before = dialogue.model, list(turns)
     question = dialogue.ask(message, before, number)
-    gone = left_out(question, run.config.model.max_length)
+    gone = left_out(question, model.config.model.max_length)
     record: dict[str, Any] = {}
     compiling = 0.0
     if not dialogue.is_compiled(question):
@@ -67,14 +67,14 @@ def pictures(
     for frame in dialogue.frames(question, pace):
         with pace.frame():
             answer = frame.answer
-            record = trace_of(prompt, dialogue.text(answer), answer, run.tokenizer)
-            html = still(record, status(answer, dialogue.options))
+            record = trace_of(prompt, dialogue.text(answer), answer, model.tokenizer)
+            html = still(record, status(answer, dialogue.model.options))
             yield Picture(html, "", gone, before, record)
     assert answer is not None
-    cost = report(answer, time.perf_counter() - began, compiling, dialogue.options)
+    cost = report(answer, time.perf_counter() - began, compiling, dialogue.model.options)
     text = dialogue.text(answer)
     yield Picture(
-        framed(page({run.config.name: [record]}, ended=True)),
+        framed(page({model.config.name: [record]}, ended=True)),
         text,
         f"{gone}; {cost}" if gone else cost,
         dialogue.remember(question, text),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.chat import Conversation, Template, render_prompt
+from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.examples import check_text, without_answer
 from jax_mdlm.data.forms import is_object
 from jax_mdlm.data.jsonl import parse_question
@@ -26,7 +26,8 @@ from jax_mdlm.data.lines import (
     read_lines,
 )
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.sampling import SampleOptions, why_too_long
+from jax_mdlm.mdlm import Setup
+from jax_mdlm.sampling import why_too_long
 
 _GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -123,21 +124,12 @@ def last_text(conversation: Sequence[Any]) -> str:
     return conversation[-1].content if len(conversation) else ""
 
 
-def prepare(
-    prompts: Sequence[Prompt],
-    tokenizer: Tokenizer,
-    template: Template,
-    options: SampleOptions,
-    max_length: int,
-) -> list[Encoded | Refused]:
+def prepare(prompts: Sequence[Prompt], setup: Setup) -> list[Encoded | Refused]:
     """Every prompt in tokens; one that the tokenizer or the model cannot take keeps no other back.
 
     Args:
       prompts: At least one.
-      tokenizer: Of the run.
-      template: Of the run.
-      options: How they will be decoded.
-      max_length: Slots that the model can take.
+      setup: Of the model that will answer them.
 
     Raises:
       ConfigError: none of them can be answered; says why of the first.
@@ -145,11 +137,11 @@ def prepare(
     found: list[Encoded | Refused] = []
     for prompt in prompts:
         try:
-            encoded = encode_prompt(prompt, tokenizer, template)
+            encoded = encode_prompt(prompt, setup)
         except ConfigError as error:
             found.append(Refused(f"{prompt.origin}: {error}"))
             continue
-        reason = why_too_long(encoded.ids, options, max_length)
+        reason = why_too_long(encoded.ids, setup.options, setup.config.model.max_length)
         found.append(Refused(f"{prompt.origin} {reason}") if reason else encoded)
     if all(isinstance(one, Refused) for one in found):
         first = next(one.reason for one in found if isinstance(one, Refused))
@@ -158,12 +150,12 @@ def prepare(
     return found
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, template: Template) -> Encoded:
-    """Renders the conversation; behind it the response, with masks for its gaps.
+def encode_prompt(prompt: Prompt, setup: Setup) -> Encoded:
+    """Renders the conversation; after it the response, with masks for its gaps.
 
     A response that does not end with a gap is closed with the terminator: it ends there.
     """
-    ids = render_prompt(tokenizer, prompt.conversation, template)
+    ids, tokenizer = setup.encode(prompt.conversation), setup.tokenizer
     if prompt.response is None:
         return Encoded(ids, [])
     mask = tokenizer.ids.mask

@@ -8,43 +8,27 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-from etils import epath
 
-from jax_mdlm import command
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.chat import template_of
-from jax_mdlm.data.corpus import open_tokenizer, unfixed
 from jax_mdlm.data.lines import to_line
-from jax_mdlm.mdlm import Run, load_for_sampling
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.opening import open_workdir, read
 from jax_mdlm.progress import Progress
-from jax_mdlm.sampling import (
-    Answer,
-    SampleOptions,
-    batches,
-    generate,
-    options_from,
-)
-from jax_mdlm.sharding import Layout, barrier, make_layout
+from jax_mdlm.sampling import Answer, batches
+from jax_mdlm.sharding import barrier
 from jax_mdlm.viewing import chat, show, web
 from jax_mdlm.viewing.dialogue import Dialogue
 from jax_mdlm.viewing.job import Job
 from jax_mdlm.viewing.player import open_page
 from jax_mdlm.viewing.prompts import Encoded, Prompt, Refused, prepare, read_prompts
 from jax_mdlm.viewing.traces import TraceWriter, open_traces
-from jax_mdlm.workdir import load_config
 
 _REASONS = 20  # refused prompts that have a line each on the terminal
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Samples; raises ConfigError for what the user can mend."""
-    command.start_processes()
-
-    workdir = epath.Path(args.workdir)
-    stored = load_config(workdir)
-    config = command.apply_overrides(
-        stored, overrides, section="sample", unfixed=lambda: unfixed(stored.data, workdir)
-    )
+    setup = open_workdir(args.workdir, overrides)
     if args.chat or args.web:
         _check_conversation(args)
         prompts = []
@@ -52,42 +36,32 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         prompts = read_prompts(args.prompts, args.file, args.response)
         _say_what_is_left_out(prompts)
     # What can be refused is refused before the parameters are read, which may take minutes.
-    tokenizer = open_tokenizer(config.data, workdir)
-    template = template_of(config.data, tokenizer)
-    options = options_from(
-        config.sample,
-        config.objective.collapse,
-        tokenizer.ids,
-        trace=bool(args.trace or args.html or args.web),
-    )
-    length = config.model.max_length
-    prepared = prepare(prompts, tokenizer, template, options, length) if prompts else []
-    command.use_compilation_cache(workdir / "compilation_cache")
-    layout = make_layout(config.mesh)
-    run = load_for_sampling(workdir, config, layout)
+    setup = dataclasses.replace(setup, trace=bool(args.trace or args.html or args.web))
+    prepared = prepare(prompts, setup) if prompts else []
+    model = read(setup)
     if args.chat or args.web:
-        dialogue = Dialogue(run, options, template, layout)
+        dialogue = Dialogue(model)
         web.serve(dialogue, args.share) if args.web else chat.converse(dialogue)
         return
     if args.output:
-        _work_through(args, run, options, layout, prompts, prepared)
+        _work_through(args, model, prompts, prepared)
         _report_refused(prepared)
         return
-    answers = _answers(run, options, layout, prepared)
+    answers = _answers(model, prepared)
     with (
         open_traces(args.trace) as write_trace,
-        open_page(args.html, workdir.name, args.beside) as add_to_page,
+        open_page(args.html, setup.path.name, args.beside) as add_to_page,
     ):
         for prompt, known, answer in zip(prompts, prepared, answers, strict=True):
             if isinstance(known, Refused):
                 if args.json and jax.process_index() == 0:
                     print(to_line(show.refused_record(prompt, known)), flush=True)
                 continue
-            text = show.answer_text(answer, known, run.tokenizer)
+            text = show.answer_text(answer, known, model.tokenizer)
             for write in (write_trace, add_to_page):
-                write(prompt, text, answer, run.tokenizer)
+                write(prompt, text, answer, model.tokenizer)
             if jax.process_index() == 0:
-                print(_shown(args, run, prompt, text, answer), flush=True)
+                print(_shown(args, model, prompt, text, answer), flush=True)
     _report_refused(prepared)
 
 
@@ -126,9 +100,7 @@ def _check_conversation(args: argparse.Namespace) -> None:
 
 
 def _answers(
-    run: Run,
-    options: SampleOptions,
-    layout: Layout,
+    model: Mdlm,
     prepared: Sequence[Encoded | Refused],
     done: int = 0,
 ) -> Iterator[Answer]:
@@ -137,49 +109,38 @@ def _answers(
     Batches are cut as from the beginning: another batch may be padded otherwise and round
     otherwise, and a list that goes on shall end with the rows of one that was not interrupted.
     """
-    config, size = run.config, min(run.config.sample.batch_size, len(prepared))
+    size = min(model.settings.batch_size, len(prepared))
     ids = [None if isinstance(one, Refused) else one.ids for one in prepared]
-    parts = batches(ids, options, config.model.max_length, size)
+    parts = batches(ids, model.options, model.config.model.max_length, size)
     first = max(part.start for part in parts if part.start <= done)
-    answers = generate(
-        run.params,
-        config.model,
-        ids[first:],
-        options,
-        jax.random.key(config.sample.seed),
-        batch_size=size,
-        first_row=first,
-        layout=layout,
-    )
+    answers = model.decode(ids[first:], batch_size=size, first_row=first)
     return itertools.islice(answers, done - first, None)
 
 
 def _work_through(
     args: argparse.Namespace,
-    run: Run,
-    options: SampleOptions,
-    layout: Layout,
+    model: Mdlm,
     prompts: list[Prompt],
     prepared: list[Encoded | Refused],
 ) -> None:
     """The prompts to a file; what is there already is not done again."""
-    settings = dataclasses.asdict(run.config.sample) | {
-        "collapse": options.collapse,
-        "step": run.step,
+    settings = dataclasses.asdict(model.settings) | {
+        "collapse": model.options.collapse,
+        "step": model.step,
     }
     del settings["batch_size"]  # what a prompt gets does not depend on it
     job = Job(args.output, settings, prompts)
     todo = slice(job.done, None)
 
     def records(write_trace: TraceWriter) -> Iterator[dict[str, Any]]:
-        answers = _answers(run, options, layout, prepared, job.done)
+        answers = _answers(model, prepared, job.done)
         for prompt, known, answer in zip(prompts[todo], prepared[todo], answers, strict=True):
             if isinstance(known, Refused):
                 yield show.refused_record(prompt, known)
                 continue
-            text = show.answer_text(answer, known, run.tokenizer)
-            write_trace(prompt, text, answer, run.tokenizer)
-            yield _record(args, run, prompt, text, answer)
+            text = show.answer_text(answer, known, model.tokenizer)
+            write_trace(prompt, text, answer, model.tokenizer)
+            yield _record(args, model, prompt, text, answer)
 
     first = jax.process_index() == 0
     traced = sum(isinstance(one, Encoded) for one in prepared[: job.done])
@@ -195,13 +156,13 @@ def _work_through(
 
 
 def _record(
-    args: argparse.Namespace, run: Run, prompt: Prompt, text: str, answer: Answer
+    args: argparse.Namespace, model: Mdlm, prompt: Prompt, text: str, answer: Answer
 ) -> dict[str, Any]:
     record = show.answer_record(prompt, text)
-    return record | (show.slot_record(answer, run.tokenizer) if args.show else {})
+    return record | (show.slot_record(answer, model.tokenizer) if args.show else {})
 
 
-def _shown(args: argparse.Namespace, run: Run, prompt: Prompt, text: str, answer: Answer) -> str:
+def _shown(args: argparse.Namespace, model: Mdlm, prompt: Prompt, text: str, answer: Answer) -> str:
     if args.json:
-        return to_line(_record(args, run, prompt, text, answer))
-    return show.show_line(prompt, text, answer, run.tokenizer, canvas=bool(args.show))
+        return to_line(_record(args, model, prompt, text, answer))
+    return show.show_line(prompt, text, answer, model.tokenizer, canvas=bool(args.show))

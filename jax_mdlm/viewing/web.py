@@ -46,10 +46,10 @@ def make_app(dialogue: Dialogue) -> Any:
         except ConfigError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    run = dialogue.run
+    model = dialogue.model
     alone = " Every message is answered alone." if dialogue.answers_alone else ""
-    with gr.Blocks(title=run.config.name, analytics_enabled=False) as app:
-        gr.Markdown(f"### {run.config.name} at step {run.step:,}\n{alone}")
+    with gr.Blocks(title=model.config.name, analytics_enabled=False) as app:
+        gr.Markdown(f"### {model.config.name} at step {model.step:,}\n{alone}")
         turns, number = gr.State([]), gr.State(0)
         said = gr.Chatbot(label="Conversation", height=320, render_markdown=False)
         message = gr.Textbox(label="Message", submit_btn=True, autofocus=True)

@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax_mdlm.evaluate.__main__ as evaluate
 import pytest
 from safetensors.numpy import save_file
 
-import jax_mdlm.evaluate.__main__ as evaluate
 import jax_mdlm.sample
 import jax_mdlm.train
 from jax_mdlm import conversion, foreign

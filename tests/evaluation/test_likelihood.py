@@ -10,8 +10,8 @@ import pytest
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.evaluate import main
-from jax_mdlm.likelihood import log_likelihood, marginal_log_likelihood
 from jax_mdlm.evaluation import likelihood
+from jax_mdlm.likelihood import log_likelihood, marginal_log_likelihood
 from jax_mdlm.opening import open_run
 
 

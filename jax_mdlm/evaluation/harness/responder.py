@@ -11,17 +11,15 @@ from typing import Any
 
 import jax
 
-from jax_mdlm.config import ConfigError, ModelConfig
-from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import Template, history
+from jax_mdlm.config import ConfigError
+from jax_mdlm.data.chat import history
 from jax_mdlm.data.examples import Message, check_text, parse_messages
-from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.data.written import Written, encode_written
 from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
 from jax_mdlm.evaluation.harness.rendering import from_string, to_string
 from jax_mdlm.likelihood import Estimate, log_likelihood
-from jax_mdlm.sampling import SampleOptions, generate
-from jax_mdlm.sharding import Layout
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.sampling import SampleOptions
 
 Row = tuple[list[int], list[int]]  # prompt and response, token ids
 
@@ -61,14 +59,7 @@ class Responder:
     """A model that answers.
 
     Attributes:
-      params: As the sampler takes them.
-      config: The network.
-      tokenizer: Of the run.
-      template: Of the run; only `render` uses it.
-      options: How to decode, before a task has its say.
-      key: Typed PRNG key [].
-      batch_size: Rows per compiled call.
-      layout: Mesh and rules; None = one device.
+      model: Answers; its settings say how, before a task has its say.
       samples: Draws of the likelihood's estimate, per continuation.
       greedy: Whether continuations are also decoded, for tasks that ask if they are the first
         choice; a model call a token. Else none is.
@@ -77,14 +68,7 @@ class Responder:
       report: Called with what is being done, how many are done, and of how many.
     """
 
-    params: Params
-    config: ModelConfig
-    tokenizer: Tokenizer
-    template: Template
-    options: SampleOptions
-    key: jax.Array
-    batch_size: int
-    layout: Layout | None = None
+    model: Mdlm
     samples: int = 128
     greedy: bool = False
     fixed: frozenset[str] = frozenset()
@@ -106,18 +90,21 @@ class Responder:
         if not open_answer and parsed[-1].role == "assistant":
             *parsed, last = parsed
             begun = last.content
-        past = history(self.template, parsed)
-        if self.template.slots:
-            filled = sum(map(len, encode_written(self.tokenizer, past)))
-            past.append([self.tokenizer.ids.pad] * (self.template.slots - filled))
-        opening = self.template.opening
+        past = history(self.model.template, parsed)
+        if self.model.template.slots:
+            filled = sum(map(len, encode_written(self.model.tokenizer, past)))
+            past.append([self.model.tokenizer.ids.pad] * (self.model.template.slots - filled))
+        opening = self.model.template.opening
         return to_string([*past, [*opening, begun] if begun else opening])
 
     def template_text(self) -> str:
         """The template around the word `content`, which tells templates apart."""
-        parts = [*history(self.template, [Message("user", "content")]), self.template.opening]
+        parts = [
+            *history(self.model.template, [Message("user", "content")]),
+            self.model.template.opening,
+        ]
         return "".join(
-            piece if isinstance(piece, str) else self.tokenizer.token(piece)
+            piece if isinstance(piece, str) else self.model.tokenizer.token(piece)
             for part in parts
             for piece in part
         )
@@ -133,7 +120,8 @@ class Responder:
             does not have.
         """
         plans = [
-            plan(self.options, one.wishes, fixed=self.fixed, origin=one.origin) for one in asked
+            plan(self.model.options, one.wishes, fixed=self.fixed, origin=one.origin)
+            for one in asked
         ]
         prompts = self._encode(
             [self._parts(one.context) for one in asked], [one.origin for one in asked]
@@ -146,15 +134,11 @@ class Responder:
         texts, done = [""] * len(asked), 0
         for options, numbers in groups.items():
             numbers.sort(key=lambda number: -len(prompts[number]))
-            answers = generate(
-                self.params,
-                self.config,
+            answers = self.model.decode(
                 [prompts[number] for number in numbers],
-                options,
-                self.key,
-                batch_size=min(self.batch_size, len(numbers)),
+                options=options,
+                batch_size=min(self.model.settings.batch_size, len(numbers)),
                 first_row=done,
-                layout=self.layout,
             )
             for number, answer in zip(numbers, answers, strict=True):
                 texts[number] = self._text(answer.tokens, plans[number])
@@ -213,7 +197,7 @@ class Responder:
         text before it as fits.
         """
         (ids,) = self._encode([[[text]]], [origin])
-        most, rows = self.config.max_length, []
+        most, rows = self.model.config.model.max_length, []
         for start in range(0, len(ids), most):
             end = min(start + most, len(ids))
             rows.append((ids[max(0, end - most) : start], ids[start:end]))
@@ -223,15 +207,15 @@ class Responder:
         estimates = [Estimate(0.0, 0.0, True)] * len(rows)  # of nothing: certain
         some = [number for number, (_, response) in enumerate(rows) if response]
         found = log_likelihood(
-            self.params,
-            self.config,
+            self.model.params,
+            self.model.config.model,
             [rows[number] for number in some],
-            self.tokenizer.ids,
-            self.key,
+            self.model.tokenizer.ids,
+            jax.random.key(self.model.settings.seed),
             samples=self.samples,
-            batch_size=self.batch_size,
-            guidance=self.options.guidance,
-            layout=self.layout,
+            batch_size=self.model.settings.batch_size,
+            guidance=self.model.options.guidance,
+            layout=self.model.layout,
             greedy=self.greedy,
             report=lambda done: self.report("likelihood", done, len(some)),
         )
@@ -243,7 +227,7 @@ class Responder:
         return from_string(context) if self.chat else [[context]]
 
     def _move_space(self, context: str, continuation: str) -> tuple[str, str]:
-        opening = to_string([self.template.opening])
+        opening = to_string([self.model.template.opening])
         if self.chat and opening and context.endswith(opening):
             return context, continuation
         end = len(context.rstrip())
@@ -258,24 +242,26 @@ class Responder:
                 if isinstance(piece, str):
                     check_text(piece, f"{origin}: the text")
         try:
-            ids = iter(encode_written(self.tokenizer, itertools.chain.from_iterable(contexts)))
+            ids = iter(
+                encode_written(self.model.tokenizer, itertools.chain.from_iterable(contexts))
+            )
         except ConfigError:
             for parts, origin in zip(contexts, origins, strict=True):
                 try:
-                    encode_written(self.tokenizer, parts)
+                    encode_written(self.model.tokenizer, parts)
                 except ConfigError as error:
                     raise ConfigError(f"{origin}: {error}") from error
             raise
         return [[index for _ in parts for index in next(ids)] for parts in contexts]
 
     def _check_fits(self, tokens: int, slots: int, origin: str) -> None:
-        if tokens + slots > self.config.max_length:
+        if tokens + slots > self.model.config.model.max_length:
             behind = f" and {slots} new slots" if slots else ""
             raise ConfigError(
                 f"{origin}: a text of {tokens} tokens{behind} must fit "
-                f"model.max_length={self.config.max_length}; lower --num-fewshot"
+                f"model.max_length={self.model.config.model.max_length}; lower --num-fewshot"
                 + (" or --config.sample.length" if slots else "")
             )
 
     def _text(self, tokens: list[int], how: Plan) -> str:
-        return cut(self.tokenizer.decode(tokens[: how.limit]), how.until)
+        return cut(self.model.tokenizer.decode(tokens[: how.limit]), how.until)

@@ -17,9 +17,8 @@ from jax_mdlm.evaluation.harness import tasks as harness
 from jax_mdlm.evaluation.harness.language_model import language_model
 from jax_mdlm.evaluation.harness.presets import PRESETS, Preset
 from jax_mdlm.evaluation.harness.responder import Responder
-from jax_mdlm.opening import open_run
+from jax_mdlm.opening import open_model
 from jax_mdlm.progress import Progress
-from jax_mdlm.sampling import options_from
 from jax_mdlm.workdir import load_config
 
 _SAMPLE = "--config.sample."
@@ -66,21 +65,14 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     }
     # What can be refused is refused before the parameters are read, which may take minutes.
     loaded = harness.load(manager, names, allow_code=args.allow_code)
-    opened = open_run(args.workdir, next(iter(groups)).overrides)
+    opened = open_model(args.workdir, next(iter(groups)).overrides)
     limit = args.limit if args.limit is None or args.limit < 1 else int(args.limit)
     parts = []
     for settings, together in groups.items():
         sample = configs[settings].sample
         with _Bars() as bars:
             responder = Responder(
-                opened.params,
-                opened.config.model,
-                opened.tokenizer,
-                opened.template,
-                options_from(sample, opened.config.objective.collapse, opened.tokenizer.ids),
-                jax.random.key(sample.seed),
-                sample.batch_size,
-                opened.layout,
+                dataclasses.replace(opened, config=configs[settings]),
                 samples=settings.samples,
                 greedy=args.greedy,
                 fixed=settings.fixed,
@@ -88,7 +80,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
                 report=bars,
             )
             record = {
-                "workdir": str(opened.workdir),
+                "workdir": str(opened.path),
                 "step": opened.step,
                 "tasks": together,
                 "preset": args.preset,

@@ -14,7 +14,7 @@ from jax_mdlm.evaluation.judge.choice import make_benchmark
 from jax_mdlm.evaluation.judge.decoding import Decoder
 from jax_mdlm.evaluation.judge.output import check_settings, output_file
 from jax_mdlm.evaluation.judge.records import ModelAnswer
-from jax_mdlm.opening import open_run
+from jax_mdlm.opening import open_model
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import barrier, from_first_process
 
@@ -27,23 +27,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     own = benchmark.read_own(args.output, args.model) if path.is_file() else []
     _check_order(questions, own, args.output)
 
-    opened = open_run(args.workdir, overrides)
+    model = open_model(args.workdir, overrides)
     first = jax.process_index() == 0
-    sample = dataclasses.asdict(opened.config.sample)
-    settings = sample | {"collapse": opened.options.collapse, "step": opened.step}
+    sample = dataclasses.asdict(model.config.sample)
+    settings = sample | {"collapse": model.options.collapse, "step": model.step}
     del settings["batch_size"]  # what a question gets does not depend on it
     if first:
         check_settings(path, args.model, settings, begun=bool(own))
     done = from_first_process(len(own))  # the others may not see the file
-    decoder = Decoder(
-        opened.params,
-        opened.config,
-        opened.tokenizer,
-        opened.template,
-        opened.options,
-        opened.layout,
-        args.too_long,
-    )
+    decoder = Decoder(model, args.too_long)
     rows = [answer.row for answer in own]
     todo = iter(questions[done:])
     with Progress(len(questions), start=done, unit="question", active=first) as progress:

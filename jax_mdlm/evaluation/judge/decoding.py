@@ -1,6 +1,6 @@
 """Answers to questions, turn by turn, with the run's own sampler.
 
-Enters: questions and a run. Leaves: texts, batch after batch, in order. `sampling.generate` is the
+Enters: questions and a run. Leaves: texts, batch after batch, in order. `mdlm` is the
 neighbour below; the command writes what comes out in a benchmark's format.
 """
 
@@ -9,15 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import jax
 
-from jax_mdlm.config import Config, ConfigError
-from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import Template, render_prompt
+from jax_mdlm.config import ConfigError
 from jax_mdlm.data.examples import Message
-from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.judge.records import Decoded, Question
 from jax_mdlm.evaluation.tasks import TooLong, fitting
-from jax_mdlm.sampling import SampleOptions, generate
-from jax_mdlm.sharding import Layout
+from jax_mdlm.mdlm import Mdlm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,21 +21,11 @@ class Decoder:
     """What answers.
 
     Attributes:
-      params: Parameters, as the sampler reads them.
-      config: Of the run; `sample.batch_size` questions are decoded at a time.
-      tokenizer: Of the run.
-      template: Of the run.
-      options: How to decode.
-      layout: Mesh and rules; None = one device.
+      model: Answers; `sample.batch_size` questions are decoded at a time.
       too_long: A prompt that does not fit the model is an error, or its answer is empty.
     """
 
-    params: Params
-    config: Config
-    tokenizer: Tokenizer
-    template: Template
-    options: SampleOptions
-    layout: Layout | None
+    model: Mdlm
     too_long: TooLong
 
     def answers(self, questions: Sequence[Question], done: int = 0) -> Iterator[list[Decoded]]:
@@ -58,7 +44,7 @@ class Decoder:
         Raises:
           ConfigError: a prompt that does not fit, with `too_long="error"`.
         """
-        size = self.config.sample.batch_size
+        size = self.model.settings.batch_size
         for start in range(done // size * size, len(questions), size):
             batch = questions[start : start + size]
             yield self._answer(batch, start)[max(done - start, 0) :]
@@ -84,29 +70,18 @@ class Decoder:
     def _prompt(self, talk: Sequence[Message], name: str) -> list[int] | None:
         """Token ids; None if they do not fit and that is allowed."""
         try:
-            prompt = render_prompt(self.tokenizer, talk, self.template)
+            prompt = self.model.encode(talk)
         except ConfigError as error:
             raise ConfigError(f"question {name}: {error}") from error
-        return fitting(
-            prompt, f"question {name}", self.options, self.config.model.max_length, self.too_long
-        )
+        return fitting(prompt, f"question {name}", self.model, self.too_long)
 
     def _decode(
         self, prompts: Sequence[list[int] | None], start: int, turn: int
     ) -> list[tuple[str, int]]:
         """Text and length in tokens of the answer to each prompt; nothing for None."""
-        sample = self.config.sample
-        found = generate(
-            self.params,
-            self.config.model,
-            prompts,
-            self.options,
-            jax.random.fold_in(jax.random.key(sample.seed), turn),
-            batch_size=sample.batch_size,
-            first_row=start,
-            layout=self.layout,
-        )
+        seed = jax.random.key(self.model.settings.seed)
+        found = self.model.decode(prompts, key=jax.random.fold_in(seed, turn), first_row=start)
         return [(self._text(answer.tokens), len(answer.tokens)) for answer in found]
 
     def _text(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(tokens).strip() if tokens else ""
+        return self.model.tokenizer.decode(tokens).strip() if tokens else ""
