@@ -7,12 +7,9 @@
 
 Enters: a path and settings of the sampler. Leaves: `Mdlm`, whose template, collapse map, width of
 prompts and decoding are those that the parameters were trained with: nobody passes them by hand.
-`Setup` is all of it but the parameters, so that what can be refused is refused before they are
-read.
 """
 
 import dataclasses
-import difflib
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,32 +21,18 @@ import numpy as np
 from etils import epath
 
 from jax_mdlm import model
-from jax_mdlm.config import Config, ConfigError, ModelConfig, SampleConfig, validate
+from jax_mdlm.config import Config, ConfigError, ModelConfig
 from jax_mdlm.containers import Params, SampleState
-from jax_mdlm.conversion.importing import config_of
 from jax_mdlm.conversion.reading import read_params
-from jax_mdlm.conversion.source import Source, is_published, open_source
-from jax_mdlm.data.chat import Template, render_prompt, template_of
-from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder
 from jax_mdlm.data.examples import Message
-from jax_mdlm.data.tokenizer import Tokenizer, is_kept, read_tokenizer
 from jax_mdlm.likelihood import Estimate, log_likelihood
 from jax_mdlm.model import memory
 from jax_mdlm.model.places import abstract_params
-from jax_mdlm.sampling import (
-    Answer,
-    SampleOptions,
-    generate,
-    options_from,
-    read_answers,
-    stream,
-)
+from jax_mdlm.sampling import Answer, SampleOptions, generate, read_answers, stream
+from jax_mdlm.setup import Prompt, Setup, open_setup
 from jax_mdlm.sharding import Layout, make_layout
-from jax_mdlm.storage import place, reaching
-from jax_mdlm.workdir import load_config, newest_step, restore_params
-
-# A text, messages (`Message`, or objects with role and content), or token ids.
-Prompt = str | Sequence[Message] | Sequence[Mapping[str, Any]] | Sequence[int]
+from jax_mdlm.storage import reaching
+from jax_mdlm.workdir import newest_step, restore_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,112 +48,6 @@ class Frame:
     block: range
 
 
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """How a model is prompted and decoded: everything but its parameters.
-
-    Attributes:
-      path: Where it is kept.
-      config: Of its training, or of its import; `sample` says how it is decoded.
-      tokenizer: Its tokenizer.
-      template: How its prompts are written.
-      source: The published weights; None: a work directory.
-      trace: Whether answers carry the canvas after each call.
-    """
-
-    path: epath.Path
-    config: Config
-    tokenizer: Tokenizer
-    template: Template
-    source: Source | None = None
-    trace: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises ConfigError for settings that cannot work together."""
-        _ = self.options
-
-    @property
-    def settings(self) -> SampleConfig:
-        """How it is decoded."""
-        return self.config.sample
-
-    @functools.cached_property
-    def options(self) -> SampleOptions:
-        """What the sampler is given."""
-        ids = self.tokenizer.ids
-        return options_from(self.settings, self.config.objective.collapse, ids, trace=self.trace)
-
-    def with_settings(self, **settings: Any) -> Self:
-        """The same with other settings of the sampler, e.g. `steps=8, cache="dual"`.
-
-        Args:
-          settings: Fields of `SampleConfig`.
-
-        Raises:
-          ConfigError: there is no such setting, or it cannot be used.
-        """
-        names = [field.name for field in dataclasses.fields(SampleConfig)]
-        for name in settings:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
-                raise ConfigError(f"{name} must be a setting of the sampler, it is none; {meant}")
-        sample = dataclasses.replace(self.settings, **settings)
-        return self._configured(dataclasses.replace(self.config, sample=sample))
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids after which the response follows; ids stay as they are.
-
-        Raises:
-          ConfigError: a message that the tokenizer or the template cannot take.
-        """
-        if not isinstance(prompt, str) and all(isinstance(one, int | np.integer) for one in prompt):
-            return [int(one) for one in prompt]  # type: ignore[arg-type]
-        return render_prompt(self.tokenizer, prompt, self.template)  # type: ignore[arg-type]
-
-    def read(self, layout: Layout | None = None) -> "Mdlm":
-        """Reads the parameters in the form that the sampler takes (`model.prepare`).
-
-        Args:
-          layout: Where they go; None: as `mesh` of the config says, over all devices.
-
-        Raises:
-          ConfigError: no checkpoint, or too little memory.
-          CheckpointError: damaged, or of another shape.
-        """
-        layout = layout or make_layout(self.config.mesh)
-        if self.source or newest_step(self.path) >= 0:  # else another sentence is due
-            memory.check_sampling(os.fspath(self.path), self.config, layout)
-        # Read in the compute dtype: float32 masters need not fit where bfloat16 does.
-        dtype = self.config.model.compute_dtype
-        network = dataclasses.replace(self.config.model, param_dtype=dtype)
-        weights = self.settings.weights
-        host = memory.host_of(weights, layout)
-        there = host or layout
-        if self.source is None:
-            step, params = restore_params(self.path, abstract_params(network, there))
-        else:
-            step = 0
-            with reaching(os.fspath(self.path)):
-                params = read_params(self.source, lambda row: there.sharding(row.axes), dtype)
-        params = model.prepare(params, network, weights, move_to=host and layout.replicated)
-        return self.over(params, layout, step)
-
-    def over(self, params: Params, layout: Layout, step: int) -> "Mdlm":
-        """A model of these parameters.
-
-        Args:
-          params: As from `model.init` or `model.prepare`.
-          layout: Where they are.
-          step: Training steps that made them.
-        """
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Setup)}
-        return Mdlm(**own, params=params, layout=layout, step=step)
-
-    def _configured(self, config: Config) -> Self:
-        return dataclasses.replace(self, config=validate(config))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mdlm(Setup):
     """A masked-diffusion language model, ready to answer. `load` opens one.
@@ -184,6 +61,12 @@ class Mdlm(Setup):
     params: Params = dataclasses.field(repr=False)
     layout: Layout
     step: int
+
+    @classmethod
+    def of(cls, setup: Setup, params: Params, layout: Layout, step: int) -> "Mdlm":
+        """A model of these parameters, as from `model.init` or `model.prepare`."""
+        own = {field.name: getattr(setup, field.name) for field in dataclasses.fields(Setup)}
+        return cls(**own, params=params, layout=layout, step=step)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[str]:
         """The text of the answer to each prompt.
@@ -370,32 +253,37 @@ def load(
       ConfigError: nothing usable is there, a setting cannot be used, or memory is short.
       CheckpointError: damaged, or of another shape.
     """
-    return open_setup(path).with_settings(weights=weights, **settings).read(layout)
+    return read(open_setup(path).with_settings(weights=weights, **settings), layout)
 
 
-def open_setup(path: epath.PathLike, config: Config | None = None) -> Setup:
-    """Everything of a model but its parameters.
+def read(setup: Setup, layout: Layout | None = None) -> Mdlm:
+    """Reads the parameters in the form that the sampler takes (`model.prepare`).
 
     Args:
-      path: As in `load`.
-      config: Instead of the one that is kept there.
+      setup: How the model is decoded; says where it is kept.
+      layout: Where they go; None: as `mesh` of the config says, over all devices.
 
     Raises:
-      ConfigError: nothing usable is there, or it has no tokenizer.
+      ConfigError: no checkpoint, or too little memory.
+      CheckpointError: damaged, or of another shape.
     """
-    path = os.fspath(path)
-    with reaching(path):
-        if is_published(path):
-            source = open_source(path)
-            config = config or config_of(source, source.folder.name)
-            tokenizer = read_tokenizer(config.data.tokenizer, source.folder)
-        else:
-            source, folder = None, place(path)
-            config = config or load_config(folder)
-            tokenizer = _open_tokenizer(folder, config)
-    template = template_of(config.data, tokenizer)
-    where = source.folder if source else folder
-    return Setup(where, config, tokenizer, template, source)
+    layout = layout or make_layout(setup.config.mesh)
+    if setup.source or newest_step(setup.path) >= 0:  # else another sentence is due
+        memory.check_sampling(os.fspath(setup.path), setup.config, layout)
+    # Read in the compute dtype: float32 masters need not fit where bfloat16 does.
+    dtype = setup.config.model.compute_dtype
+    network = dataclasses.replace(setup.config.model, param_dtype=dtype)
+    weights = setup.settings.weights
+    host = memory.host_of(weights, layout)
+    there = host or layout
+    if setup.source is None:
+        step, params = restore_params(setup.path, abstract_params(network, there))
+    else:
+        step = 0
+        with reaching(os.fspath(setup.path)):
+            params = read_params(setup.source, lambda row: there.sharding(row.axes), dtype)
+    params = model.prepare(params, network, weights, move_to=host and layout.replicated)
+    return Mdlm.of(setup, params, layout, step)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "layout"))
@@ -403,16 +291,3 @@ def _logits(params: Params, tokens: jax.Array, config: ModelConfig, layout: Layo
     window = model.Window(0, tokens.shape[1])
     hidden, _ = model.encode_window(params, tokens, config, window, layout=layout)
     return model.project(hidden, model.head(params), layout)
-
-
-def _open_tokenizer(workdir: epath.Path, config: Config) -> Tokenizer:
-    tokenizer = open_tokenizer(config.data, workdir)
-    named = not is_kept(tokenizer_folder(workdir))
-    # Of an id without a row the lookup takes the last row, in silence.
-    if named and tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"work directory {workdir} has {config.model.vocab_size} rows of the vocabulary, the "
-            f"tokenizer {tokenizer.vocab_size} ids; name its model's with "
-            "--config.data.tokenizer.path"
-        )
-    return tokenizer

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 import jax
 from etils import epath
 
-from jax_mdlm import command
+from jax_mdlm import command, mdlm
 from jax_mdlm.data.corpus import unfixed
-from jax_mdlm.mdlm import Mdlm, Setup, open_setup
+from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.progress import Progress
 from jax_mdlm.sampling import Answer
+from jax_mdlm.setup import Setup, open_setup
 from jax_mdlm.workdir import load_config
 
 
@@ -33,10 +34,10 @@ def open_workdir(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Setu
     return open_setup(folder, config)
 
 
-def read(setup: Setup) -> Mdlm:
+def read_kept(setup: Setup) -> Mdlm:
     """Reads the parameters; programs are kept in the work directory."""
     command.use_compilation_cache(setup.path / "compilation_cache")
-    return setup.read()
+    return mdlm.read(setup)
 
 
 def open_model(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Mdlm:
@@ -46,7 +47,7 @@ def open_model(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Mdlm:
       ConfigError: no work directory, no checkpoint, or settings that cannot be used.
       CheckpointError: damaged, or of another shape.
     """
-    return read(open_workdir(workdir, overrides))
+    return read_kept(open_workdir(workdir, overrides))
 
 
 def with_progress(answers: Iterator[Answer], total: int) -> list[Answer]:

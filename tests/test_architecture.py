@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "conversion": BASE | {"foreign", "sharding", "storage", "workdir", "model", "data"},
 }
 MAY_IMPORT["training"] = MAY_IMPORT["conversion"] | {"conversion", "diffusion"}
-MAY_IMPORT["mdlm"] = MAY_IMPORT["conversion"] | {"conversion", "sampling", "likelihood"}
+MAY_IMPORT["setup"] = MAY_IMPORT["conversion"] | {"conversion", "sampling"}
+MAY_IMPORT["mdlm"] = MAY_IMPORT["setup"] | {"setup", "likelihood"}
 MAY_IMPORT["evaluation"] = MAY_IMPORT["mdlm"] | {"mdlm", "diffusion", "training"}
 MAY_IMPORT["viewing"] = MAY_IMPORT["mdlm"] | {"mdlm"}
 MAY_IMPORT["experiments"] = MAY_IMPORT["evaluation"] | {"evaluation"}

@@ -14,7 +14,8 @@ from jax_mdlm.data.chat import template_of
 from jax_mdlm.data.corpus import Corpus, open_references
 from jax_mdlm.data.pipeline import evaluation_batches
 from jax_mdlm.evaluation.tasks import evaluate_pronunciations
-from jax_mdlm.mdlm import Setup
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.setup import Setup
 from jax_mdlm.sharding import Layout
 from jax_mdlm.training.metrics import mean_value
 from jax_mdlm.training.step import make_evaluation_step
@@ -71,7 +72,7 @@ def _pronunciations(
     setup = Setup(workdir, config, corpus.tokenizer, template)
 
     def measure(params: Params) -> dict[str, float]:
-        scores = evaluate_pronunciations(setup.over(params, layout, 0), words)
+        scores = evaluate_pronunciations(Mdlm.of(setup, params, layout, 0), words)
         return {
             "phoneme_error_rate": scores.rates.phoneme,
             "word_error_rate": scores.rates.word,

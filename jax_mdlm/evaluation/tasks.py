@@ -18,8 +18,9 @@ from jax_mdlm.data.examples import answers, without_answer
 from jax_mdlm.data.jsonl import read_rows
 from jax_mdlm.data.rows import Rows, Split
 from jax_mdlm.evaluation.scores import Metric, metric_named, nearest
-from jax_mdlm.mdlm import Mdlm, Setup
+from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import Answer, SampleOptions, response_end, why_too_long
+from jax_mdlm.setup import Setup
 
 TooLong = Literal["error", "empty"]  # what becomes of a prompt that does not fit the model
 Word = tuple[str, Sequence[str]]  # a word and its pronunciations, symbols between spaces

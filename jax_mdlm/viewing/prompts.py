@@ -26,8 +26,8 @@ from jax_mdlm.data.lines import (
     read_lines,
 )
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.mdlm import Setup
 from jax_mdlm.sampling import why_too_long
+from jax_mdlm.setup import Setup
 
 _GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
 _JSON_ENDINGS = (".jsonl", ".ndjson", ".json")

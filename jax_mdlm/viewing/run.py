@@ -12,7 +12,7 @@ import jax
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.lines import to_line
 from jax_mdlm.mdlm import Mdlm
-from jax_mdlm.opening import open_workdir, read
+from jax_mdlm.opening import open_workdir, read_kept
 from jax_mdlm.progress import Progress
 from jax_mdlm.sampling import Answer, batches
 from jax_mdlm.sharding import barrier
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     # What can be refused is refused before the parameters are read, which may take minutes.
     setup = dataclasses.replace(setup, trace=bool(args.trace or args.html or args.web))
     prepared = prepare(prompts, setup) if prompts else []
-    model = read(setup)
+    model = read_kept(setup)
     if args.chat or args.web:
         dialogue = Dialogue(model)
         web.serve(dialogue, args.share) if args.web else chat.converse(dialogue)

@@ -1,0 +1,134 @@
+"""How a model is prompted and decoded: everything of it but its parameters.
+
+Enters: a path and a config. Leaves: `Setup`, with which prompts are encoded and settings checked,
+so that what can be refused is refused before parameters are read. `mdlm` is the door above.
+"""
+
+import dataclasses
+import difflib
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from etils import epath
+
+from jax_mdlm.config import Config, ConfigError, SampleConfig, validate
+from jax_mdlm.conversion.importing import config_of
+from jax_mdlm.conversion.source import Source, is_published, open_source
+from jax_mdlm.data.chat import Template, render_prompt, template_of
+from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder
+from jax_mdlm.data.examples import Message
+from jax_mdlm.data.tokenizer import Tokenizer, is_kept, read_tokenizer
+from jax_mdlm.sampling import SampleOptions, options_from
+from jax_mdlm.storage import place, reaching
+from jax_mdlm.workdir import load_config
+
+# A text, messages (`Message`, or objects with role and content), or token ids.
+Prompt = str | Sequence[Message] | Sequence[Mapping[str, Any]] | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How a model is prompted and decoded: everything but its parameters.
+
+    Attributes:
+      path: Where it is kept.
+      config: Of its training, or of its import; `sample` says how it is decoded.
+      tokenizer: Its tokenizer.
+      template: How its prompts are written.
+      source: The published weights; None: a work directory.
+      trace: Whether answers carry the canvas after each call.
+    """
+
+    path: epath.Path
+    config: Config
+    tokenizer: Tokenizer
+    template: Template
+    source: Source | None = None
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for settings that cannot work together."""
+        _ = self.options
+
+    @property
+    def settings(self) -> SampleConfig:
+        """How it is decoded."""
+        return self.config.sample
+
+    @functools.cached_property
+    def options(self) -> SampleOptions:
+        """What the sampler is given."""
+        ids = self.tokenizer.ids
+        return options_from(self.settings, self.config.objective.collapse, ids, trace=self.trace)
+
+    def with_settings(self, **settings: Any) -> Self:
+        """The same with other settings of the sampler, e.g. `steps=8, cache="dual"`.
+
+        Args:
+          settings: Fields of `SampleConfig`.
+
+        Raises:
+          ConfigError: there is no such setting, or it cannot be used.
+        """
+        names = [field.name for field in dataclasses.fields(SampleConfig)]
+        for name in settings:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+                raise ConfigError(f"{name} must be a setting of the sampler, it is none; {meant}")
+        sample = dataclasses.replace(self.settings, **settings)
+        return self._configured(dataclasses.replace(self.config, sample=sample))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids after which the response follows; ids stay as they are.
+
+        Raises:
+          ConfigError: a message that the tokenizer or the template cannot take.
+        """
+        if not isinstance(prompt, str) and all(isinstance(one, int | np.integer) for one in prompt):
+            return [int(one) for one in prompt]  # type: ignore[arg-type]
+        return render_prompt(self.tokenizer, prompt, self.template)  # type: ignore[arg-type]
+
+    def _configured(self, config: Config) -> Self:
+        return dataclasses.replace(self, config=validate(config))
+
+
+def open_setup(path: epath.PathLike, config: Config | None = None) -> Setup:
+    """Everything of a model but its parameters.
+
+    Args:
+      path: As in `load`.
+      config: Instead of the one that is kept there.
+
+    Raises:
+      ConfigError: nothing usable is there, or it has no tokenizer.
+    """
+    path = os.fspath(path)
+    with reaching(path):
+        if is_published(path):
+            source = open_source(path)
+            config = config or config_of(source, source.folder.name)
+            tokenizer = read_tokenizer(config.data.tokenizer, source.folder)
+        else:
+            source, folder = None, place(path)
+            config = config or load_config(folder)
+            tokenizer = _open_tokenizer(folder, config)
+    template = template_of(config.data, tokenizer)
+    where = source.folder if source else folder
+    return Setup(where, config, tokenizer, template, source)
+
+
+def _open_tokenizer(workdir: epath.Path, config: Config) -> Tokenizer:
+    tokenizer = open_tokenizer(config.data, workdir)
+    named = not is_kept(tokenizer_folder(workdir))
+    # Of an id without a row the lookup takes the last row, in silence.
+    if named and tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"work directory {workdir} has {config.model.vocab_size} rows of the vocabulary, the "
+            f"tokenizer {tokenizer.vocab_size} ids; name its model's with "
+            "--config.data.tokenizer.path"
+        )
+    return tokenizer
