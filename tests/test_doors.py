@@ -15,16 +15,15 @@ import pytest
 from etils import epath
 from rich.console import Console
 
+from jax_mdlm import mdlm
 from jax_mdlm.config import Config, DataConfig, MeshConfig, ModelConfig, SampleConfig
 from jax_mdlm.config import TokenizerConfig as Kind
-from jax_mdlm.containers import Params
 from jax_mdlm.data.assemble import assemble
 from jax_mdlm.data.chat import template_of
 from jax_mdlm.data.corpus import open_split, open_tokenizer
 from jax_mdlm.data.examples import Message
 from jax_mdlm.data.special import HEADER_END, HEADER_START, START, TERMINATOR
 from jax_mdlm.data.table import make_table
-from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluate import main
 from jax_mdlm.evaluation import likelihood
 from jax_mdlm.evaluation.harness import responder
@@ -32,10 +31,10 @@ from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
 from jax_mdlm.evaluation.judge import decoding
 from jax_mdlm.evaluation.judge.records import Question
 from jax_mdlm.evaluation.tasks import open_task
-from jax_mdlm.mdlm import Run
-from jax_mdlm.sampling import options_from
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.setup import Setup
+from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.viewing import dialogue
 from jax_mdlm.viewing.chat import Conversation
 from jax_mdlm.viewing.dialogue import Dialogue
 from jax_mdlm.viewing.live import pictures
@@ -52,23 +51,9 @@ class Caught(Exception):
     """Ends a door's work where the model would begin its own."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """A run, and what its tokens are by hand."""
-
-    workdir: epath.Path
-    config: Config
-    tokenizer: Tokenizer
-    params: Params
-
-    @property
-    def template(self) -> Any:
-        return template_of(self.config.data, self.tokenizer)
-
-    @property
-    def options(self) -> Any:
-        ids = self.tokenizer.ids
-        return options_from(self.config.sample, self.config.objective.collapse, ids, trace=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened(Mdlm):
+    """A model, and what its tokens are by hand."""
 
     def prompt(self, *contents: str) -> list[int]:
         """Turns of user and assistant, written by hand."""
@@ -83,7 +68,7 @@ class Opened:
 
     def file(self, name: str, row: dict[str, Any]) -> str:
         """A file with that row."""
-        path = Path(self.workdir) / name
+        path = Path(self.path) / name
         path.write_text(json.dumps(row) + "\n")
         return str(path)
 
@@ -119,7 +104,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
     checkpoints.save(1, {"params": params}, {})
     checkpoints.close()
-    return Opened(folder, config, tokenizer, params)
+    setup = Setup(folder, config, tokenizer, template_of(config.data, tokenizer), trace=True)
+    return Opened.of(setup, params, make_layout(config.mesh, jax.devices()[:1]), 1)  # type: ignore
 
 
 @pytest.fixture
@@ -194,7 +180,7 @@ def test_train(opened: Opened, talk: Talk) -> None:
     config = dataclasses.replace(
         opened.config.data, source="chat_jsonl", files=talk.rows, validation_percent=0.0
     )
-    table = make_table(open_split(config, opened.workdir, "train"), config, opened.tokenizer)
+    table = make_table(open_split(config, opened.path, "train"), config, opened.tokenizer)
     batch = assemble(table, np.array([0]), config)
     answer = talk.ended(talk.texts[1])
     begin, end = len(talk.single), len(talk.single) + len(answer)
@@ -206,21 +192,20 @@ def test_train(opened: Opened, talk: Talk) -> None:
 def test_sample(opened: Opened, talk: Talk) -> None:
     """A prompt, and a response around gaps."""
     asked, said, then = talk.texts
-    tokenizer, template = opened.tokenizer, opened.template
+    tokenizer = opened.tokenizer
     (plain,) = read_prompts([asked], None, None)
-    assert encode_prompt(plain, tokenizer, template).ids == talk.single
+    assert encode_prompt(plain, opened).ids == talk.single
     (filled,) = read_prompts([asked], None, f"{said}[MASK*2]{then}")
     gap = [tokenizer.ids.mask] * 2
     expected = [*talk.single, *tokenizer.encode(said), *gap, *talk.ended(then)]
-    assert encode_prompt(filled, tokenizer, template).ids == expected
+    assert encode_prompt(filled, opened).ids == expected
 
 
 @pytest.mark.parametrize("door", ["chat", "web"])
 def test_conversations(opened: Opened, talk: Talk, catch: Callable, door: str) -> None:
     """A message, after a turn that is remembered; notebooks show what the web shows."""
     asked, said, then = talk.texts
-    run = Run(opened.config, opened.tokenizer, 1, opened.params)
-    answering = Dialogue(run, opened.options, opened.template, None)
+    answering = Dialogue(opened)
     question = answering.ask(asked, [], 0)
     assert question.ids == talk.single
     turns = answering.remember(question, said)
@@ -230,20 +215,11 @@ def test_conversations(opened: Opened, talk: Talk, catch: Callable, door: str) -
         "chat": lambda: conversation.ask(then),
         "web": lambda: list(pictures(answering, then, turns, 1)),
     }
-    assert catch(dialogue, "stream", doors[door]) == [talk.whole]
+    assert catch(mdlm, "stream", doors[door]) == [talk.whole]
 
 
 def harness(opened: Opened, *, chat: bool) -> Responder:
-    return Responder(
-        opened.params,
-        opened.config.model,
-        opened.tokenizer,
-        opened.template,
-        opened.options,
-        jax.random.key(0),
-        4,
-        chat=chat,
-    )
+    return Responder(opened, chat=chat)
 
 
 def test_harness_with_the_template(opened: Opened, talk: Talk, catch: Callable) -> None:
@@ -254,7 +230,7 @@ def test_harness_with_the_template(opened: Opened, talk: Talk, catch: Callable) 
     ]
     rendered, whole, said = answering.render(messages), talk.whole, talk.texts[1]
     asked = [Asked(rendered, {}, "task")]
-    assert catch(responder, "generate", lambda: answering.answer(asked)) == [whole]
+    assert catch(mdlm, "generate", lambda: answering.answer(asked)) == [whole]
     scored = [Scored(rendered, said, "task")]
     row = [*whole[: -len(encode("\n\n"))], *encode(f"\n\n{said}")]  # encoded together
     found = catch(responder, "log_likelihood", lambda: answering.score(scored))
@@ -265,7 +241,7 @@ def test_harness_without_the_template(opened: Opened, talk: Talk, catch: Callabl
     answering, encode = harness(opened, chat=False), opened.tokenizer.encode
     text, said, _ = talk.texts
     asked = [Asked(text, {}, "task")]
-    assert catch(responder, "generate", lambda: answering.answer(asked)) == [encode(text)]
+    assert catch(mdlm, "generate", lambda: answering.answer(asked)) == [encode(text)]
     scored = [Scored(text, f" {said}", "task")]
     found = catch(responder, "log_likelihood", lambda: answering.score(scored))
     assert found == [(encode(text), encode(f" {said}"))]
@@ -276,7 +252,7 @@ def test_harness_without_the_template(opened: Opened, talk: Talk, catch: Callabl
 def test_likelihood(opened: Opened, talk: Talk, catch: Callable) -> None:
     """Of rows, and of choices."""
     asked, said, then = talk.texts
-    words = ["likelihood", f"--workdir={opened.workdir}", "--end-padding=0", "--file"]
+    words = ["likelihood", f"--workdir={opened.path}", "--end-padding=0", "--file"]
     found = catch(likelihood, "log_likelihood", lambda: main([*words, talk.rows]))
     assert found == [(talk.single, talk.ended(said))]
     questions = {"prompt": asked, "choices": [said, then], "answer": 0}
@@ -288,18 +264,14 @@ def test_likelihood(opened: Opened, talk: Talk, catch: Callable) -> None:
 def test_judge(opened: Opened, talk: Talk, catch: Callable) -> None:
     """The first turn is given."""
     asked, said, then = talk.texts
-    config, template = opened.config, opened.template
-    decoder = decoding.Decoder(
-        opened.params, config, opened.tokenizer, template, opened.options, None, "error"
-    )
+    decoder = decoding.Decoder(opened, "error")
     given = (Message("user", asked), Message("assistant", said))
     question = Question("1", given, (then,), {})
-    assert catch(decoding, "generate", lambda: list(decoder.answers([question]))) == [talk.whole]
+    assert catch(mdlm, "generate", lambda: list(decoder.answers([question]))) == [talk.whole]
 
 
 def test_tasks(opened: Opened, talk: Talk) -> None:
     """What interventions, sweeps and the measures of slack decode."""
-    task = open_task(opened.config, opened.workdir, file=talk.rows)
-    length = opened.config.model.max_length
-    prompts = task.prompts(opened.tokenizer, opened.template, opened.options, length)
+    task = open_task(opened.config, opened.path, file=talk.rows)
+    prompts = task.prompts(opened)
     assert prompts == [talk.single]

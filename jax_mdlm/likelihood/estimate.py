@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +30,8 @@ class Estimate:
         `value -+ t_degrees((1 + level) / 2) * standard_error`. The standard error is drawn too, so
         that a normal interval would be too narrow with few draws.
         """
+        from scipy.special import stdtrit  # a tenth of a second that sampling need not wait
+
         if self.degrees == 0:
             reach = self.standard_error
         else:

@@ -12,7 +12,7 @@ from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.evaluate import main
 from jax_mdlm.evaluation import likelihood
 from jax_mdlm.likelihood import log_likelihood, marginal_log_likelihood
-from jax_mdlm.opening import open_run
+from jax_mdlm.opening import open_model
 
 
 def run(workdir, capsys, *words):
@@ -22,7 +22,7 @@ def run(workdir, capsys, *words):
 
 @pytest.fixture
 def opened(workdir):
-    return open_run(str(workdir), [])
+    return open_model(workdir)
 
 
 def score(opened, rows, samples):

@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_mdlm.config import ModelConfig
+from jax_mdlm.config import Config, MeshConfig, ModelConfig, SampleConfig
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.chat import PlainTemplate
 from jax_mdlm.evaluation.tasks import (
@@ -17,7 +18,10 @@ from jax_mdlm.evaluation.tasks import (
     evaluate_pronunciations,
     slack_share,
 )
-from jax_mdlm.sampling import Answer, SampleOptions, generate
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.sampling import Answer, SampleOptions
+from jax_mdlm.setup import Setup
+from jax_mdlm.sharding import make_layout
 from tests.sampling.standin import random_params
 
 
@@ -105,34 +109,29 @@ def test_evaluate_pronunciations():
         compute_dtype="float32",
         remat="none",
     )
-    params = random_params(config)
-    options = SampleOptions(length=8, block_length=4, steps=4, ids=IDS, early_stop=True)
-    tokenizer, template = Letters(), PlainTemplate(separator=20, terminator=21)
-    key = jax.random.key(1)
+    sample = SampleConfig(length=8, block_length=4, steps=4, early_stop=True, batch_size=2, seed=1)
+    setup = Setup(
+        path=epath.Path("letters"),
+        config=Config(model=config, sample=sample),
+        tokenizer=Letters(),
+        template=PlainTemplate(separator=20, terminator=21),
+    )
+    layout = make_layout(MeshConfig(), jax.devices()[:1])
+    model = Mdlm.of(setup, random_params(config), layout, 1)
     words = ["abc", "jig", "bad", "headed", "a"]
-    prompts = [[*tokenizer.encode(word), 20] for word in words]
-    answers = list(generate(params, config, prompts, options, key, batch_size=2))
-    texts = [tokenizer.decode(answer.tokens) for answer in answers]
+    answers = model.answers(words)
+    texts = model.generate(words)
     assert len(set(texts)) > 1
     assert all(texts)
 
     def evaluate(pronunciations):
-        return evaluate_pronunciations(
-            params,
-            config,
-            list(zip(words, pronunciations, strict=True)),
-            tokenizer,
-            template,
-            options,
-            key,
-            batch_size=2,
-        )
+        return evaluate_pronunciations(model, list(zip(words, pronunciations, strict=True)))
 
     scores = evaluate([[text, "P0 P1"] for text in texts])
     assert scores.rates.word == scores.rates.phoneme == 0
     assert [" ".join(hypothesis) for hypothesis in scores.hypotheses] == texts
     assert 1 <= scores.calls_per_word <= 4
-    assert scores.slack_share == slack_share(answers, options)
+    assert scores.slack_share == slack_share(answers, model.options)
     scores = evaluate([[texts[(i + 1) % 5] + " P9"] for i in range(5)])
     assert scores.rates.word_errors > 0
 

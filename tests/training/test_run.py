@@ -13,7 +13,7 @@ from jax_mdlm.config import ConfigError, MeshConfig
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.model import table
 from jax_mdlm.model.memory import Free
-from jax_mdlm.opening import open_run
+from jax_mdlm.opening import open_model
 from jax_mdlm.sample import main as sample
 from jax_mdlm.storage import Checkpoints, open_checkpoints
 from jax_mdlm.viewing.dialogue import open_dialogue
@@ -25,7 +25,7 @@ SCALARS = table.num_parameters(talking_config().model)
 SAMPLERS: dict[str, Callable[[Path, list[str]], object]] = {
     "sample": lambda folder, flags: sample(["--workdir", str(folder), *flags, "hello"]),
     "dialogue": lambda folder, flags: open_dialogue(folder, flags),
-    "evaluate": lambda folder, flags: open_run(str(folder), flags),
+    "evaluate": lambda folder, flags: open_model(folder, flags),
 }
 
 

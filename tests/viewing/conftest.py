@@ -16,9 +16,10 @@ from jax_mdlm.config import (
     TokenizerConfig,
 )
 from jax_mdlm.data.tokenizer import load_tokenizer
-from jax_mdlm.mdlm import Run
+from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.workdir import save_config
+from tests.models import model_of
 from tests.sampling.standin import random_params
 
 TEXTS = ["what is masked is filled in, a few slots at a time", "<SLACK> gives the rest its room"]
@@ -48,7 +49,7 @@ def talking_config(**sample: object) -> Config:
 
 
 @pytest.fixture(scope="session")
-def talking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+def talking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Mdlm, Path]:
     """The run in memory, and the work directory that holds it."""
     config = talking_config()
     folder = epath.Path(tmp_path_factory.mktemp("talking"))
@@ -58,7 +59,7 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
     checkpoints.save(7, {"params": params}, {})
     checkpoints.close()
-    return Run(config, tokenizer, 7, params), Path(folder)
+    return model_of(config, tokenizer, params), Path(folder)
 
 
 @pytest.fixture(scope="session")

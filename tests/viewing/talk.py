@@ -5,9 +5,8 @@ import io
 
 from rich.console import Console
 
-from jax_mdlm.data.chat import make_template
-from jax_mdlm.mdlm import Run
-from jax_mdlm.sampling import SampleOptions, options_from
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.sampling import SampleOptions
 from jax_mdlm.viewing.chat import Conversation
 from jax_mdlm.viewing.dialogue import Dialogue
 from tests.viewing.conftest import talking_config
@@ -20,17 +19,14 @@ QUESTION = "what stands in a slot that is masked? " * 2
 class Talk:
     """A conversation that is printed to a string."""
 
-    run: Run
-    options: SampleOptions
+    model: Mdlm
     console: Console = dataclasses.field(
         default_factory=lambda: Console(file=io.StringIO(), width=60, height=16, highlight=False)
     )
     conversation: Conversation = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.template = make_template("llada", self.run.tokenizer)
-        dialogue = Dialogue(self.run, self.options, self.template, None)
-        self.conversation = Conversation(dialogue, self.console)
+        self.conversation = Conversation(Dialogue(self.model), self.console)
 
     def ask(self, message: str) -> str:
         """What is printed for it."""
@@ -39,12 +35,15 @@ class Talk:
         return self.printed[before:]
 
     @property
+    def options(self) -> SampleOptions:
+        return self.model.options
+
+    @property
     def printed(self) -> str:
         return self.console.file.getvalue()  # pyright: ignore
 
 
-def talk(run: Run, **settings: object) -> Talk:
+def talk(model: Mdlm, **settings: object) -> Talk:
     """With noise, and every slot to the end, unless told otherwise."""
     config = talking_config(**{"temperature": 1.0, "early_stop": False, **settings})
-    options = options_from(config.sample, config.objective.collapse, run.tokenizer.ids)
-    return Talk(dataclasses.replace(run, config=config), options)
+    return Talk(dataclasses.replace(model, config=config))

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from rich.text import Text
 
+from jax_mdlm import mdlm
 from jax_mdlm.config import ConfigError, MeshConfig
 from jax_mdlm.containers import SampleState
-from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.data.examples import Message
-from jax_mdlm.mdlm import Run
+from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import Answer, SampleOptions, make_canvas, read_answers, stream
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.viewing import chat, dialogue
+from jax_mdlm.viewing import chat
 from jax_mdlm.viewing.chat import Conversation
 from jax_mdlm.viewing.dialogue import Dialogue, Question, fit, report
 from jax_mdlm.viewing.view import Reader, plain
@@ -28,20 +28,20 @@ from tests.viewing.talk import QUESTION, Talk, talk
 
 
 @pytest.fixture
-def run(talking: tuple[Run, Path]) -> Run:
+def run(talking: tuple[Mdlm, Path]) -> Mdlm:
     return talking[0]
 
 
 def expected(now: Talk, messages: list[Message], number: int) -> str:
     """The answer, as the sampler gives it in one part."""
-    ids = render_prompt(now.run.tokenizer, messages, now.template)
-    key = jax.random.fold_in(jax.random.key(now.run.config.sample.seed), number)
-    options, model = now.options, now.run.config.model
-    (state,) = stream(now.run.params, model, [ids], options, key, every=10_000)
-    return now.run.tokenizer.decode(read_answers(state, 1, options)[0].tokens)
+    ids = now.model.encode(messages)
+    key = jax.random.fold_in(jax.random.key(now.model.config.sample.seed), number)
+    options, model = now.options, now.model.config.model
+    (state,) = stream(now.model.params, model, [ids], options, key, every=10_000)
+    return now.model.tokenizer.decode(read_answers(state, 1, options)[0].tokens)
 
 
-def test_turns_are_remembered_and_draw_for_themselves(run: Run) -> None:
+def test_turns_are_remembered_and_draw_for_themselves(run: Mdlm) -> None:
     now = talk(run, seed=3)
     messages: list[Message] = []
     for number, text in enumerate([QUESTION, "then"]):
@@ -58,7 +58,7 @@ def test_turns_are_remembered_and_draw_for_themselves(run: Run) -> None:
     assert again[0][1].content == expected(now, messages[:1], 2) != messages[1].content
 
 
-def test_what_is_compiled_and_what_is_new(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_compiled_and_what_is_new(run: Mdlm, monkeypatch: pytest.MonkeyPatch) -> None:
     """One note per bucket; a frame highlights what came since the frame before."""
     now = talk(run)
     notes, frames = [], []
@@ -81,12 +81,12 @@ def test_what_is_compiled_and_what_is_new(run: Run, monkeypatch: pytest.MonkeyPa
         assert notes == ["compiling..."] * compiled
 
 
-def test_stream_asks_how_far_to_go(run: Run) -> None:
+def test_stream_asks_how_far_to_go(run: Mdlm) -> None:
     now = talk(run)
-    ids = render_prompt(run.tokenizer, QUESTION, now.template)
+    ids = now.model.encode(QUESTION)
     parts = iter([1, 3, 2, 9])
     key = jax.random.key(0)
-    model, options = now.run.config.model, now.options
+    model, options = now.model.config.model, now.options
     states = stream(run.params, model, [ids], options, key, every=lambda: next(parts))
     assert [int(state.step) for state in states] == [1, 4, 6, 8]
 
@@ -99,7 +99,7 @@ def slow_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("slow_compiler")
-def test_an_answer_is_printed_alone_with_its_cost(run: Run) -> None:
+def test_an_answer_is_printed_alone_with_its_cost(run: Mdlm) -> None:
     """A wait for the compiler is a part of it; the calls' own time is apart."""
     now = talk(run)
     now.console.width = 100
@@ -117,7 +117,7 @@ def test_an_answer_is_printed_alone_with_its_cost(run: Run) -> None:
     assert "s compiling" not in now.ask(QUESTION), "its program is there"
 
 
-def test_the_cost_counts_what_stands_before_the_end(run: Run) -> None:
+def test_the_cost_counts_what_stands_before_the_end(run: Mdlm) -> None:
     now = talk(run)
     ids = now.options.ids
     slots = np.full(8, 33, np.int32)
@@ -130,11 +130,16 @@ def test_the_cost_counts_what_stands_before_the_end(run: Run) -> None:
     assert report(answer, 0.5, 0.0, now.options).endswith("6 tokens/s, 3 slack, no end in 8 slots")
 
 
+def holding(model: Mdlm, max_length: int) -> Mdlm:
+    """The model with other slots at most."""
+    network = dataclasses.replace(model.config.model, max_length=max_length)
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, model=network))
+
+
 @pytest.mark.parametrize("limit", [0, 12])
-def test_the_oldest_turns_give_way(run: Run, limit: int) -> None:
+def test_the_oldest_turns_give_way(run: Mdlm, limit: int) -> None:
     """Against a search over all ways to leave turns out."""
     now = talk(run, limit=limit)
-    tokenizer, template = run.tokenizer, now.template
     turns = [
         (Message("user", "a" * (5 + number)), Message("assistant", "b" * (3 * number)))
         for number in range(5)
@@ -143,11 +148,11 @@ def test_the_oldest_turns_give_way(run: Run, limit: int) -> None:
 
     def size(first: int) -> int:
         told = [said for turn in turns[first:] for said in turn]
-        return len(render_prompt(tokenizer, [*told, message], template))
+        return len(run.encode([*told, message]))
 
     seen = set()
     for max_length in range(size(5) + 8, size(0) + 14):
-        ids, kept = fit(tokenizer, template, turns, message, now.options, max_length)
+        ids, kept = fit(holding(now.model, max_length), turns, message)
         assert kept == turns[len(turns) - len(kept) :]
         assert len(ids) == size(5 - len(kept))
         room = max_length - (limit or 8)
@@ -160,10 +165,10 @@ def test_the_oldest_turns_give_way(run: Run, limit: int) -> None:
         match=rf"the message takes {size(5)} slots, model.max_length=20 leaves 12 beside "
         "sample.length=8; shorten it",
     ):
-        fit(tokenizer, template, turns, message, now.options, 20)
+        fit(holding(now.model, 20), turns, message)
 
 
-def test_a_long_conversation_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_conversation_goes_on(run: Mdlm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each turn fits, the notes say what is left out, and few programs are compiled."""
     now = talk(run)
     prompts = []
@@ -188,14 +193,14 @@ def test_a_long_conversation_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_one_program_on_a_mesh(
-    run: Run, eight_devices: list[jax.Device], caplog: pytest.LogCaptureFixture
+    run: Mdlm, eight_devices: list[jax.Device], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each part leaves every array of the state where the next one expects it."""
     now = talk(run, cache="dual", remask=True)
     layout = make_layout(MeshConfig(data=2, fsdp=1, tensor=2), eight_devices[:4])
     params = jax.device_put(run.params, layout.replicated)
-    spread = dataclasses.replace(now.run, params=params)
-    conversation = Conversation(Dialogue(spread, now.options, now.template, layout), now.console)
+    spread = dataclasses.replace(now.model, params=params, layout=layout)
+    conversation = Conversation(Dialogue(spread), now.console)
     with jax.log_compiles(), caplog.at_level(logging.WARNING):
         conversation.ask("a question")
     found = re.compile(r"Compiling \S*continue_batch\b")
@@ -204,12 +209,12 @@ def test_one_program_on_a_mesh(
 
 
 def test_messages_and_answers_that_spell_the_mask(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Mdlm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are text: asked, answered, remembered, and no gap in the next prompt."""
     now = talk(run)
     asked, spelled, prompts = "fill <|mdm_mask|> in", "see <|mdm_mask|>", []
-    original = dialogue.stream
+    original = mdlm.stream
 
     def spelling(state: SampleState, count: int, options: SampleOptions) -> list:
         tokens = run.tokenizer.encode(spelled)
@@ -219,23 +224,23 @@ def test_messages_and_answers_that_spell_the_mask(
         prompts.extend(rows)
         return original(params, model, rows, *rest, **more)
 
-    monkeypatch.setattr(dialogue, "read_answers", spelling)
-    monkeypatch.setattr(dialogue, "stream", seen)
+    monkeypatch.setattr(mdlm, "read_answers", spelling)
+    monkeypatch.setattr(mdlm, "stream", seen)
     assert now.ask(asked).startswith(f"{spelled}\n")
     turn = (Message("user", asked), Message("assistant", spelled))
     assert now.conversation.turns == [turn]
     now.ask("and?")
-    expected = render_prompt(run.tokenizer, [*turn, Message("user", "and?")], now.template)
+    expected = run.encode([*turn, Message("user", "and?")])
     assert prompts[-1] == expected
     assert all(now.options.ids.mask not in prompt for prompt in prompts)
 
 
-def test_answers_are_no_markup(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_no_markup(run: Mdlm, monkeypatch: pytest.MonkeyPatch) -> None:
     now = talk(run)
     evil = run.tokenizer.encode("[red]a[/red] \x1b[2J [/]")
-    original = dialogue.read_answers
+    original = mdlm.read_answers
     monkeypatch.setattr(
-        dialogue,
+        mdlm,
         "read_answers",
         lambda *args: [dataclasses.replace(a, tokens=evil) for a in original(*args)],
     )
@@ -244,7 +249,7 @@ def test_answers_are_no_markup(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_the_conversation(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Mdlm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = talk(run)
     now.ask(QUESTION)

@@ -9,18 +9,16 @@ import jax
 import pytest
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.data.examples import Message
-from jax_mdlm.mdlm import Run
-from jax_mdlm.sharding import make_layout
-from jax_mdlm.viewing import chat, dialogue
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.viewing import chat
 from jax_mdlm.viewing.chat import Conversation, converse
 from jax_mdlm.viewing.dialogue import Dialogue
 from tests.viewing.talk import Talk, talk
 
 
 @pytest.fixture
-def run(talking: tuple[Run, Path]) -> Run:
+def run(talking: tuple[Mdlm, Path]) -> Mdlm:
     return talking[0]
 
 
@@ -47,15 +45,14 @@ def transcript(
     script = Script(*lines)
     monkeypatch.setattr("builtins.input", script)
     monkeypatch.setenv("COLUMNS", "200")
-    layout = make_layout(now.run.config.mesh, jax.devices()[:1])
-    converse(Dialogue(now.run, now.options, now.template, layout))
+    converse(Dialogue(now.model))
     assert script.lines == []
     return capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("leave", ["/quit", " /quit ", EOFError, KeyboardInterrupt])
 def test_commands(
-    run: Run,
+    run: Mdlm,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     leave: str | type[BaseException],
@@ -65,7 +62,7 @@ def test_commands(
     lines = ["", "   ", "/help", "/new", "/nwe", "x" * 999]
     lines += ["half \udcff", UnicodeDecodeError]
     now = talk(run)
-    size = len(render_prompt(run.tokenizer, "x" * 999, now.template))
+    size = len(run.encode("x" * 999))
     printed = transcript(monkeypatch, capsys, now, *lines, leave)
     ended = [""] if not isinstance(leave, str) else []
     assert printed == [
@@ -81,7 +78,7 @@ def test_commands(
 
 
 def test_a_terminal_without_utf8(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Mdlm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
@@ -91,7 +88,7 @@ def test_a_terminal_without_utf8(
 
 
 def test_a_slash_may_begin_a_message(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Mdlm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = []
     monkeypatch.setattr(Conversation, "ask", lambda self, text: asked.append(text))
@@ -111,7 +108,7 @@ def test_a_slash_may_begin_a_message(
     ],
 )
 def test_what_ends_an_answer_does_not_end_the_conversation(
-    run: Run,
+    run: Mdlm,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: BaseException,
@@ -128,7 +125,7 @@ def test_what_ends_an_answer_does_not_end_the_conversation(
 
 
 def test_other_errors_are_not_hidden(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Mdlm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
         raise jax.errors.JaxRuntimeError("INTERNAL: x")
@@ -139,14 +136,16 @@ def test_other_errors_are_not_hidden(
 
 
 def test_prompts_of_a_fixed_width_are_answered_alone(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Mdlm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = talk(run)
-    now.template = dataclasses.replace(now.template, slots=100)
-    alone = []
+    template = dataclasses.replace(now.model.template, slots=100)
+    now.model = dataclasses.replace(now.model, template=template)
+    alone, encode = [], Mdlm.encode
     monkeypatch.setattr(
-        dialogue, "render_prompt", lambda *args: alone.append(args[1]) or render_prompt(*args)
+        Mdlm, "encode", lambda self, asked: alone.append(asked) or encode(self, asked)
     )
     printed = transcript(monkeypatch, capsys, now, "a", "b", EOFError)
     assert printed[1] == "every message is answered alone: this model knows prompts of 100 slots"
-    assert alone == [[Message("user", "a")], [Message("user", "b")]]
+    asked = [one for one in alone if isinstance(one[0], Message)]  # not yet in tokens
+    assert asked == [[Message("user", "a")], [Message("user", "b")]]

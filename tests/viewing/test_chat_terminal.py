@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.mdlm import Run
+from jax_mdlm.mdlm import Mdlm
 from tests.viewing.pseudo_terminal import Session
 
 ROOT = Path(__file__).parent.parent.parent
@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 46, 12
 
 
 @pytest.fixture(scope="module")
-def session(talking: tuple[Run, Path]) -> Iterator[Session]:
+def session(talking: tuple[Mdlm, Path]) -> Iterator[Session]:
     command = [sys.executable, "-m", "jax_mdlm.sample", "--workdir", str(talking[1]), "--chat"]
     command += [
         f"--config.sample.{setting}"
@@ -78,7 +78,7 @@ def test_a_session(session: Session) -> None:
 
 
 def test_no_terminal_is_refused(
-    talking: tuple[Run, Path], capsys: pytest.CaptureFixture[str]
+    talking: tuple[Mdlm, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from jax_mdlm.sample import main
 

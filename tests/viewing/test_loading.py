@@ -12,10 +12,12 @@ from etils import epath
 
 from jax_mdlm import model
 from jax_mdlm.config import MeshConfig
-from jax_mdlm.mdlm import load_for_sampling, load_run
+from jax_mdlm.mdlm import read
 from jax_mdlm.model.int8 import Int8
+from jax_mdlm.model.places import abstract_params
+from jax_mdlm.setup import open_setup
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.workdir import load_config
+from jax_mdlm.workdir import load_config, restore_params
 
 # Packages that train, prepare data or draw, or that other kinds of tokenizers need: each costs a
 # call of `sample` a tenth of a second or more. What remains is jax, orbax with tensorstore (the
@@ -62,8 +64,9 @@ def test_parameters_are_prepared_and_placed(workdir, eight_devices, weights, pla
     devices = eight_devices[3:4] if place == "one device" else eight_devices
     mesh = MeshConfig() if place == "one device" else MeshConfig(data=1, fsdp=4, tensor=2)
     layout = make_layout(mesh, devices)
-    got = load_for_sampling(folder, config, layout).params
-    want = model.prepare(load_run(folder, config, layout).params, config.model, weights)
+    got = read(open_setup(folder, config), layout).params
+    _, params = restore_params(folder, abstract_params(config.model, layout))
+    want = model.prepare(params, config.model, weights)
     jax.tree.map(np.testing.assert_array_equal, got, want)
     assert isinstance(got["head"], Int8) == (weights == "int8")
     for leaf in jax.tree.leaves(got):
@@ -76,5 +79,5 @@ def test_parameters_are_read_in_the_compute_dtype(workdir, eight_devices):
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, compute_dtype="bfloat16")
     )
-    params = load_for_sampling(folder, config, make_layout(MeshConfig(), eight_devices)).params
+    params = read(open_setup(folder, config), make_layout(MeshConfig(), eight_devices)).params
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"bfloat16"}

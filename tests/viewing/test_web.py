@@ -100,7 +100,7 @@ def test_a_finished_still_is_the_page_of_its_record(dialogue: Dialogue) -> None:
 
 def test_other_settings_keep_the_parameters(dialogue: Dialogue) -> None:
     fast = dialogue.with_settings("--config.sample.steps=2")
-    assert fast.run.params is dialogue.run.params
+    assert fast.model.params is dialogue.model.params
     picture = list(live.pictures(fast, "what is", [], 0))[-1]
     assert picture.notes.startswith("2 calls, ")
     assert list(live.pictures(dialogue, "what is", [], 0))[-1].notes.startswith("8 calls, ")
@@ -163,8 +163,8 @@ def test_web_serves_the_run(talking, monkeypatch: pytest.MonkeyPatch) -> None:
     main(["--workdir", str(talking[1]), "--config.mesh.fsdp=-1", "--web", "--share"])
     ((dialogue, share),) = served
     assert share
-    assert dialogue.options.trace
-    assert dialogue.run.step == 7
+    assert dialogue.model.options.trace
+    assert dialogue.model.step == 7
 
 
 def test_a_notebook_shows_canvases_and_the_page(

@@ -4,7 +4,6 @@ import dataclasses
 import socket
 from pathlib import Path
 
-import jax
 import pytest
 from etils import epath
 
@@ -18,12 +17,11 @@ from jax_mdlm.config import (
     TokenizerConfig,
 )
 from jax_mdlm.containers import Params
-from jax_mdlm.data.chat import make_template
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluation.harness.responder import Responder
-from jax_mdlm.sampling import options_from
 from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.workdir import load_config, save_config
+from tests.models import model_of
 from tests.sampling.standin import random_params
 
 TASKS = Path(__file__).parent / "tasks"
@@ -79,16 +77,7 @@ def responder(workdir: Path) -> Responder:
     """What the work directory holds."""
     config = load_config(epath.Path(workdir))
     tokenizer = load_tokenizer(config.data.tokenizer, epath.Path(workdir) / "tokenizer")
-    return Responder(
-        talkative_params(config.model),
-        config.model,
-        tokenizer,
-        make_template("llada", tokenizer),
-        options_from(config.sample, config.objective.collapse, tokenizer.ids),
-        jax.random.key(config.sample.seed),
-        config.sample.batch_size,
-        samples=4,
-    )
+    return Responder(model_of(config, tokenizer, talkative_params(config.model)), samples=4)
 
 
 @pytest.fixture
