@@ -31,7 +31,10 @@ COMMANDS = {
     "evaluate": "jax_mdlm.evaluate",
     "convert": "jax_mdlm.convert",
     "plan": "jax_mdlm.plan",
-    "benchmark": "jax_mdlm.benchmark",
+    **{
+        f"benchmarks.{name}": f"benchmarks.{name}"
+        for name in ("loss", "lattice", "convert", "sampler", "buckets")
+    },
 }
 # Flags of other programs that prose names.
 FOREIGN = frozenset({"--internal-ip", "--internal-ips", "--strict"})
@@ -102,6 +105,8 @@ def check_arguments(name: str, argv: Sequence[str]) -> None:
     parsed = parse(name, argv)
     arguments, overrides = parsed.arguments, parsed.overrides
     try:
+        if name.startswith("benchmarks."):
+            return
         if getattr(arguments, "config", None):
             command.parse_config(arguments.config, overrides)
         elif getattr(arguments, "task", "") == "sweep":
@@ -149,6 +154,8 @@ def _check_module(module: str, argv: list[str]) -> None:
     package, _, name = module.partition(".")
     if package == "jax_mdlm" and name:
         check_arguments(name, argv)
+    elif package == "benchmarks":
+        check_arguments(module, argv)
     elif module == "pip":
         for word in argv[1:]:
             check_requirement(word)
@@ -202,7 +209,7 @@ def script_flags(script: str) -> set[str]:
 
 @functools.cache
 def flags() -> dict[str, frozenset[str]]:
-    """The flags of every command and task, by what stands behind `python -m jax_mdlm.`."""
+    """The flags of every command and task, by what stands after `python -m jax_mdlm.`."""
     return {
         parser.prog.removeprefix("python -m jax_mdlm."): frozenset(
             flag for action in parser._actions for flag in action.option_strings
@@ -219,9 +226,9 @@ def check_span(span: str) -> None:
       Refused: no command has the flag or task; no section has the setting, or not such a value.
     """
     words = span.split()
-    if span.startswith("python -m jax_mdlm."):
+    if span.startswith(("python -m jax_mdlm.", "python -m benchmarks.")):
         try:
-            check_arguments(words[2].partition(".")[2], words[3:])
+            check_arguments(words[2].removeprefix("jax_mdlm."), words[3:])
         except Refused as refused:
             # Prose may name a command without all that it needs, or with TASK for any.
             if not re.search(r"arguments are required|choice: '[A-Z]+'", str(refused)):

@@ -57,16 +57,16 @@ SHORTER: dict[tuple[str, ...], tuple[str, ...]] = {
     ("evaluate", "slack"): ("--limit", "4"),
     ("evaluate", "likelihood"): ("--limit", "2", "--samples", "2"),
     ("evaluate", "judge", "answers"): ("--limit", "1"),
-    ("benchmark", "loss"): ("--vocab=600", "--length=32", "--labels=8", "--embed=16"),
-    ("benchmark", "lattice"): ("--frames=32", "--labels=8", "--batch=1", "--repeats=1"),
-    ("benchmark", "sampler"): (
+    ("benchmarks.loss",): ("--vocab=600", "--length=32", "--labels=8", "--embed=16"),
+    ("benchmarks.lattice",): ("--frames=32", "--labels=8", "--batch=1", "--repeats=1"),
+    ("benchmarks.sampler",): (
         *("--repeats=1", "--steps=4", "--layers=1", "--embed=16", "--heads=2", "--mlp=16"),
         *("--vocab=600", "--prompt=8", "--length=8", "--block=4", "--batch=1"),
     ),
-    ("benchmark", "convert"): (
+    ("benchmarks.convert",): (
         *("--layers=1", "--embed=128", "--mlp=128", "--vocab=600", "--repeats=1", "--settle=0"),
     ),
-    ("benchmark", "buckets"): ("--rounds=0",),
+    ("benchmarks.buckets",): ("--rounds=0",),
 }
 # Two of the scripts install the package and run everything: continuous integration runs them.
 RUN_BY_CI = ("launch/quickstart.sh", "launch/test.sh")
@@ -189,9 +189,9 @@ class Shell:
         if words[0] in ("sh", "pip", "pytest") or words[1:3] in (["-m", "pip"], ["-m", "pytest"]):
             parsing.check(Command(1, tuple(words)))
             return None
-        if words[1:2] == ["-m"] and words[2].startswith("jax_mdlm."):
+        if words[1:2] == ["-m"] and words[2].startswith(("jax_mdlm.", "benchmarks.")):
             with contextlib.chdir(request["folder"]):
-                end = shorter(words[2].partition(".")[2], words[3:], self._home / "data")
+                end = shorter(words[2].removeprefix("jax_mdlm."), words[3:], self._home / "data")
             words = [*words[1:], *end]
         else:
             words = words[1:]

@@ -86,7 +86,7 @@ def test_the_api_comes_from_the_docstrings(built: tuple[Path, str]) -> None:
         # in one piece: by default a line of `Returns:` with a colon would begin another value
         ("diffusion", "jax_mdlm.diffusion.objective", "metrics to be added over microbatches"),
         ("config", "jax_mdlm.config.validate", "new slots per prompt"),
-        ("training", "jax_mdlm.mdlm.load_for_sampling", "form that the sampler reads"),
+        ("mdlm", "jax_mdlm.mdlm.load", "Opens a model: a training run"),
     ):
         html = (folder / f"api/{page}/index.html").read_text(encoding="utf-8")
         assert f'id="{name}"' in html, name
