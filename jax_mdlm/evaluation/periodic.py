@@ -3,7 +3,7 @@
 Enters: a run's config, corpus and layout. Leaves: a function of the parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from etils import epath
@@ -13,6 +13,7 @@ from jax_mdlm.containers import Params
 from jax_mdlm.data.chat import template_of
 from jax_mdlm.data.corpus import Corpus, open_references
 from jax_mdlm.data.pipeline import evaluation_batches
+from jax_mdlm.diffusion import TERMS, Term, validation_metrics
 from jax_mdlm.evaluation.tasks import evaluate_pronunciations
 from jax_mdlm.sampling import options_from
 from jax_mdlm.sharding import Layout
@@ -23,7 +24,11 @@ Evaluation = Callable[[Params], dict[str, float]]
 
 
 def make_evaluation(
-    config: Config, corpus: Corpus, layout: Layout, workdir: epath.Path
+    config: Config,
+    corpus: Corpus,
+    layout: Layout,
+    workdir: epath.Path,
+    terms: Sequence[Term] = TERMS,
 ) -> Evaluation:
     """What `train` measures on the validation rows.
 
@@ -31,7 +36,7 @@ def make_evaluation(
     the text) and the terms of the objective, with the same slack and noise at every call. For
     `pronunciations` also phoneme and word error rate of decoded words.
     """
-    measures = [_objective(config, corpus, layout)]
+    measures = [_objective(config, corpus, layout, terms)]
     if config.data.source == "pronunciations":
         measures.append(_pronunciations(config, corpus, layout, workdir))
     return lambda params: {
@@ -39,8 +44,9 @@ def make_evaluation(
     }
 
 
-def _objective(config: Config, corpus: Corpus, layout: Layout) -> Evaluation:
-    step = make_evaluation_step(config, corpus.tokenizer.ids, layout)
+def _objective(config: Config, corpus: Corpus, layout: Layout, terms: Sequence[Term]) -> Evaluation:
+    step = make_evaluation_step(config, corpus.tokenizer.ids, layout, terms)
+    names = validation_metrics(terms)
 
     def measure(params: Params) -> dict[str, float]:
         key = jax.random.key(config.train.seed)
@@ -56,7 +62,6 @@ def _objective(config: Config, corpus: Corpus, layout: Layout) -> Evaluation:
             rows = layout.place_rows(batch)
             parts.append(step(params, rows, jax.random.fold_in(key, number)))
         parts = jax.device_get(parts)
-        names = ("nll_bound", "ce", "ctc", "accuracy", "slack_predicted", "infeasible")
         return {name: mean_value([p[name] for p in parts]) for name in names if name in parts[0]}
 
     return measure

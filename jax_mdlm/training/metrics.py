@@ -103,6 +103,8 @@ def training_flops(config: ModelConfig, length: int) -> tuple[int, int]:
 class Throughput:
     """Tokens per second and, where the device's peak is known, the share of it that is used."""
 
+    SHOWN = ("tokens_per_second", "mfu")  # of `read`, on the console
+
     def __init__(self, config: ModelConfig, length: int) -> None:
         self._config, self._length = config, length
         chip = find_chip(jax.devices()[0].device_kind)

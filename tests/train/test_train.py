@@ -18,7 +18,7 @@ from jax_mdlm.containers import SpecialIds
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import CheckpointError, open_checkpoints
-from jax_mdlm.train.loop import ctc_health
+from jax_mdlm.train.loop import term_health
 from jax_mdlm.training.run import load_run
 from jax_mdlm.training.state import with_slack_row
 from jax_mdlm.workdir import load_config
@@ -124,11 +124,11 @@ def test_the_remedy_for_rows_without_an_alignment_is_one(
     """What is true already is not recommended."""
     config = command.apply_overrides(tiny, [f"--config.objective.{setting}"])
     values = {"ctc": 1.0, "ce": 1.0, "ctc_weight": 0.1, "infeasible": 0.292}
-    ctc_health(values, config, Progress(10))
+    term_health(values, config, Progress(10))
     assert capsys.readouterr().err == (
         "warning: 29.2% of the rows have no alignment and are left out of CTC; " + remedy + "\n"
     )
-    assert ctc_health(values | {"infeasible": 0.005}, config, Progress(10)) == {"ctc_to_ce": 0.1}
+    assert term_health(values | {"infeasible": 0.005}, config, Progress(10)) == {"ctc_to_ce": 0.1}
     assert capsys.readouterr().err == ""
 
 
