@@ -16,8 +16,8 @@ import jax
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.examples import parse_messages, without_answer
+from jax_mdlm.data.signs import BLANKS, MASK_SIGN, SLACK_SIGN
 from jax_mdlm.sample.prompts import last_text
-from jax_mdlm.sample.show import BLANKS, MASK_SIGN, SLACK_SIGN
 from jax_mdlm.sample.still import style
 from jax_mdlm.sample.traces import TraceWriter, read_traces, trace_of
 

@@ -10,7 +10,7 @@ from jax_mdlm.config import Config, profile_steps, to_json
 from jax_mdlm.containers import TrainState
 from jax_mdlm.data.corpus import Corpus
 from jax_mdlm.diffusion import TERMS, Term
-from jax_mdlm.evaluation.periodic import make_evaluation
+from jax_mdlm.evaluation.periodic import SHOWN, make_evaluation
 from jax_mdlm.model import table
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import Layout
@@ -51,12 +51,12 @@ def train(
     train_step = make_train_step(
         config, optimizer, ids, layout, mean_rows=order.mean_rows, terms=terms
     )
-    evaluation = make_evaluation(config, corpus, layout, workdir, terms)
+    progress = Progress(config.train.steps, start=step, active=jax.process_index() == 0)
+    evaluation = make_evaluation(config, corpus, layout, workdir, terms, progress.note)
     shown = (*shown_metrics(terms), *Throughput.SHOWN)
     batches = corpus.batches(config, step, layout.share())
     log = Log(workdir, resumed_at=step, tensorboard=config.train.tensorboard)
     window, throughput = Window(), Throughput(config.model, config.data.length)
-    progress = Progress(config.train.steps, start=step, active=jax.process_index() == 0)
     capture = Capture(profile_steps(config.profile), workdir)
     stop = Stop()
     compiled: set[tuple[int, ...]] = set()
@@ -71,9 +71,18 @@ def train(
     def evaluate() -> None:
         window.check()  # its steps end before, so that the evaluation's time is its own
         with watch.doing("evaluate"):
-            values = evaluation(network_params(state.params, state.frozen, config, ids))
-        log.write(step, "validation", values)
-        progress.line(step, "validation", values)
+            found = evaluation(network_params(state.params, state.frozen, config, ids))
+        log.write(step, "validation", found.values)
+        progress.line(step, "validation", found.values)
+        some = found.samples[:SHOWN]
+        log.write_samples(
+            step,
+            [sample.record() for sample in found.samples],
+            [sample.markdown() for sample in some],
+        )
+        for sample in some:
+            for line in sample.lines():
+                progress.note(line)
         throughput.restart()
 
     def account() -> dict[str, float]:

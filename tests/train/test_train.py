@@ -38,6 +38,33 @@ def test_a_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
     assert 0 < last["nll_bound"] < lines(undisturbed)[0]["nll_bound"]
 
 
+def test_a_chat_run_is_decoded_scored_and_shown(
+    forks: Forks, config_file: Path, tmp_path: Path
+) -> None:
+    """At every evaluation: chrF, exact match, texts and canvases; a second part goes on."""
+    words = ("--config.train.decode_rows=4", "--config.train.evaluate_every=2")
+    words = (*words, "--config.train.tensorboard=true")
+    text = start(forks, config_file, tmp_path, *words, "--config.train.steps=2").finish()
+    more = start(forks, config_file, tmp_path, *words, "--config.train.steps=4").finish()
+    for console, step in ((text, 2), (more, 4)):
+        assert f"step {step}/{step}  validation  nll_bound" in console
+        assert re.search(r"  chrf [\d.e-]+  exact_match [\d.]+  slack_share [\d.]+\n", console)
+        assert len(re.findall(r"^  [a-e]{3} -> ", console, re.MULTILINE)) == 3
+        assert len(re.findall(r"^    canvas", console, re.MULTILINE)) == 3
+    for line in lines(tmp_path, "validation"):
+        assert 0 <= line["exact_match"] <= 1
+        assert 0 <= line["chrf"] <= 1
+    found = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in found] == [2] * 4 + [4] * 4
+    assert found[0].keys() == {"step", "prompt", "reference", "text", "canvas"}
+    assert {tuple(row["reference"].split()) for row in found} <= {
+        tuple(row["prompt"].upper()[::-1]) for row in found
+    }
+    assert all(len(row["canvas"]) <= 8 for row in found)
+    events = (tmp_path / "tensorboard").glob("events*")
+    assert all(b"samples/3/text_summary" in path.read_bytes() for path in events)
+
+
 def test_sigterm_saves_and_a_second_run_goes_on_bitwise(
     forks: Forks, config_file: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -71,7 +71,7 @@ def test_a_term_is_trained_logged_validated_and_shown(
     config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, vocab_size=size))
     layout = make_layout(MeshConfig(fsdp=1), jax.devices()[:1])
     workdir, terms = epath.Path(tmp_path), (*TERMS, TOY)
-    measured = make_evaluation(config, corpus, layout, workdir, terms)(state.params)
+    measured = make_evaluation(config, corpus, layout, workdir, terms)(state.params).values
     assert list(measured) == validation_metrics(terms)
     assert {"sharpness", "largest"} <= measured.keys()
 
