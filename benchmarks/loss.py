@@ -42,7 +42,7 @@ def loss_programs(
     """
 
     def compact(hidden: jax.Array, head: jax.Array, corruption: Corruption) -> jax.Array:
-        return objective(hidden, head, corruption, IDS, config, ctc_weight=config.ctc_weight)[0]
+        return objective(hidden, head, corruption, IDS, config)[0]
 
     def dense(hidden: jax.Array, head: jax.Array, corruption: Corruption) -> jax.Array:
         return dense_loss(hidden, head, corruption, IDS, config)

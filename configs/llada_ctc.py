@@ -87,6 +87,7 @@ def get_config(preset: str = "") -> Config:
             log_every=10,
             evaluate_every=200,
             evaluate_rows=256,
+            decode_rows=16,  # one batch: 256 calls of the sampler at an evaluation
             save_every=200,
             keep_checkpoints=2,
         ),

@@ -83,6 +83,7 @@ def get_config(preset: str = "") -> Config:
             log_every=100,
             evaluate_every=500,
             evaluate_rows=512,
+            decode_rows=500,  # one batch
             save_every=500,
         ),
         sample=SampleConfig(length=24, block_length=24, steps=16, batch_size=500),

@@ -5,7 +5,7 @@ none came for a while, one of how many are done.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -18,21 +18,6 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.progress import Progress as RichProgress
-
-# What a line shows, in this order, where it is there; the JSONL file has everything.
-_SHOWN_IN_TRAINING = (
-    "loss",
-    "ce",
-    "ctc",
-    "accuracy",
-    "slack_predicted",
-    "infeasible",
-    "grad_norm",
-    "learning_rate",
-    "tokens_per_second",
-    "mfu",
-)
-
 
 # Seconds between two lines of progress in a log; later a tenth of the time that has passed, so that
 # an hour has 50 of them.
@@ -98,11 +83,24 @@ class Progress:
             seconds = (now - since) / (done - first)
             self.note("  ".join([f"{self._unit} {self._of(done)}", *self._pace(done, seconds)]))
 
-    def line(self, step: int, group: str, values: Mapping[str, float]) -> None:
-        """Prints a report above the bar; one of training with its pace and what is left."""
+    def line(
+        self,
+        step: int,
+        group: str,
+        values: Mapping[str, float],
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """Prints a report above the bar; one of training with its pace and what is left.
+
+        Args:
+          step: That it is of.
+          group: Of the values; "train" is not said.
+          values: Numbers by name.
+          names: What is shown of them, in this order, where it is there; None = all.
+        """
         training = group == "train"
-        names = [name for name in _SHOWN_IN_TRAINING if name in values] if training else values
-        shown = [f"{name} {_short(values[name])}" for name in names]
+        names = list(values) if names is None else names
+        shown = [f"{name} {_short(values[name])}" for name in names if name in values]
         rate = values.get("steps_per_second", 0.0) if training else 0.0
         pace = self._pace(step, 1 / rate if rate else 0.0)
         head = [f"{self._unit} {self._of(step)}", *([] if training else [group])]
@@ -112,7 +110,7 @@ class Progress:
         """Prints a line above the bar."""
         if self._active:
             self._spoken = self._clock()
-            self._console.print(text, soft_wrap=True)
+            self._console.print(text, soft_wrap=True, markup=False, emoji=False)
 
     def _of(self, done: int) -> str:
         return f"{done:,}/{self._total:,}"

@@ -54,9 +54,10 @@ def test_an_hour_has_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_report_says_step_of_total_pace_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(1900)
     values = {"loss": 7.214, "steps_per_second": 4.8, "tokens_per_second": 15410.0}
-    progress.line(100, "train", values)
+    shown = ("loss", "mfu", "tokens_per_second")
+    progress.line(100, "train", values, shown)
     progress.line(100, "validation", {"ce": 1.5, "steps_per_second": 1.0})
-    progress.line(1900, "train", values)
+    progress.line(1900, "train", values, shown)
     progress.line(1, "train", {"loss": 7.0})
     assert capsys.readouterr().err.splitlines() == [
         "step 100/1,900  loss 7.21  tokens_per_second 15,410  0.21 s a step  6 min left",
@@ -74,7 +75,7 @@ def test_reports_are_progress(capsys: pytest.CaptureFixture[str]) -> None:
         clock.now += 4
         progress.advance(step)
         if step % 2 == 0:
-            progress.line(step, "train", {"loss": 1.0, "steps_per_second": 0.25})
+            progress.line(step, "train", {"loss": 1.0, "steps_per_second": 0.25}, ["loss"])
     assert [line.split("  ")[1] for line in capsys.readouterr().err.splitlines()] == ["loss 1"] * 3
     for step in (8, 9):
         clock.now += 22

@@ -54,6 +54,10 @@ def validate(config: Config) -> Config:
     ):
         require(value >= 0, f"{path} must be 0 or more, got {value}")
     require(
+        train.decode_rows >= -1,
+        f"train.decode_rows must be -1 (by the source) or more, got {train.decode_rows}",
+    )
+    require(
         model.heads % model.kv_heads == 0,
         f"model.kv_heads must divide model.heads={model.heads}, got {model.kv_heads}",
     )

@@ -182,6 +182,9 @@ class TrainConfig:
     log_every: int = 20  # steps between lines of metrics
     evaluate_every: int = 500  # steps between evaluations; 0 = only at the end
     evaluate_rows: int = 512  # validation rows per evaluation; 0 = all
+    # Of them, rows whose answers are decoded, scored and shown; 0 = none, -1 = by the source: all
+    # of pronunciations and numbers, else 32 at most.
+    decode_rows: int = -1
     save_every: int = 500  # steps between checkpoints; the last step is always saved
     keep_checkpoints: int = 2  # newest checkpoints that are kept
     keep_every: int = 0  # steps; checkpoints at its multiples stay for good; 0 = none

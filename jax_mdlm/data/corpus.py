@@ -25,12 +25,15 @@ class Corpus:
       tokenizer: The run's tokenizer, kept in its work directory.
       train: Token rows that are learned.
       validation: Token rows that are held out.
+      held_out: The conversations of `validation`, as they read; None with pre-training, whose rows
+        ask nothing.
       note: What was done with the rows that nobody asked for; "" = nothing.
     """
 
     tokenizer: Tokenizer
     train: Table
     validation: Table
+    held_out: sources.Rows | None = None
     note: str = ""
 
     def batches(self, config: Config, start_step: int, share: Share) -> TrainBatches:
@@ -62,6 +65,7 @@ def load_corpus(config: Config, workdir: epath.Path) -> Corpus:
         tokenizer=tokenizer,
         train=_table(train_rows, config, tokenizer),
         validation=_table(validation_rows, config, tokenizer),
+        held_out=None if config.data.pretraining else validation_rows,
         note=train_rows.note,
     )
 

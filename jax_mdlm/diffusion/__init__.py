@@ -2,20 +2,32 @@
 
 from jax_mdlm.diffusion.corrupt import corrupt
 from jax_mdlm.diffusion.ctc import ctc_loss
-from jax_mdlm.diffusion.objectives import RowCounts, count_rows, ctc_weight_at, objective
+from jax_mdlm.diffusion.objectives import (
+    count_rows,
+    objective,
+    training_metrics,
+    validation_metrics,
+    weights_at,
+)
 from jax_mdlm.diffusion.schedule import mask_probability, sample_levels
 from jax_mdlm.diffusion.slack import Augmented, collapse_tokens, insert_slack
+from jax_mdlm.diffusion.terms import TERMS, Seen, Term, Weight
 
 __all__ = [
+    "TERMS",
     "Augmented",
-    "RowCounts",
+    "Seen",
+    "Term",
+    "Weight",
     "collapse_tokens",
     "corrupt",
     "count_rows",
     "ctc_loss",
-    "ctc_weight_at",
     "insert_slack",
     "mask_probability",
     "objective",
     "sample_levels",
+    "training_metrics",
+    "validation_metrics",
+    "weights_at",
 ]

@@ -1,33 +1,20 @@
-"""The training objective: masked cross-entropy on slack-augmented rows, and CTC.
+"""The training objective: the weighted sum of its terms, on slack-augmented rows.
 
 Enters: the denoiser's last hidden states, its head, and a `Corruption`. Leaves: the loss that
-`training` differentiates, and its metrics.
-
-Cross-entropy needs four numbers per slot (`logits`), CTC the `1 + U` columns of the head that the
-row's labels name (`lattice`).
+`training` differentiates, and its metrics. What the terms are is said in `terms`.
 """
 
-import flax.struct
+from collections.abc import Mapping, Sequence
+
 import jax
 import jax.numpy as jnp
 
 from jax_mdlm.config import ObjectiveConfig
 from jax_mdlm.containers import Corruption, Mean, SpecialIds
-from jax_mdlm.diffusion.ctc import clamp_observed, ctc_feasible, ctc_loss
-from jax_mdlm.diffusion.logits import Constrain, Parts, SlotLogits, slot_logits
+from jax_mdlm.diffusion.logits import Constrain, Parts, slot_logits
+from jax_mdlm.diffusion.terms import TERMS, Seen, Term
 
-
-@flax.struct.dataclass
-class RowCounts:
-    """Rows that each term is averaged over.
-
-    Attributes:
-      ce: float32 []; rows with a response.
-      ctc: float32 []; rows with labels that some alignment fits.
-    """
-
-    ce: jax.Array
-    ctc: jax.Array
+Scalars = Mapping[str, jax.Array | float]  # one per term, by name
 
 
 def objective(
@@ -37,12 +24,13 @@ def objective(
     ids: SpecialIds,
     config: ObjectiveConfig,
     *,
-    ctc_weight: jax.Array | float,
-    rows: RowCounts | None = None,
+    weights: Scalars | None = None,
+    rows: Scalars | None = None,
     constrain: Constrain | None = None,
     shards: tuple[int, int] = (1, 1),
+    terms: Sequence[Term] = TERMS,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """`ce + ctc_weight * ctc` (arXiv 2601.22947).
+    """The sum of the terms; with the usual ones `ce + ctc_weight * ctc` (arXiv 2601.22947).
 
     `ce`: per row `sum over masked slots of -log p(target) / p_mask`, divided by the supervised
     response slots; averaged over rows with a response (LLaDA's fine-tuning loss, arXiv 2502.09992).
@@ -54,13 +42,15 @@ def objective(
       head: float [D, V].
       corruption: Corrupted rows, [B, L] and [B, U].
       ids: Special token ids.
-      config: Objective; static. CTC is left out of the program where its weight is always 0.
-      ctc_weight: float []; lambda at this step, from `ctc_weight_at`.
-      rows: Denominators of the whole batch, where `corruption` is one of its microbatches: the
-        losses and gradients of the microbatches then add up to those of the batch. Default: the
-        counts of these rows.
+      config: Objective; static. A term is left out of the program where its weight is always 0.
+      weights: float [] of each term that has one, at this step, from `weights_at`. Default: where
+        they end.
+      rows: Denominators of the whole batch, from `count_rows`, where `corruption` is one of its
+        microbatches: the losses and gradients of the microbatches then add up to those of the
+        batch. Default: the counts of these rows.
       constrain: `constrain(array, *logical_axes) -> array`; default: no constraints.
       shards: Parts into which a mesh cuts the slots of all rows, and the vocabulary.
+      terms: What is added up; static.
 
     Returns:
       The loss, float [], in nats (per slot for ce, per label for ctc), and metrics to be added over
@@ -68,6 +58,9 @@ def objective(
       `slack_predicted` (shares of masked frames), `padding` (share of supervised slots),
       `infeasible` (share of rows with labels), `nll_bound` (nats per label). `ctc` and
       `infeasible` only where CTC is computed.
+
+    Raises:
+      ValueError: a term gives other metrics than it names.
     """
     fix = constrain or _unconstrained
     cut, vocab_cut = shards
@@ -79,142 +72,74 @@ def objective(
         parts=Parts.of(head.shape[1], corruption.targets.size // cut, config.loss_tile, vocab_cut),
         constrain=fix,
     )
-    ce = _cross_entropy(slots, corruption)
-    masked_frames = corruption.masked & corruption.frames
-    metrics = {
-        "ce": Mean.of(ce, jnp.any(corruption.response, axis=1)),
-        "accuracy": Mean.of(slots.target >= slots.largest, corruption.masked),
-        "slack_target": Mean.of(corruption.targets == ids.slack, masked_frames),
-        "slack_predicted": Mean.of(slots.slack >= slots.largest, masked_frames),
-        "padding": Mean.of(~corruption.frames, corruption.response),
-        "nll_bound": _bound(slots, corruption),
-    }
-    ce_rows = metrics["ce"].count if rows is None else rows.ce
-    loss = jnp.sum(ce) / jnp.maximum(ce_rows, 1.0)
-    if not _uses_ctc(config):
-        return loss, metrics
-
-    classes = _classes(corruption, ids)
-    log_probs = _class_log_probs(hidden, head, classes, slots.log_normaliser, fix)
-    ctc, feasible = _ctc(log_probs, corruption, classes, config)
-    has_labels = corruption.label_count > 0
-    metrics["ctc"] = Mean.of(ctc, has_labels & feasible)
-    metrics["infeasible"] = Mean.of(~feasible, has_labels)
-    ctc_rows = metrics["ctc"].count if rows is None else rows.ctc
-    return loss + ctc_weight * jnp.sum(ctc) / jnp.maximum(ctc_rows, 1.0), metrics
+    seen = Seen(hidden, head, slots, corruption, ids, config, fix)
+    loss, metrics = None, {}
+    for term in used_terms(config, terms):
+        total, named = term.value(seen)
+        if set(named) != term.metrics or metrics.keys() & named.keys():
+            raise ValueError(
+                f"term {term.name} must give the metrics that it alone names, "
+                f"{sorted(term.metrics)}, got {sorted(named)}"
+            )
+        metrics |= named
+        if term.weight is not None:
+            weight = term.weight(config).end if weights is None else weights[term.name]
+            total = weight * total
+        count = named[term.name].count if rows is None else rows[term.name]
+        part = total / jnp.maximum(count, 1.0)
+        loss = part if loss is None else loss + part
+    if loss is None:
+        raise ValueError("an objective must have a term, got none")
+    return loss, metrics
 
 
-def count_rows(corruption: Corruption, ids: SpecialIds, config: ObjectiveConfig) -> RowCounts:
+def used_terms(config: ObjectiveConfig, terms: Sequence[Term] = TERMS) -> list[Term]:
+    """Those whose weight is ever above 0: the others are not computed."""
+    return [term for term in terms if term.weight is None or term.weight(config).used]
+
+
+def count_rows(
+    corruption: Corruption,
+    ids: SpecialIds,
+    config: ObjectiveConfig,
+    terms: Sequence[Term] = TERMS,
+) -> dict[str, jax.Array]:
     """Counts the rows of each term without the model, for gradient accumulation.
-
-    Whether an alignment fits depends on frames, labels and observed slots only.
 
     Args:
       corruption: The whole batch, [B, L] and [B, U].
       ids: Special token ids.
       config: Objective; static.
+      terms: Those of the objective; static.
 
     Returns:
-      The counts, float32 []; `ctc` is 0 where CTC is not computed.
+      float32 [] of every term that is computed, by name.
     """
-    ce = jnp.sum(jnp.any(corruption.response, axis=1), dtype=jnp.float32)
-    if not _uses_ctc(config):
-        return RowCounts(ce=ce, ctc=jnp.zeros((), jnp.float32))
-    feasible = ctc_feasible(
-        corruption.targets,
-        ~corruption.masked & (config.observed == "clamp"),
-        corruption.frames,
-        corruption.labels,
-        corruption.label_count,
-        _classes(corruption, ids),
-        collapse=config.collapse,
-    )
-    ctc = jnp.sum(feasible & (corruption.label_count > 0), dtype=jnp.float32)
-    return RowCounts(ce=ce, ctc=ctc)
+    return {term.name: term.rows(corruption, ids, config) for term in used_terms(config, terms)}
 
 
-def ctc_weight_at(config: ObjectiveConfig, step: jax.Array | int) -> jax.Array:
-    """lambda at an update: constant, or linear from `ctc_weight_start`, then constant.
+def weights_at(
+    config: ObjectiveConfig, step: jax.Array | int, terms: Sequence[Term] = TERMS
+) -> dict[str, jax.Array]:
+    """Weights at an update, float32 [] of every term that has one, by name.
 
     Args:
-      config: Objective; `ctc_weight_start < 0` means constant.
+      config: Objective; static.
       step: int []; updates made so far.
-
-    Returns:
-      float32 [].
+      terms: Those of the objective; static.
     """
-    end = jnp.asarray(config.ctc_weight, jnp.float32)
-    if config.ctc_weight_start < 0 or config.ctc_weight_steps == 0:
-        return end
-    share = jnp.minimum(jnp.asarray(step, jnp.float32) / config.ctc_weight_steps, 1.0)
-    return config.ctc_weight_start + share * (end - config.ctc_weight_start)
+    return {term.name: term.weight(config).at(step) for term in terms if term.weight is not None}
 
 
-def _uses_ctc(config: ObjectiveConfig) -> bool:
-    return config.ctc_weight > 0 or config.ctc_weight_start > 0
+def training_metrics(terms: Sequence[Term] = TERMS) -> list[str]:
+    """Metrics that the console shows of training, in order: terms, then what is beside them."""
+    return [*(term.name for term in terms), *(name for term in terms for name in term.shown)]
+
+
+def validation_metrics(terms: Sequence[Term] = TERMS) -> list[str]:
+    """Metrics that are measured on held-out rows, in order."""
+    return [*(name for term in terms for name in term.validated), *training_metrics(terms)]
 
 
 def _unconstrained(x: jax.Array, *axes: str | None) -> jax.Array:
     return x
-
-
-def _cross_entropy(slots: SlotLogits, corruption: Corruption) -> jax.Array:
-    """Weighted cross-entropy per supervised slot of each row, [B]; 0 without a response."""
-    weighted = (slots.log_normaliser - slots.target) * corruption.weight[:, None]
-    total = jnp.sum(jnp.where(corruption.masked, weighted, 0.0), axis=1)
-    return total / jnp.maximum(jnp.sum(corruption.response, axis=1), 1)
-
-
-def _bound(slots: SlotLogits, corruption: Corruption) -> Mean:
-    """Negative ELBO per label: `sum over masked frames of -log p(target) / p_mask` / label count.
-
-    An upper bound on the negative log-likelihood of the text, in expectation over the noise (Eq. 4
-    of arXiv 2502.09992, t = p): the text is at least as likely as one canvas that collapses to it.
-    """
-    weighted = (slots.log_normaliser - slots.target) * corruption.weight[:, None]
-    total = jnp.sum(jnp.where(corruption.masked & corruption.frames, weighted, 0.0))
-    total = jax.lax.stop_gradient(total).astype(jnp.float32)
-    return Mean(total, jnp.sum(corruption.label_count, dtype=jnp.float32))
-
-
-def _classes(corruption: Corruption, ids: SpecialIds) -> jax.Array:
-    """Token ids of the compact alphabet: slack, then the labels, int32 [B, 1 + U]."""
-    return jnp.pad(corruption.labels, ((0, 0), (1, 0)), constant_values=ids.slack)
-
-
-def _class_log_probs(
-    hidden: jax.Array,
-    head: jax.Array,
-    classes: jax.Array,
-    log_normaliser: jax.Array,
-    constrain: Constrain,
-) -> jax.Array:
-    """Log-probabilities of each row's own classes, [B, L, 1 + U], from those columns only."""
-    # Every device takes its rows of the head (D is cut) at the labels of all rows; then rows of the
-    # batch change places with rows of the head. Gathering the head instead moves V / U as much.
-    columns = jnp.take(head, classes, axis=1, mode="clip").astype(hidden.dtype)  # [D, B, 1 + U]
-    columns = constrain(columns, "embed", None, None)
-    columns = constrain(columns, None, "batch", None)
-    logits = jnp.einsum(
-        "bld,dbu->blu", hidden, columns, preferred_element_type=log_normaliser.dtype
-    )
-    # The lattice walks along the slots: every device needs the whole length of its rows.
-    return constrain(logits - log_normaliser[..., None], "batch", None, None)
-
-
-def _ctc(
-    log_probs: jax.Array, corruption: Corruption, classes: jax.Array, config: ObjectiveConfig
-) -> tuple[jax.Array, jax.Array]:
-    """CTC per label of each row, [B], 0 where nothing fits or no labels are; feasibility [B]."""
-    if config.observed == "clamp":
-        log_probs = clamp_observed(log_probs, corruption.targets, ~corruption.masked, classes)
-    nll, feasible = ctc_loss(
-        log_probs,
-        corruption.frames,
-        corruption.labels,
-        corruption.label_count,
-        collapse=config.collapse,
-        through=config.ctc_through,
-    )
-    has_labels = corruption.label_count > 0
-    return jnp.where(has_labels, nll / jnp.maximum(corruption.label_count, 1), 0.0), feasible

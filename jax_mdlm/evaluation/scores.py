@@ -46,6 +46,27 @@ class Metric:
         return errors, units
 
 
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A number that a run reports of decoded text.
+
+    Attributes:
+      name: In the log.
+      metric: One of `METRICS`.
+      right: Whether 1 - its rate is reported, which is 1 where all is right.
+    """
+
+    name: str
+    metric: str
+    right: bool = False
+
+    def value(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+        """Errors per unit over all rows, or what is right of them."""
+        errors, units = METRICS[self.metric].score(texts, references)
+        rate = float(errors.sum() / max(units.sum(), 1.0))
+        return 1 - rate if self.right else rate
+
+
 def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
     """Fewest insertions, deletions and substitutions between two sequences (Levenshtein).
 

@@ -14,10 +14,10 @@ from etils import epath
 from jax_mdlm.config import Config, ConfigError, DataConfig
 from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.corpus import open_references, open_split
-from jax_mdlm.data.examples import answers, without_answer
+from jax_mdlm.data.examples import Example, answers, without_answer
 from jax_mdlm.data.jsonl import read_rows
 from jax_mdlm.data.rows import Rows, Split
-from jax_mdlm.evaluation.scores import Metric, metric_named, nearest
+from jax_mdlm.evaluation.scores import METRICS, Metric, Score, metric_named, nearest
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import Answer, SampleOptions, response_end, why_too_long
 from jax_mdlm.setup import Setup
@@ -25,8 +25,32 @@ from jax_mdlm.setup import Setup
 TooLong = Literal["error", "empty"]  # what becomes of a prompt that does not fit the model
 Word = tuple[str, Sequence[str]]  # a word and its pronunciations, symbols between spaces
 
-# How decoded text of a source is scored where nothing else is said.
-_USUAL = {"pronunciations": "symbols", "numbers": "exact"}
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How decoded text of a source is scored where nothing else is said.
+
+    Attributes:
+      metric: Of `evaluate`.
+      scores: What a run reports at every evaluation.
+      most: Rows that it decodes for that, at most; 0 = train.evaluate_rows. Texts of a small model
+        on short canvases cost seconds, those of a chat minutes.
+    """
+
+    metric: str
+    scores: tuple[Score, ...]
+    most: int = 0
+
+
+_RIGHT = Score("exact_match", "exact", right=True)
+_KINDS = {
+    "pronunciations": Kind(
+        "symbols",
+        (Score("phoneme_error_rate", "symbols"), Score("word_error_rate", "exact")),
+    ),
+    "numbers": Kind("exact", (_RIGHT,)),
+}
+_CHAT = Kind("exact", (Score("chrf", "chrf", right=True), _RIGHT), most=32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +63,7 @@ class Task:
       references: Texts that count as right, one tuple per row.
       metric: How an answer is held against them.
       origins: Where each row comes from, e.g. "rows.jsonl:3"; () = they are counted from 1.
+      scores: What a run reports of them while it trains.
     """
 
     name: str
@@ -46,6 +71,7 @@ class Task:
     references: list[tuple[str, ...]]
     metric: Metric
     origins: Sequence[str] = ()
+    scores: tuple[Score, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -130,7 +156,7 @@ def open_task(
     Raises:
       ConfigError: no such metric, split or file; a row that cannot be used.
     """
-    usual = "characters" if file else _USUAL.get(config.data.source, "exact")
+    usual = "characters" if file else usual_of(config).metric
     chosen = metric_named(metric or usual)
     if chosen.name == "symbols" and config.data.source == "pronunciations":
         chosen = dataclasses.replace(chosen, label="phoneme error rate")  # its words are phonemes
@@ -144,6 +170,7 @@ def open_task(
             [tuple(references) for _, references in words],
             chosen,
             [f"{name}:{word}" for word, _ in words],
+            usual_of(config).scores,
         )
     if file:
         read = read_rows(file, "--file")
@@ -153,16 +180,57 @@ def open_task(
         examples, origins, name = rows.examples, rows.origins, rows.name
     asked, references = [], []
     for example, origin in zip(examples[:stop], origins, strict=False):
-        found = answers(example)
-        if not found or not example[found[-1]].content.strip():
+        if (pair := _last_pair(example)) is None:
             raise ConfigError(
                 f"{origin} must have an answer to be scored against, got "
-                f"{'an empty one' if found else 'a text alone'}; give rows with answers in --file"
+                f"{'an empty one' if answers(example) else 'a text alone'}; give rows with answers "
+                "in --file"
             )
-        question, answer = without_answer(example[: found[-1] + 1])
-        asked.append(question)
-        references.append((answer,))
-    return Task(name, asked, references, chosen, origins[:stop])
+        asked.append(pair[0])
+        references.append((pair[1],))
+    return Task(name, asked, references, chosen, origins[:stop], usual_of(config).scores)
+
+
+def usual_of(config: Config) -> Kind:
+    """How the rows of a run's source are scored."""
+    return _KINDS.get(config.data.source, _CHAT)
+
+
+def rows_decoded(config: Config) -> int | None:
+    """Rows that a run decodes at an evaluation; None = all that are held out."""
+    if config.train.decode_rows >= 0:
+        return config.train.decode_rows
+    most, rows = usual_of(config).most, config.train.evaluate_rows
+    return min(most, rows or most) if most else rows or None
+
+
+def task_of_rows(config: Config, rows: Rows, fits: Callable[[Conversation], bool]) -> Task:
+    """The first held-out rows that can be asked; a run leaves out the others, whatever they are.
+
+    Args:
+      config: Of the run.
+      rows: Held out.
+      fits: Whether a conversation can be decoded.
+    """
+    asked, references, stop = [], [], rows_decoded(config)
+    for example in rows.examples:
+        if stop is not None and len(asked) >= stop:
+            break
+        pair = _last_pair(example)
+        if pair is not None and fits(pair[0]):
+            asked.append(pair[0])
+            references.append((pair[1],))
+    kind = usual_of(config)
+    return Task(rows.name, asked, references, METRICS[kind.metric], scores=kind.scores)
+
+
+def _last_pair(example: Example) -> tuple[Example, str] | None:
+    """What is asked last, and the answer; None where there is none, or an empty one."""
+    found = answers(example)
+    if not found:
+        return None
+    question, answer = without_answer(example[: found[-1] + 1])
+    return (question, answer) if answer and answer.strip() else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The loop: state, steps, evaluation, saves, in one page."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from etils import epath
@@ -9,6 +9,7 @@ from etils import epath
 from jax_mdlm.config import Config, profile_steps, to_json
 from jax_mdlm.containers import Params, TrainState
 from jax_mdlm.data.corpus import Corpus
+from jax_mdlm.diffusion import TERMS, Term
 from jax_mdlm.model import table
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import Layout
@@ -17,16 +18,18 @@ from jax_mdlm.training import checkpoint, goodput
 from jax_mdlm.training.begin import begin
 from jax_mdlm.training.capture import Capture
 from jax_mdlm.training.goodput import Goodput
+from jax_mdlm.training.measured import SHOWN, Measured
 from jax_mdlm.training.metrics import Log, Throughput, Window
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import network_params
-from jax_mdlm.training.step import make_train_step
+from jax_mdlm.training.step import make_train_step, shown_metrics
 from jax_mdlm.training.stop import Stop
 from jax_mdlm.workdir import checkpoint_folder
 
 # What is measured on the validation rows; the command brings it, for it also decodes.
 MakeEvaluation = Callable[
-    [Config, Corpus, Layout, epath.Path], Callable[[Params], dict[str, float]]
+    [Config, Corpus, Layout, epath.Path, Sequence[Term], Callable[[str], None]],
+    Callable[[Params], Measured],
 ]
 
 
@@ -37,6 +40,7 @@ def train(
     workdir: epath.Path,
     watch: Goodput,
     make_evaluation: MakeEvaluation,
+    terms: Sequence[Term] = TERMS,
 ) -> TrainState:
     """Trains, or goes on training, in `workdir`; returns the last state."""
     ids = corpus.tokenizer.ids
@@ -50,12 +54,15 @@ def train(
     step = first_step = int(state.step)
 
     order = corpus.order(config)
-    train_step = make_train_step(config, optimizer, ids, layout, mean_rows=order.mean_rows)
-    evaluation = make_evaluation(config, corpus, layout, workdir)
+    train_step = make_train_step(
+        config, optimizer, ids, layout, mean_rows=order.mean_rows, terms=terms
+    )
+    progress = Progress(config.train.steps, start=step, active=jax.process_index() == 0)
+    evaluation = make_evaluation(config, corpus, layout, workdir, terms, progress.note)
+    shown = (*shown_metrics(terms), *Throughput.SHOWN)
     batches = corpus.batches(config, step, layout.share())
     log = Log(workdir, resumed_at=step, tensorboard=config.train.tensorboard)
     window, throughput = Window(), Throughput(config.model, config.data.length)
-    progress = Progress(config.train.steps, start=step, active=jax.process_index() == 0)
     capture = Capture(profile_steps(config.profile), workdir)
     stop = Stop()
     compiled: set[tuple[int, ...]] = set()
@@ -70,9 +77,18 @@ def train(
     def evaluate() -> None:
         window.check()  # its steps end before, so that the evaluation's time is its own
         with watch.doing("evaluate"):
-            values = evaluation(network_params(state.params, state.frozen, config, ids))
-        log.write(step, "validation", values)
-        progress.line(step, "validation", values)
+            found = evaluation(network_params(state.params, state.frozen, config, ids))
+        log.write(step, "validation", found.values)
+        progress.line(step, "validation", found.values)
+        some = found.samples[:SHOWN]
+        log.write_samples(
+            step,
+            [sample.record() for sample in found.samples],
+            [sample.markdown() for sample in some],
+        )
+        for sample in some:
+            for line in sample.lines():
+                progress.note(line)
         throughput.restart()
 
     def account() -> dict[str, float]:
@@ -82,9 +98,9 @@ def train(
         values = window.report(running)
         if values:
             values |= throughput.read(values.pop("tokens"), running)
-            values |= ctc_health(values, config, progress)
+            values |= term_health(values, config, progress, terms)
             log.write(number, "train", values)
-            progress.line(number, "train", values)
+            progress.line(number, "train", values, shown)
 
     counts = corpus.train.counts
     progress.note(f"training rows: {counts.line(config.data)}")
@@ -163,26 +179,23 @@ def is_due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def ctc_health(values: Mapping[str, float], config: Config, progress: Progress) -> dict[str, float]:
-    """How heavy CTC is beside CE; warns where rows without an alignment are common."""
-    if "ctc" not in values:
-        return {}
-    if values["infeasible"] > 0.01:
-        progress.note(
-            f"warning: {values['infeasible']:.1%} of the rows have no alignment and are left out "
-            f"of CTC; {_remedy(config)}"
-        )
-    return {"ctc_to_ce": values["ctc_weight"] * values["ctc"] / max(values["ce"], 1e-9)}
-
-
-def _remedy(config: Config) -> str:
-    """What gives rows an alignment: slack between equal neighbours, which needs room."""
-    objective = config.objective
-    if objective.collapse == "merge" and not objective.slack_max:
-        return "set objective.slack_max above 0: without slack equal neighbours merge"
-    if objective.collapse == "merge" and not objective.separate_repeats:
-        return "set objective.separate_repeats=true, which is false here"
-    return f"raise data.length={config.data.length}, which leaves their slack no room"
+def term_health(
+    values: Mapping[str, float],
+    config: Config,
+    progress: Progress,
+    terms: Sequence[Term] = TERMS,
+) -> dict[str, float]:
+    """How heavy each weighted term is beside CE (`ctc_to_ce`); says what a term warns of."""
+    heavy = {}
+    for term in terms:
+        if term.name not in values:
+            continue
+        if warning := term.warning(values, config):
+            progress.note(f"warning: {warning}")
+        if term.weight is not None:
+            weighted = values[f"{term.name}_weight"] * values[term.name]
+            heavy[f"{term.name}_to_ce"] = weighted / max(values["ce"], 1e-9)
+    return heavy
 
 
 def describe(layout: Layout) -> str:

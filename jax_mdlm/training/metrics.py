@@ -6,7 +6,8 @@ under way, so that the host never waits for the step that is running.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -103,6 +104,8 @@ def training_flops(config: ModelConfig, length: int) -> tuple[int, int]:
 class Throughput:
     """Tokens per second and, where the device's peak is known, the share of it that is used."""
 
+    SHOWN = ("tokens_per_second", "mfu")  # of `read`, on the console
+
     def __init__(self, config: ModelConfig, length: int) -> None:
         self._config, self._length = config, length
         chip = find_chip(jax.devices()[0].device_kind)
@@ -147,17 +150,22 @@ class Throughput:
 
 
 class Log:
-    """Writes numbers to `<workdir>/metrics.jsonl` and TensorBoard; on the first process only."""
+    """Writes to the work directory and TensorBoard; on the first process only.
+
+    Numbers go to `metrics.jsonl`, decoded texts to `samples.jsonl`.
+    """
 
     def __init__(self, workdir: epath.Path, *, resumed_at: int, tensorboard: bool) -> None:
         self._active = jax.process_index() == 0
         self._path = workdir / "metrics.jsonl"
+        self._samples = workdir / "samples.jsonl"
         self._board = None
         self.lost_steps = 0  # made before a kill, after its last checkpoint: made again now
         if not self._active:
             return
-        if self._path.exists():
-            self._forget_after(resumed_at)
+        for path in (self._path, self._samples):
+            if path.exists():
+                self._forget_after(path, resumed_at)
         if tensorboard:
             self._board = SummaryWriter(
                 str(workdir / "tensorboard"), purge_step=resumed_at, write_to_disk=True
@@ -174,15 +182,29 @@ class Log:
                 self._board.add_scalar(f"{group}/{name}", value, step)
             self._board.flush()
 
+    def write_samples(
+        self, step: int, records: Sequence[Mapping[str, Any]], shown: Sequence[str]
+    ) -> None:
+        """Appends a line for each decoded row; `shown` are texts in Markdown for TensorBoard."""
+        if not self._active or not records:
+            return
+        with self._samples.open("a") as file:
+            for record in records:
+                file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
+        if self._board is not None:
+            for number, text in enumerate(shown, start=1):
+                self._board.add_text(f"samples/{number}", text, step)
+            self._board.flush()
+
     def close(self) -> None:
         """Closes the event file."""
         if self._board is not None:
             self._board.close()
 
-    def _forget_after(self, step: int) -> None:
+    def _forget_after(self, path: epath.Path, step: int) -> None:
         # A killed run wrote lines beyond its last checkpoint; the resumed one writes them again.
         kept = []
-        for line in self._path.read_text().splitlines():
+        for line in path.read_text().split("\n"):
             try:
                 number = json.loads(line)["step"]
                 self.lost_steps = max(self.lost_steps, number - step)
@@ -190,4 +212,4 @@ class Log:
                     kept.append(line + "\n")
             except (ValueError, KeyError):  # the line that the kill cut short
                 continue
-        self._path.write_text("".join(kept))
+        path.write_text("".join(kept))

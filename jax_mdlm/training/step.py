@@ -6,7 +6,8 @@ but the memory.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ def make_train_step(
     layout: Layout,
     *,
     mean_rows: float | None = None,
+    terms: Sequence[diffusion.Term] = diffusion.TERMS,
 ) -> TrainStep:
     """Compiles the update, at the first call with each shape of a batch; the state is donated.
 
@@ -45,11 +47,12 @@ def make_train_step(
       ids: Special token ids.
       layout: Places state and batch.
       mean_rows: Rows of a step on average, over an epoch; None = those of every batch.
+      terms: Of the objective.
 
     Returns:
       `(state, batch) -> (state, metrics)`; the metrics are those of `diffusion.objective` plus
-      `loss` (nats), `grad_norm` (before clipping), `learning_rate`, `ctc_weight` and `tokens`
-      (valid slots), all as `Mean`.
+      `loss` (nats), `grad_norm` (before clipping), `learning_rate`, each term's weight
+      (`ctc_weight`) and `tokens` (valid slots), all as `Mean`.
     """
     rate = learning_rate(config.optimizer, config.train.steps)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, layout))
@@ -57,9 +60,14 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         corruption = diffusion.corrupt(key, batch, ids, config.objective)
-        ctc_weight = diffusion.ctc_weight_at(config.objective, state.step)
+        weights = diffusion.weights_at(config.objective, state.step, terms)
+        loss = functools.partial(
+            _loss, weights=weights, config=config, ids=ids, layout=layout, terms=terms
+        )
+        # The denominators of the whole batch, so that the parts add up to exactly its gradient.
+        whole = functools.partial(diffusion.count_rows, corruption, ids, config.objective, terms)
         grads, metrics = _gradient(
-            state.params, state.frozen, corruption, ctc_weight, config, ids, layout
+            loss, whole, state.params, state.frozen, corruption, config.train.microbatches, layout
         )
         if mean_rows is not None:
             grads, metrics = _weigh(grads, metrics, len(batch.tokens) / mean_rows)
@@ -68,7 +76,7 @@ def make_train_step(
         metrics |= {
             "grad_norm": Mean.of(optax.tree.norm(grads)),
             "learning_rate": Mean.of(jnp.asarray(rate(state.step))),
-            "ctc_weight": Mean.of(ctc_weight),
+            **{f"{name}_weight": Mean.of(weight) for name, weight in weights.items()},
             "tokens": Mean.of(jnp.sum(corruption.valid, dtype=jnp.float32)),
         }
         new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
@@ -83,37 +91,44 @@ def make_train_step(
 
 
 def make_evaluation_step(
-    config: Config, ids: SpecialIds, layout: Layout
+    config: Config,
+    ids: SpecialIds,
+    layout: Layout,
+    terms: Sequence[diffusion.Term] = diffusion.TERMS,
 ) -> Callable[[Params, Batch, jax.Array], Metrics]:
     """Compiles `(params, batch, key) -> metrics` of the objective, without an update."""
 
     def evaluation_step(params: Params, batch: Batch, key: jax.Array) -> Metrics:
         corruption = diffusion.corrupt(key, batch, ids, config.objective)
-        weight = jnp.float32(config.objective.ctc_weight)
-        return _loss(params, None, corruption, weight, None, config, ids, layout)[1]
+        return _loss(
+            params, None, corruption, None, config=config, ids=ids, layout=layout, terms=terms
+        )[1]
 
     return jax.jit(evaluation_step, out_shardings=layout.replicated)
 
 
+def shown_metrics(terms: Sequence[diffusion.Term] = diffusion.TERMS) -> tuple[str, ...]:
+    """Metrics of a step that the console shows, in order, where they are there."""
+    return ("loss", *diffusion.training_metrics(terms), "grad_norm", "learning_rate")
+
+
 def _gradient(
+    loss: Callable[..., tuple[jax.Array, Metrics]],
+    count_rows: Callable[[], dict[str, jax.Array]],
     params: Params,
     frozen: Params | None,
     corruption: Corruption,
-    ctc_weight: jax.Array,
-    config: Config,
-    ids: SpecialIds,
+    parts: int,
     layout: Layout,
 ) -> tuple[Params, Metrics]:
-    parts = config.train.microbatches
-    gradient = jax.grad(_loss, has_aux=True)
+    gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
-        return gradient(params, frozen, corruption, ctc_weight, None, config, ids, layout)
-    # The denominators of the whole batch, so that the parts add up to exactly its gradient.
-    rows = diffusion.count_rows(corruption, ids, config.objective)
+        return gradient(params, frozen, corruption, None)
+    rows = count_rows()
 
     def accumulate(total: Params, part: Corruption) -> tuple[Params, Metrics]:
         part = jax.tree.map(lambda x: layout.constrain(x, "batch"), part)
-        grads, metrics = gradient(params, frozen, part, ctc_weight, rows, config, ids, layout)
+        grads, metrics = gradient(params, frozen, part, rows)
         return jax.tree.map(jnp.add, total, grads), metrics
 
     # Row b goes to part b % parts: each device keeps its own rows, nothing moves.
@@ -142,11 +157,13 @@ def _loss(
     params: Params,
     frozen: Params | None,
     corruption: Corruption,
-    ctc_weight: jax.Array,
-    rows: diffusion.RowCounts | None,
+    rows: dict[str, jax.Array] | None,
+    *,
+    weights: dict[str, jax.Array] | None = None,
     config: Config,
     ids: SpecialIds,
     layout: Layout,
+    terms: Sequence[diffusion.Term],
 ) -> tuple[jax.Array, Metrics]:
     params = network_params(params, frozen, config, ids)
     hidden = model.encode(params, corruption.inputs, config.model, corruption.valid, layout)
@@ -156,9 +173,10 @@ def _loss(
         corruption,
         ids,
         config.objective,
-        ctc_weight=ctc_weight,
+        weights=weights,
         rows=rows,
         constrain=layout.constrain,
         shards=(layout.parts("batch", "length"), layout.parts("vocab")),
+        terms=terms,
     )
     return loss, metrics | {"loss": Mean.of(loss)}

@@ -16,8 +16,8 @@ import jax
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.examples import parse_messages, without_answer
+from jax_mdlm.data.signs import BLANKS, MASK_SIGN, SLACK_SIGN
 from jax_mdlm.viewing.prompts import last_text
-from jax_mdlm.viewing.show import BLANKS, MASK_SIGN, SLACK_SIGN
 from jax_mdlm.viewing.still import style
 from jax_mdlm.viewing.traces import TraceWriter, read_traces, trace_of
 
@@ -53,7 +53,7 @@ def page(runs: Mapping[str, Sequence[Mapping[str, Any]]], ended: bool = False) -
     }
     # `</script>` and `<!--` end or change a script element wherever they stand.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = importlib.resources.files("jax_mdlm.sample").joinpath("player.html")
+    template = importlib.resources.files("jax_mdlm.viewing").joinpath("player.html")
     return template.read_text("utf-8").replace("@STYLE@", style()).replace("@DATA@", text)
 
 

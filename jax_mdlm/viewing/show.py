@@ -6,15 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from jax_mdlm.data.signs import slot_texts, visible, without_end
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sampling import Answer
 from jax_mdlm.viewing.prompts import Encoded, Prompt, Refused
 
-SLACK_SIGN = "·"
-MASK_SIGN = "░"
-# How vocabularies of bytes or SentencePiece write a space and a newline; blanks that take a line.
-BLANKS = {"\u0120": "␣", "\u2581": "␣", "\u010a": "↵", "\n": "↵", "\r": "␍", "\t": "⇥"}
-_SEEN = str.maketrans(BLANKS)
 _OF_AN_ANSWER = ("error", "canvas", "committed_at")  # a row that was an output has an older one's
 WRITTEN = ("response", "reference", "template", *_OF_AN_ANSWER)  # what a record adds to its row
 
@@ -78,25 +74,12 @@ def trace_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def slot_texts(slots: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The token of each slot; slack as a dot, masks as a shade."""
-    signs = {tokenizer.ids.slack: SLACK_SIGN, tokenizer.ids.mask: MASK_SIGN}
-    return [signs.get(slot) or tokenizer.token(slot) for slot in slots]
-
-
-def visible(token: str) -> str:
-    """A token of one line in which something is seen: `↵` for a newline, `␣` for a lone space."""
-    return (token if token.strip(" ") else token.replace(" ", "␣")).translate(_SEEN)
-
-
 def show_line(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer, canvas: bool) -> str:
     """`prompt -> response`, below it (`canvas`) the slots and the order of their commits."""
     line = f"{prompt.shown} -> {text}"
     if not canvas:
         return line
-    slots = answer.response.tolist()
-    while slots and slots[-1] in (tokenizer.ids.eos, tokenizer.ids.pad):  # says nothing
-        slots.pop()
+    slots = without_end(answer.response.tolist(), tokenizer)
     tokens = [visible(token) for token in slot_texts(slots, tokenizer)]
     return f"{line}\n{_table(tokens, answer.committed_at.tolist())}"
 

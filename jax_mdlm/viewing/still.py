@@ -10,14 +10,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jax_mdlm.viewing.show import MASK_SIGN, SLACK_SIGN, visible
+from jax_mdlm.data.signs import MASK_SIGN, SLACK_SIGN, visible
 
 _END = re.compile(r"<\|.+\|>")
 
 
 def style() -> str:
     """The style sheet of a canvas; everything in it holds below an element of class `denoising`."""
-    return importlib.resources.files("jax_mdlm.sample").joinpath("canvas.css").read_text("utf-8")
+    return importlib.resources.files("jax_mdlm.viewing").joinpath("canvas.css").read_text("utf-8")
 
 
 def still(record: Mapping[str, Any], note: str = "") -> str:

@@ -16,9 +16,9 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from jax_mdlm.data.signs import MASK_SIGN, SLACK_SIGN
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sampling import Answer, response_end
-from jax_mdlm.viewing.show import MASK_SIGN, SLACK_SIGN
 
 _END_SIGN = "■"
 _NEW, _OLD, _SLACK = "bold green", "", "bold magenta"

@@ -58,7 +58,7 @@ def _objective(hidden, head, corruption, *, config, layout):
     if layout:
         shards = layout.parts("batch", "length"), layout.parts("vocab")
         on_mesh = {"constrain": layout.constrain, "shards": shards}
-    return objective(hidden, head, corruption, IDS, config, ctc_weight=0.3, **on_mesh)[0]
+    return objective(hidden, head, corruption, IDS, config, weights={"ctc": 0.3}, **on_mesh)[0]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def _objective(hidden, head, corruption, *, config, layout):
 )
 def test_value_and_gradient_on_every_mesh(length, labels, slack_max, collapse, eight_devices):
     config = ObjectiveConfig(
-        ctc_weight=0.3, collapse=collapse, slack_max=slack_max, loss_tile=length * 60
+        weights={"ctc": 0.3}, collapse=collapse, slack_max=slack_max, loss_tile=length * 60
     )
     optax_config = ObjectiveConfig(**{**vars(config), "ctc_through": "optax", "loss_tile": 2**40})
     with jax.enable_x64(True):

@@ -9,14 +9,19 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jax_mdlm.config import Config, MeshConfig, ModelConfig, SampleConfig
+from jax_mdlm.config import Config, DataConfig, MeshConfig, ModelConfig, SampleConfig, TrainConfig
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.chat import PlainTemplate
+from jax_mdlm.data.examples import Message
+from jax_mdlm.data.rows import Rows
 from jax_mdlm.evaluation.tasks import (
     ErrorRates,
     error_rates,
     evaluate_pronunciations,
+    rows_decoded,
     slack_share,
+    task_of_rows,
+    usual_of,
 )
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import Answer, SampleOptions
@@ -143,3 +148,61 @@ def test_slack_share_counts_up_to_the_terminator():
     answers = [Answer([], np.asarray(row), np.zeros(6, int), np.zeros(6, bool), 1) for row in rows]
     assert slack_share(answers, options) == 2 / 9
     assert slack_share(answers[2:], options) == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "evaluate_rows", "decode_rows", "expected"),
+    [
+        ("pronunciations", 500, -1, 500),
+        ("pronunciations", 0, -1, None),
+        ("numbers", 512, -1, 512),
+        ("chat_jsonl", 256, -1, 32),
+        ("chat_jsonl", 8, -1, 8),
+        ("dialogues", 0, -1, 32),
+        ("some_tfds", 0, -1, 32),
+        ("chat_jsonl", 256, 100, 100),
+        ("pronunciations", 500, 0, 0),
+    ],
+)
+def test_rows_that_an_evaluation_decodes(source, evaluate_rows, decode_rows, expected):
+    config = Config(
+        data=DataConfig(source=source),
+        train=TrainConfig(evaluate_rows=evaluate_rows, decode_rows=decode_rows),
+    )
+    assert rows_decoded(config) == expected
+
+
+def test_a_run_leaves_out_rows_that_cannot_be_asked():
+    examples = [
+        (Message("user", "a"), Message("assistant", "b")),
+        (Message("text", "a text alone"),),
+        (Message("user", "too long"), Message("assistant", "b")),
+        (Message("user", "c"), Message("assistant", " ")),
+        (
+            Message("user", "d"),
+            Message("assistant", "e"),
+            Message("user", "f"),
+            Message("assistant", "g"),
+            Message("user", "thanks"),
+        ),
+        (Message("user", "h"), Message("assistant", "i")),
+    ]
+    rows = Rows("rows", examples, [f"rows:{number}" for number in range(6)])
+    config = Config(train=TrainConfig(decode_rows=2))
+    task = task_of_rows(config, rows, lambda asked: "too long" not in asked[0])
+    assert task.conversations == [examples[0][:1], examples[4][:3]]
+    assert task.references == [("b",), ("g",)]
+    assert [score.name for score in task.scores] == ["chrf", "exact_match"]
+
+
+def test_scores_of_a_run_by_hand():
+    texts, references = ["A B", "A"], [("A B", "C"), ("B", "A C C")]
+    by_name = {
+        score.name: score
+        for kind in ("pronunciations", "chat_jsonl")
+        for score in usual_of(Config(data=DataConfig(source=kind))).scores
+    }
+    assert by_name["phoneme_error_rate"].value(texts, references) == 1 / 3
+    assert by_name["word_error_rate"].value(texts, references) == 0.5
+    assert by_name["exact_match"].value(texts, references) == 0.5
+    assert by_name["chrf"].value(["A B"], [("A B",)]) == pytest.approx(1.0)

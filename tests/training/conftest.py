@@ -58,6 +58,7 @@ def tiny_config(files: str, **train: object) -> Config:
                 log_every=1,
                 evaluate_every=0,
                 evaluate_rows=16,
+                decode_rows=0,
                 save_every=2,
                 tensorboard=False,
             ),

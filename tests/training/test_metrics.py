@@ -99,3 +99,29 @@ def test_a_resumed_log_forgets_what_is_written_again(tmp_path: Path) -> None:
     found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in found] == [(1, 1.0), (2, 1.0), (3, 2.0)]
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_samples_are_lines_and_a_resumed_log_forgets_them_too(tmp_path: Path) -> None:
+    folder = epath.Path(tmp_path)
+    log = Log(folder, resumed_at=0, tensorboard=True)
+    log.write_samples(2, [], [])
+    assert not (tmp_path / "samples.jsonl").exists(), "a run that decodes nothing has no file"
+    for step in (2, 4):
+        rows = [{"prompt": "a\u2028b", "canvas": ["A", "·"]}, {"prompt": "c", "canvas": []}]
+        log.write_samples(step, rows, ["    text      A"])
+    log.close()
+    Log(folder, resumed_at=2, tensorboard=False)
+    found = (tmp_path / "samples.jsonl").read_text().split("\n")[:-1]
+    assert [json.loads(line)["step"] for line in found] == [2, 2]
+    assert json.loads(found[0]) == {"step": 2, "prompt": "a\u2028b", "canvas": ["A", "·"]}
+    (events,) = (tmp_path / "tensorboard").glob("events*")
+    assert b"samples/1/text_summary" in events.read_bytes()
+
+
+def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics.jax, "process_index", lambda: 1)
+    log = Log(epath.Path(tmp_path), resumed_at=0, tensorboard=True)
+    log.write(1, "train", {"loss": 1.0})
+    log.write_samples(1, [{"prompt": "a"}], ["a"])
+    log.close()
+    assert list(tmp_path.iterdir()) == []

@@ -52,6 +52,20 @@ def test_two_processes_train_save_and_resume(
     assert spread[resumed] == pytest.approx(alone[resumed], rel=1e-3), "rounding grows with steps"
 
 
+def test_two_processes_decode_together_and_one_writes(
+    forks: Forks, config_file: Path, tmp_path: Path
+) -> None:
+    """What is decoded at an evaluation does not depend on the processes, and stands there once."""
+    words = ("--config.train.steps=2", "--config.train.decode_rows=4")
+    one, two = tmp_path / "one", tmp_path / "two"
+    start(forks, config_file, one, *words).finish()
+    for child in start_group(forks, config_file, two, *words, processes=2, devices=1):
+        child.finish()
+    rows = [(path / "samples.jsonl").read_text().splitlines() for path in (one, two)]
+    assert len(rows[0]) == 4
+    assert rows[0] == rows[1]
+
+
 @pytest.fixture(scope="session")
 def alone(forks: Forks, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten steps of one process on one device, with the small rate."""

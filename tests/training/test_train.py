@@ -20,7 +20,7 @@ from jax_mdlm.model.places import abstract_params
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import CheckpointError, open_checkpoints
-from jax_mdlm.training.loop import ctc_health
+from jax_mdlm.training.loop import term_health
 from jax_mdlm.training.state import with_slack_row
 from jax_mdlm.workdir import load_config, restore_params
 from tests.training.forks import Forks
@@ -37,6 +37,33 @@ def test_a_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
     assert json.loads(record["config"])["name"] == "tiny"
     last = [line for line in lines(undisturbed) if line["group"] == "validation"][-1]
     assert 0 < last["nll_bound"] < lines(undisturbed)[0]["nll_bound"]
+
+
+def test_a_chat_run_is_decoded_scored_and_shown(
+    forks: Forks, config_file: Path, tmp_path: Path
+) -> None:
+    """At every evaluation: chrF, exact match, texts and canvases; a second part goes on."""
+    words = ("--config.train.decode_rows=4", "--config.train.evaluate_every=2")
+    words = (*words, "--config.train.tensorboard=true")
+    text = start(forks, config_file, tmp_path, *words, "--config.train.steps=2").finish()
+    more = start(forks, config_file, tmp_path, *words, "--config.train.steps=4").finish()
+    for console, step in ((text, 2), (more, 4)):
+        assert f"step {step}/{step}  validation  nll_bound" in console
+        assert re.search(r"  chrf [\d.e-]+  exact_match [\d.]+  slack_share [\d.]+\n", console)
+        assert len(re.findall(r"^  [a-e]{3} -> ", console, re.MULTILINE)) == 3
+        assert len(re.findall(r"^    canvas", console, re.MULTILINE)) == 3
+    for line in lines(tmp_path, "validation"):
+        assert 0 <= line["exact_match"] <= 1
+        assert 0 <= line["chrf"] <= 1
+    found = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in found] == [2] * 4 + [4] * 4
+    assert found[0].keys() == {"step", "prompt", "reference", "text", "canvas"}
+    assert {tuple(row["reference"].split()) for row in found} <= {
+        tuple(row["prompt"].upper()[::-1]) for row in found
+    }
+    assert all(len(row["canvas"]) <= 8 for row in found)
+    events = (tmp_path / "tensorboard").glob("events*")
+    assert all(b"samples/3/text_summary" in path.read_bytes() for path in events)
 
 
 def test_sigterm_saves_and_a_second_run_goes_on_bitwise(
@@ -125,11 +152,11 @@ def test_the_remedy_for_rows_without_an_alignment_is_one(
     """What is true already is not recommended."""
     config = command.apply_overrides(tiny, [f"--config.objective.{setting}"])
     values = {"ctc": 1.0, "ce": 1.0, "ctc_weight": 0.1, "infeasible": 0.292}
-    ctc_health(values, config, Progress(10))
+    term_health(values, config, Progress(10))
     assert capsys.readouterr().err == (
         "warning: 29.2% of the rows have no alignment and are left out of CTC; " + remedy + "\n"
     )
-    assert ctc_health(values | {"infeasible": 0.005}, config, Progress(10)) == {"ctc_to_ce": 0.1}
+    assert term_health(values | {"infeasible": 0.005}, config, Progress(10)) == {"ctc_to_ce": 0.1}
     assert capsys.readouterr().err == ""
 
 

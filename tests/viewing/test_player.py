@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from jax_mdlm.config import ConfigError
+from jax_mdlm.data.signs import visible
 from jax_mdlm.sample import main
 from jax_mdlm.viewing.player import framed, page
-from jax_mdlm.viewing.show import visible
 from jax_mdlm.viewing.still import still
 from jax_mdlm.viewing.traces import read_traces
 

@@ -5,14 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from etils import epath
 
 from jax_mdlm import sample
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.chat import make_template
-from jax_mdlm.data.corpus import open_tokenizer
+from jax_mdlm.setup import open_setup
 from jax_mdlm.viewing.prompts import encode_prompt, read_prompts
-from jax_mdlm.workdir import load_config
 
 
 def run(capsys, workdir: Path, *words: str) -> list[str]:
@@ -63,19 +60,18 @@ def test_gaps_are_filled_and_the_rest_is_kept(workdir, capsys):
 
 
 def test_gaps_in_token_ids(workdir):
-    config = load_config(epath.Path(workdir))
-    tokenizer = open_tokenizer(config.data, epath.Path(workdir))
-    template = make_template(config.data.template, tokenizer)
+    setup = open_setup(workdir)
+    tokenizer = setup.tokenizer
     mask, end = tokenizer.ids.mask, tokenizer.ids.terminator
     (plain,) = read_prompts(["abc"], None, None)
     (filled,) = read_prompts(["abc"], None, "A [MASK*3] B C")
     (open_end,) = read_prompts(["abc"], None, "[MASK]A[MASK*2]")
-    ids = encode_prompt(plain, tokenizer, template).ids
+    ids = encode_prompt(plain, setup).ids
     a, b, c = (tokenizer.encode(letter)[0] for letter in "ABC")
-    got = encode_prompt(filled, tokenizer, template)
+    got = encode_prompt(filled, setup)
     assert got.ids == [*ids, a, mask, mask, mask, b, c, end]
     assert got.opening == [a]
-    got = encode_prompt(open_end, tokenizer, template)
+    got = encode_prompt(open_end, setup)
     assert got.ids == [*ids, mask, a, mask, mask]
     assert got.opening == []
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import pytest
 from etils import epath
 
@@ -11,7 +12,7 @@ from jax_mdlm.data.chat import PlainTemplate, make_template, render_prompt
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
 from jax_mdlm.likelihood import log_likelihood
-from jax_mdlm.sampling import SampleOptions, generate
+from jax_mdlm.sampling import SampleOptions
 
 TEXTS = ["the cat sat on the mat", "the dog sat on the log", "<|eot_id|> closes a turn"]
 
@@ -22,7 +23,8 @@ def bytewise(responder: Responder, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = epath.Path(tmp_path_factory.mktemp("bytewise"))
     tokenizer = load_tokenizer(TokenizerConfig("bpe", vocab_size=320), folder, lambda: TEXTS)
     template = make_template("llada", tokenizer)
-    return dataclasses.replace(responder, tokenizer=tokenizer, template=template)
+    model = dataclasses.replace(responder.model, tokenizer=tokenizer, template=template)
+    return dataclasses.replace(responder, model=model)
 
 
 def asked(context: str, **wishes: object) -> Asked:
@@ -30,28 +32,27 @@ def asked(context: str, **wishes: object) -> Asked:
 
 
 def alone(responder: Responder, context: str, options: SampleOptions) -> str:
-    prompt = responder.tokenizer.encode(context)
-    (answer,) = generate(
-        responder.params, responder.config, [prompt], options, responder.key, batch_size=1
-    )
-    return responder.tokenizer.decode(answer.tokens)
+    model = responder.model
+    prompt = model.tokenizer.encode(context)
+    (answer,) = model.decode([prompt], options=options, batch_size=1)
+    return model.tokenizer.decode(answer.tokens)
 
 
 def test_answers_keep_their_order(responder):
     contexts = ["abc", "a", "hgfedc", "b", "bb", "abcdefgh"]
-    longer = dataclasses.replace(responder.options, length=9, steps=9)
+    longer = dataclasses.replace(responder.model.options, length=9, steps=9)
     done: list[tuple[str, int, int]] = []
     reporting = dataclasses.replace(responder, report=lambda *seen: done.append(seen))
     requests = [asked(text) for text in contexts] + [asked("abc", max_gen_toks=9)]
     texts = reporting.answer(requests)
-    expected = [alone(responder, text, responder.options) for text in contexts]
+    expected = [alone(responder, text, responder.model.options) for text in contexts]
     assert texts == [*expected, alone(responder, "abc", longer)]
     assert len(set(texts)) > 3  # else the order shows nothing
     assert done == [("answer", number, 7) for number in range(1, 8)]
 
 
 def test_an_answer_is_cut(responder):
-    text = alone(responder, "abcdefgh", responder.options)
+    text = alone(responder, "abcdefgh", responder.model.options)
     words = text.split()
     assert len(words) > 4
     assert words[2] not in words[:2]
@@ -81,15 +82,15 @@ def test_repeats_are_drawn_anew(responder):
 )
 def test_rows(bytewise, context, continuation, prompt, response):
     ((left, right),) = bytewise.rows([Scored(context, continuation, "task t")])
-    decode = bytewise.tokenizer.decode
+    decode = bytewise.model.tokenizer.decode
     assert (decode(left, skip_special=False), decode(right)) == (prompt, response)
-    assert left + right == bytewise.tokenizer.encode(context + continuation)
+    assert left + right == bytewise.model.tokenizer.encode(context + continuation)
 
 
 def test_a_space_is_one_token_with_its_word(bytewise):
     """What moving it is for: alone it would be a token that the model never saw there."""
     ((_, response),) = bytewise.rows([Scored("the cat ", "sat", "task t")])
-    assert bytewise.tokenizer.token(response[0]) == " sat"
+    assert bytewise.model.tokenizer.token(response[0]) == " sat"
 
 
 @pytest.mark.parametrize("begun", ["", "It"])
@@ -98,9 +99,12 @@ def test_of_a_rendered_chat_prompt_nothing_moves(bytewise, begun):
     messages = [*CONVERSATION, {"role": "assistant", "content": begun}]
     text = talking.render(messages, open_answer=False)
     ((prompt, response),) = talking.rows([Scored(text, " sat", "task t")])
-    encode = talking.tokenizer.encode
+    encode = talking.model.tokenizer.encode
     end = len(prompt) - len(encode(f"\n\n{begun}"))
-    assert prompt[:end] == render_prompt(talking.tokenizer, CONVERSATION, talking.template)[:end]
+    assert (
+        prompt[:end]
+        == render_prompt(talking.model.tokenizer, CONVERSATION, talking.model.template)[:end]
+    )
     assert prompt[end:] == encode(f"\n\n{begun}")
     assert response == encode(" sat")
 
@@ -124,20 +128,20 @@ CONVERSATION = [
 )
 def test_render_gives_the_ids_of_render_prompt(bytewise, make):
     """For contents that spell control tokens, and the signs of `rendering`, too."""
-    template = make(bytewise.tokenizer)
+    template = make(bytewise.model.tokenizer)
     config = dataclasses.replace(bytewise.config, max_length=400)
     talking = dataclasses.replace(bytewise, config=config, template=template, chat=True)
     for spelled in ("<|eot_id|>", "<SLACK>\n\n", "\x10", "\x104\x10", "\x10;\x10 \x10\x10"):
         messages = [*CONVERSATION, {"role": "user", "content": f"a {spelled} b{spelled}"}]
         ((prompt, rest),) = talking.rows([Scored(talking.render(messages), "", "task t")])
-        assert prompt + rest == render_prompt(talking.tokenizer, messages, template)
+        assert prompt + rest == render_prompt(talking.model.tokenizer, messages, template)
 
 
 def test_a_context_that_was_not_rendered_is_text(bytewise):
     text = f"{bytewise.render(CONVERSATION[-1:])} <|mdm_mask|>"
     ((prompt, response),) = bytewise.rows([Scored(text, " <SLACK>", "task t")])
-    assert not {*prompt, *response}.intersection(bytewise.tokenizer.ids.special)
-    assert bytewise.tokenizer.decode(prompt + response) == f"{text} <SLACK>"
+    assert not {*prompt, *response}.intersection(bytewise.model.tokenizer.ids.special)
+    assert bytewise.model.tokenizer.decode(prompt + response) == f"{text} <SLACK>"
 
 
 def test_render_a_response_that_has_begun(bytewise):
@@ -148,7 +152,7 @@ def test_render_a_response_that_has_begun(bytewise):
 def test_likelihoods(responder):
     scored = [Scored("abc", "A", "t"), Scored("abc", "B C", "t"), Scored("a", "", "t")]
     found = responder.score(scored)
-    encode = responder.tokenizer.encode
+    encode = responder.model.tokenizer.encode
     rows = [(encode("abc"), encode("A")), (encode("abc"), encode("B C"))]
     expected = direct(responder, rows)
     assert found[:2] == expected
@@ -157,7 +161,7 @@ def test_likelihoods(responder):
 
 def test_first_choices(responder):
     """A single slot: the likeliest token is what greedy decoding commits."""
-    one = dataclasses.replace(responder.options, length=1, block_length=1, steps=1)
+    one = dataclasses.replace(responder.model.options, length=1, block_length=1, steps=1)
     best = alone(responder, "abc", one)
     assert best in "ABCDEFGH"
     other = "A" if best != "A" else "B"
@@ -169,9 +173,11 @@ def test_first_choices(responder):
 
 def test_whole_texts(responder):
     """Two windows, and a rest that sees half a window before it; each text for itself."""
-    short = dataclasses.replace(responder.config, max_length=16)
-    narrow = dataclasses.replace(responder, config=short)
-    ids = narrow.tokenizer.encode("abcdefgh" * 5)
+    config = responder.model.config
+    network = dataclasses.replace(config.model, max_length=16)
+    short = dataclasses.replace(responder.model, config=dataclasses.replace(config, model=network))
+    narrow = dataclasses.replace(responder, model=short)
+    ids = short.tokenizer.encode("abcdefgh" * 5)
     rows = [([], ids[:16]), ([], ids[16:32]), (ids[24:32], ids[32:]), ([], ids[8:24])]
     *parts, other = [estimate.value for estimate in direct(narrow, rows)]
     found = narrow.score_texts(["abcdefgh" * 5, "", "abcdefgh" * 2], ["t"] * 3)
@@ -179,16 +185,17 @@ def test_whole_texts(responder):
 
 
 def direct(responder: Responder, rows: Sequence[tuple[list[int], list[int]]]) -> list:
+    model = responder.model
     return log_likelihood(
-        responder.params,
-        responder.config,
+        model.params,
+        model.config.model,
         rows,
-        responder.tokenizer.ids,
-        responder.key,
+        model.tokenizer.ids,
+        jax.random.key(model.settings.seed),
         samples=responder.samples,
-        batch_size=responder.batch_size,
+        batch_size=model.settings.batch_size,
         guidance=0.0,
-        layout=None,
+        layout=model.layout,
         greedy=False,
     )
 

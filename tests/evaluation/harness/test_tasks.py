@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from jax_mdlm.config import ConfigError
@@ -20,7 +21,6 @@ from jax_mdlm.evaluation.harness import tasks as harness
 from jax_mdlm.evaluation.harness.language_model import language_model
 from jax_mdlm.evaluation.harness.responder import Responder
 from jax_mdlm.likelihood import Estimate, log_likelihood
-from jax_mdlm.sampling import generate
 from tests.evaluation.harness.conftest import TASKS
 
 pytest.importorskip("lm_eval", reason="needs the extra `eval`: pip install -e '.[eval]'")
@@ -55,21 +55,19 @@ def evaluate(responder: Responder, *names: str, **flags: Any) -> dict[str, Any]:
 
 
 def answers(responder: Responder, prompts: list[list[int]]) -> list[str]:
-    found = generate(
-        responder.params, responder.config, prompts, responder.options, responder.key, batch_size=4
-    )
-    return [responder.tokenizer.decode(answer.tokens) for answer in found]
+    found = responder.model.decode(prompts, batch_size=4)
+    return [responder.model.tokenizer.decode(answer.tokens) for answer in found]
 
 
 def estimates(responder: Responder, rows: list[tuple[list[int], list[int]]]) -> list[Estimate]:
     return log_likelihood(
-        responder.params,
-        responder.config,
+        responder.model.params,
+        responder.model.config.model,
         rows,
-        responder.tokenizer.ids,
-        responder.key,
+        responder.model.tokenizer.ids,
+        jax.random.key(responder.model.settings.seed),
         samples=responder.samples,
-        batch_size=responder.batch_size,
+        batch_size=responder.model.settings.batch_size,
     )
 
 
@@ -84,7 +82,7 @@ def spelling(texts: Sequence[str]) -> list[dict]:
 
 def choosing(responder: Responder) -> list[dict]:
     """Every second document has the continuation that the model finds likeliest."""
-    encode = responder.tokenizer.encode
+    encode = responder.model.tokenizer.encode
     rows = [(encode(word), encode(choice)) for word in WORDS for choice in CHOICES]
     values = iter([estimate.value for estimate in estimates(responder, rows)])
     documents = []
@@ -97,7 +95,7 @@ def choosing(responder: Responder) -> list[dict]:
 
 
 def test_three_tasks_offline(responder, write, no_network):
-    encode = responder.tokenizer.encode
+    encode = responder.model.tokenizer.encode
     shown = f"{EXAMPLE['letters']} {EXAMPLE['answer']}"
     write("spell.jsonl", spelling(answers(responder, [encode(f"{shown} {w}") for w in WORDS])))
     first_five = [
@@ -125,13 +123,13 @@ def test_three_tasks_offline(responder, write, no_network):
 def test_chat_template_with_examples_as_turns(responder, write):
     prompts = [
         render_prompt(
-            responder.tokenizer,
+            responder.model.tokenizer,
             [
                 {"role": "user", "content": EXAMPLE["letters"]},
                 {"role": "assistant", "content": EXAMPLE["answer"]},
                 {"role": "user", "content": word},
             ],
-            responder.template,
+            responder.model.template,
         )
         for word in WORDS
     ]
@@ -141,7 +139,7 @@ def test_chat_template_with_examples_as_turns(responder, write):
 
 
 def test_flags_reach_lm_eval(responder, write):
-    encode = responder.tokenizer.encode
+    encode = responder.model.tokenizer.encode
     texts = answers(responder, [encode(word) for word in WORDS])
     write("spell.jsonl", spelling(texts))
     results = evaluate(responder, "spell", num_fewshot=0, limit=4)
@@ -153,7 +151,7 @@ def test_flags_reach_lm_eval(responder, write):
 def test_likelihood_of_whole_texts(responder, write):
     texts = ["abc A B C", "fade D"]
     write("whole.jsonl", [{"text": text} for text in texts])
-    encode = responder.tokenizer.encode
+    encode = responder.model.tokenizer.encode
     found = estimates(responder, [([], encode(text)) for text in texts])
     words = sum(len(text.split()) for text in texts)
     expected = math.exp(-sum(estimate.value for estimate in found) / words)
