@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jax_mdlm import mdlm
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate import main
 from jax_mdlm.evaluation.scores import METRICS
 from jax_mdlm.evaluation.tasks import Task
-from jax_mdlm.experiments import decodings as intervention
 from jax_mdlm.experiments.decodings import Decoded, Store, curve_of, seeds_for
 from jax_mdlm.experiments.intervention import check_same_rows, parse_models
 from jax_mdlm.sampling import AboveThreshold, AtRandom
@@ -79,7 +79,7 @@ def test_what_was_decoded_is_kept(workdir, rows_file, capsys, monkeypatch):
         raise AssertionError("nothing is decoded twice")
 
     with monkeypatch.context() as patch:
-        patch.setattr(intervention, "generate", refuse)
+        patch.setattr(mdlm, "generate", refuse)
         run(workdir, rows_file, *words)
         assert capsys.readouterr().out == first
         for other in (["--share=0.5"], ["--limit=2"], ["--metric=exact"]):

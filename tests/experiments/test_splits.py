@@ -52,12 +52,12 @@ def ask(data_dir: epath.Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             Config(), data=dataclasses.replace(data, data_dir=str(data_dir))
         )
         opened = types.SimpleNamespace(
-            config=config, workdir=data_dir, tokenizer=types.SimpleNamespace(ids=None)
+            config=config, path=data_dir, end_padding=0, tokenizer=types.SimpleNamespace(ids=None)
         )
-        opened.answers = opened.prompts = found
+        opened.encode = opened.decode = found
         module = {"repeats": repeats, **TASKS}.get(task)
         for name, stand_in in (
-            ("open_run", lambda *_: opened),
+            ("open_model", lambda *_: opened),
             *((name, found) for name in ("make_table", "draw_targets", "check_same_rows")),
         ):
             if hasattr(module, name):

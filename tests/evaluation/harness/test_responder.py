@@ -129,8 +129,11 @@ CONVERSATION = [
 def test_render_gives_the_ids_of_render_prompt(bytewise, make):
     """For contents that spell control tokens, and the signs of `rendering`, too."""
     template = make(bytewise.model.tokenizer)
-    config = dataclasses.replace(bytewise.config, max_length=400)
-    talking = dataclasses.replace(bytewise, config=config, template=template, chat=True)
+    config = bytewise.model.config
+    network = dataclasses.replace(config.model, max_length=400)
+    config = dataclasses.replace(config, model=network)
+    model = dataclasses.replace(bytewise.model, config=config, template=template)
+    talking = dataclasses.replace(bytewise, model=model, chat=True)
     for spelled in ("<|eot_id|>", "<SLACK>\n\n", "\x10", "\x104\x10", "\x10;\x10 \x10\x10"):
         messages = [*CONVERSATION, {"role": "user", "content": f"a {spelled} b{spelled}"}]
         ((prompt, rest),) = talking.rows([Scored(talking.render(messages), "", "task t")])

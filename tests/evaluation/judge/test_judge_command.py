@@ -16,7 +16,7 @@ from jax_mdlm.config import (
 from jax_mdlm.data.examples import Message
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluate import main
-from jax_mdlm.evaluation.judge import decoding
+from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.workdir import save_config
 from tests.evaluation.judge.rows import NAMES, answer_file, make, question_file, verdict
@@ -103,13 +103,13 @@ def test_a_list_that_is_interrupted_ends_like_one_that_is_not(workdir, tmp_path)
 
 
 def test_the_second_turn_sees_the_first_answer(workdir, tmp_path, monkeypatch):
-    talks, render = [], decoding.render_prompt
+    talks, encode = [], Mdlm.encode
 
-    def spy(tokenizer, talk, template):
+    def spy(self, talk):
         talks.append(list(talk))
-        return render(tokenizer, talk, template)
+        return encode(self, talk)
 
-    monkeypatch.setattr(decoding, "render_prompt", spy)
+    monkeypatch.setattr(Mdlm, "encode", spy)
     questions = question_file(tmp_path, "mt_bench")
     ((first, _),) = answers(workdir, "mt_bench", questions, tmp_path / "o.jsonl", "--limit", "1")
     asked = Message("user", "what is a slot?")
@@ -118,8 +118,8 @@ def test_the_second_turn_sees_the_first_answer(workdir, tmp_path, monkeypatch):
 
 
 def test_what_was_said_before_is_asked_with(workdir, tmp_path, monkeypatch):
-    talks, render = [], decoding.render_prompt
-    monkeypatch.setattr(decoding, "render_prompt", lambda *a: talks.append(a[1]) or render(*a))
+    talks, encode = [], Mdlm.encode
+    monkeypatch.setattr(Mdlm, "encode", lambda *a: talks.append(a[1]) or encode(*a))
     questions = question_file(tmp_path, "wildbench")
     answers(workdir, "wildbench", questions, tmp_path / "o.json", "--limit", "2")
     assert [[message.content for message in talk[:-1]] for talk in talks] == [
