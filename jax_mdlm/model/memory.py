@@ -4,7 +4,7 @@ A host that runs out of memory kills the process without a word. What `model.pre
 beforehand: the parameters as they are read, their int8 copies, and all of it once more, flattened.
 On a CPU, where freeing and the copies of single layers go on beside each other, measured peaks of
 anonymous memory are 0.83 to 1.5 of that (440 and 1,364 million parameters, float32 and bfloat16, in
-full and in int8): only a model for which the least share of it is not there is refused.
+full and in int8): a model is refused only where even the least of these shares is not there.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ _FILES = {
     "": ("memory.max", "memory.current", "file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
 }
-_LEAST = 0.83  # of a need must be free
+_LEAST = 0.83  # the share of a need that must be free
 
 
 @dataclasses.dataclass(frozen=True)

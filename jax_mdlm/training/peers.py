@@ -91,7 +91,7 @@ class Peers:
             self._thread.join()
             self._client.key_value_delete(self._own)
         elif _of_a_collective(error):
-            # The thread will know whose.
+            # The thread will know whose partner it was.
             text = " ".join(str(error).split())[:200]
             print(f"{text}; looking for a lost process", file=sys.stderr, flush=True)
             self._thread.join(self._limit + 10 * self._every)

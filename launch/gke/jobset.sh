@@ -59,7 +59,7 @@ metadata:
     # a slice is one node pool; pods of two slices must not mix
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
-  # seconds for which its pods and their logs stay after the end
+  # its pods and their logs stay for so many seconds after the end
   ttlSecondsAfterFinished: 86400
   # the headless service by which the hosts find each other
   network:

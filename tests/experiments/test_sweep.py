@@ -72,7 +72,10 @@ def test_a_sweep_goes_on_where_it_was(tmp_path, capsys):
     main(words)
     table = (tmp_path / "out" / "table.md").read_text()
     assert table in capsys.readouterr().out
-    lines = table.splitlines()
+    *lines, empty, reason = table.splitlines()
+    assert not empty
+    assert reason.startswith("no interval (ce rates, ")
+    assert reason.endswith("): 5 rows, at least 25 are needed")
     assert [line.split("|")[1].strip() for line in lines] == ["run", "---", "ce", "ctc"]
     assert lines[2].split("|")[2].strip() == "2"
     models = json.loads((tmp_path / "out" / "runs.json").read_text())
