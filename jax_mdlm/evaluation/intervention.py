@@ -22,7 +22,7 @@ from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.scores import distinct, repetition
 from jax_mdlm.evaluation.statistics import Curve
 from jax_mdlm.evaluation.tasks import Task, slack_share
-from jax_mdlm.sampling import AtRandom, SampleOptions, generate
+from jax_mdlm.sampling import SampleOptions, generate
 from jax_mdlm.sharding import Layout
 
 FOLDER = "interventions"  # in the work directory
@@ -70,7 +70,7 @@ def decode(
       task: Rows and metric.
       prompts: Of the rows, as `task.prompts` renders them.
       tokenizer: Of the run.
-      options: How to decode; with the intervention, where `strength` is above 0.
+      options: How to decode; the strategy is the intervention, where `strength` is above 0.
       strength: Of the intervention.
       seed: Of the decoding: interventions and noise.
       batch_size: Rows per compiled call.
@@ -125,8 +125,7 @@ class Store:
 
 def seeds_for(strength: float, seeds: int, options: SampleOptions) -> range:
     """Decodings that differ: one where nothing is drawn."""
-    order = getattr(options.strategy, "order", options.strategy)
-    random = strength > 0 or options.temperature > 0 or isinstance(order, AtRandom)
+    random = strength > 0 or options.settings.temperature > 0 or options.strategy.draws
     return range(seeds if random else 1)
 
 

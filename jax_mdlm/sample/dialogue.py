@@ -151,7 +151,7 @@ class Dialogue:
           question: From `ask`.
           every: Is asked for the number of model calls before the next frame.
         """
-        size = self.options.block_length
+        size = self.options.settings.block_length
         for state in self._stream(question, every):
             (answer,) = read_answers(state, 1, self.options)
             first = int(state.block) * size
@@ -231,16 +231,17 @@ def fit(
     Raises:
       ConfigError: the message does not fit alone.
     """
-    limit = max(options.length, options.limit)
+    length = options.settings.length
+    limit = max(length, options.settings.limit)
     for first in range(len(turns) + 1):
         kept = list(turns[first:])
         told = [said for turn in kept for said in turn]
         ids = render_prompt(tokenizer, [*told, message], template)
-        if len(ids) + (limit if kept else options.length) <= max_length:
+        if len(ids) + (limit if kept else length) <= max_length:
             return ids, kept
     raise ConfigError(
         f"the message takes {len(ids)} slots, model.max_length={max_length} leaves "
-        f"{max(max_length - options.length, 0)} beside sample.length={options.length}; shorten it"
+        f"{max(max_length - length, 0)} beside sample.length={length}; shorten it"
     )
 
 

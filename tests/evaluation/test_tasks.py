@@ -17,7 +17,8 @@ from jax_mdlm.evaluation.tasks import (
     evaluate_pronunciations,
     slack_share,
 )
-from jax_mdlm.sampling import Answer, SampleOptions, generate
+from jax_mdlm.sampling import Answer, generate
+from tests.sampling.making import make_options
 from tests.sampling.standin import random_params
 
 
@@ -106,7 +107,7 @@ def test_evaluate_pronunciations():
         remat="none",
     )
     params = random_params(config)
-    options = SampleOptions(length=8, block_length=4, steps=4, ids=IDS, early_stop=True)
+    options = make_options(length=8, block_length=4, steps=4, ids=IDS, early_stop=True)
     tokenizer, template = Letters(), PlainTemplate(separator=20, terminator=21)
     key = jax.random.key(1)
     words = ["abc", "jig", "bad", "headed", "a"]
@@ -138,7 +139,7 @@ def test_evaluate_pronunciations():
 
 
 def test_slack_share_counts_up_to_the_terminator():
-    options = SampleOptions(length=6, block_length=6, steps=1, ids=IDS)
+    options = make_options(length=6, block_length=6, steps=1, ids=IDS)
 
     rows = [[10, 24, 11, 21, 24, 24], [24, 10, 11, 12, 13, 14], [21, 24, 24, 24, 24, 24]]
     answers = [Answer([], np.asarray(row), np.zeros(6, int), np.zeros(6, bool), 1) for row in rows]

@@ -140,7 +140,7 @@ class Responder:
         )
         groups: dict[SampleOptions, list[int]] = {}
         for number, (one, how, prompt) in enumerate(zip(asked, plans, prompts, strict=True)):
-            self._check_fits(len(prompt), how.options.length, one.origin)
+            self._check_fits(len(prompt), how.options.settings.length, one.origin)
             groups.setdefault(how.options, []).append(number)
 
         texts, done = [""] * len(asked), 0
@@ -230,7 +230,7 @@ class Responder:
             self.key,
             samples=self.samples,
             batch_size=self.batch_size,
-            guidance=self.options.guidance,
+            guidance=self.options.settings.guidance,
             layout=self.layout,
             greedy=self.greedy,
             report=lambda done: self.report("likelihood", done, len(some)),
