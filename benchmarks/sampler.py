@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import sampler_call, sampler_rival, sampler_runs
 from benchmarks.printing import print_result
 from jax_mdlm import model
-from jax_mdlm.config import ModelConfig
+from jax_mdlm.config import ModelConfig, SampleConfig
 from jax_mdlm.containers import Params, SpecialIds
 from jax_mdlm.sampling import (
     AboveThreshold,
@@ -32,6 +32,7 @@ from jax_mdlm.sampling import (
     SampleOptions,
     Strategy,
     bucket_length,
+    options_from,
 )
 
 # name -> (rule of the commits, cache)
@@ -210,16 +211,17 @@ def _decodings(arguments: argparse.Namespace) -> dict[str, SampleOptions]:
         "factor": ByFactor(arguments.factor),
     }
     return {
-        name: SampleOptions(
-            length=arguments.length,
-            block_length=arguments.block,
-            steps=arguments.steps,
-            ids=ids,
-            collapse="slack_only",
+        name: options_from(
+            SampleConfig(
+                length=arguments.length,
+                block_length=arguments.block,
+                steps=arguments.steps,
+                cache=cache,
+                refresh=0 if cache == "none" else arguments.refresh,
+            ),
+            "slack_only",
+            ids,
             strategy=rules[rule],
-            early_stop=True,
-            cache=cache,
-            refresh=0 if cache == "none" else arguments.refresh,
         )
         for name, (rule, cache) in SETTINGS.items()
     }

@@ -35,7 +35,7 @@ def one_call(
     """
     canvas = make_canvas(prompts, options, max_length=config.max_length)
     tokens, valid = jax.device_put((canvas.tokens, canvas.valid))
-    window = model.Window(start=canvas.region.start, width=options.block_length)
+    window = model.Window(start=canvas.region.start, width=options.settings.block_length)
 
     layers = jax.jit(lambda p, t, v: model.encode_window(p, t, config, window, v)[0])
     head = jax.jit(model.project)

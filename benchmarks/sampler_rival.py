@@ -1,8 +1,9 @@
 """Another sampler in the same process: a Python file whose function decodes the same prompts.
 
 The file defines `make(params, config, options)`, which returns a function of prompts (lists of
-token ids) that returns the canvas, integers [B, L], of which the last `options.length` slots are
-compared. `params` holds NumPy arrays. If it also defines `describe()`, a dict, that is printed.
+token ids) that returns the canvas, integers [B, L], of which the last `options.settings.length`
+slots are compared. `params` holds NumPy arrays. If it also defines `describe()`, a dict, that is
+printed.
 """
 
 import dataclasses

@@ -94,7 +94,7 @@ def measure(
         first_call_seconds, compile_seconds: of the run that compiled (not at all where a search
           did so before)
     """
-    num_new = next(iter(decodings.values())).length
+    num_new = next(iter(decodings.values())).settings.length
     size = len(prompts) * num_new
     theirs = None if rival is None else np.asarray(rival(prompts))[:, -num_new:]  # warms it up
     first, compiling = {}, {}

@@ -143,6 +143,10 @@ class Region:
     length: int
     limit: int
 
+    def of(self, slots: jax.Array) -> jax.Array:
+        """The region's columns of `slots` [B, L]."""
+        return slots[:, self.start : self.start + self.limit]
+
 
 @flax.struct.dataclass
 class Trace:
@@ -176,8 +180,7 @@ class SampleState:
       score: float32 [B, L], the strategy's score of each committed slot; None without remasking.
       cache: what `Denoise.full` left for later calls of the block; None without a cache.
       trace: `Trace`; None where it was not asked for.
-      strength: float32 [] of the intervention; None without one.
-      disturbed: bool [B]; rows whose boundary has been shifted; None without an intervention.
+      own: what the strategy keeps from call to call (`Strategy.begin`); None: nothing.
     """
 
     step: jax.Array
@@ -192,8 +195,7 @@ class SampleState:
     score: jax.Array | None = None
     cache: Any = None
     trace: Trace | None = None
-    strength: jax.Array | None = None
-    disturbed: jax.Array | None = None
+    own: Any = None
 
 
 @flax.struct.dataclass

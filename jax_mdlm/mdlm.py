@@ -142,7 +142,7 @@ class Mdlm(Setup):
         Raises:
           ConfigError: a prompt that the tokenizer or the model cannot take.
         """
-        size = self.options.block_length
+        size = self.settings.block_length
         for state in self._states(self.encode(prompt), every, key):
             (answer,) = read_answers(state, 1, self.options)
             first = int(state.block) * size
@@ -244,7 +244,8 @@ def load(
         of weights as PyTorch users load it: local, `gs://`, `s3://`, or `hf://ORG/NAME`.
       weights: `int8` quantises matrices and embedding while they are read.
       layout: Where the parameters go (`sharding.make_layout`); None: as the model's config says.
-      settings: Fields of `SampleConfig` that differ from those of its training, e.g. `steps=32`.
+      settings: Fields of `SampleConfig` that differ from those of its training, e.g. `steps=32`; as
+        `strategy` an object, too.
 
     Returns:
       The model. The same settings give what `python -m jax_mdlm.sample` prints, to the token.

@@ -21,7 +21,7 @@ from jax_mdlm.data.chat import Template, render_prompt, template_of
 from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder
 from jax_mdlm.data.examples import Message
 from jax_mdlm.data.tokenizer import Tokenizer, is_kept, read_tokenizer
-from jax_mdlm.sampling import SampleOptions, options_from
+from jax_mdlm.sampling import SampleOptions, Strategy, options_from
 from jax_mdlm.storage import place, reaching
 from jax_mdlm.workdir import load_config
 
@@ -40,6 +40,7 @@ class Setup:
       template: How its prompts are written.
       source: The published weights; None: a work directory.
       trace: Whether answers carry the canvas after each call.
+      strategy: Which slots a call fixes; None: the one that `sample.strategy` names.
     """
 
     path: epath.Path
@@ -48,6 +49,7 @@ class Setup:
     template: Template
     source: Source | None = None
     trace: bool = False
+    strategy: Strategy | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that cannot work together."""
@@ -61,18 +63,26 @@ class Setup:
     @functools.cached_property
     def options(self) -> SampleOptions:
         """What the sampler is given."""
-        ids = self.tokenizer.ids
-        return options_from(self.settings, self.config.objective.collapse, ids, trace=self.trace)
+        return options_from(
+            self.settings,
+            self.config.objective.collapse,
+            self.tokenizer.ids,
+            strategy=self.strategy,
+            trace=self.trace,
+        )
 
     def with_settings(self, **settings: Any) -> Self:
         """The same with other settings of the sampler, e.g. `steps=8, cache="dual"`.
 
         Args:
-          settings: Fields of `SampleConfig`.
+          settings: Fields of `SampleConfig`; `strategy` may be a name or a `Strategy` of one's own.
 
         Raises:
           ConfigError: there is no such setting, or it cannot be used.
         """
+        strategy = None if "strategy" in settings else self.strategy
+        if isinstance(settings.get("strategy"), Strategy):
+            strategy = settings.pop("strategy")
         names = [field.name for field in dataclasses.fields(SampleConfig)]
         for name in settings:
             if name not in names:
@@ -80,7 +90,8 @@ class Setup:
                 meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
                 raise ConfigError(f"{name} must be a setting of the sampler, it is none; {meant}")
         sample = dataclasses.replace(self.settings, **settings)
-        return self._configured(dataclasses.replace(self.config, sample=sample))
+        config = dataclasses.replace(self.config, sample=sample)
+        return dataclasses.replace(self, strategy=strategy)._configured(config)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids after which the response follows; ids stay as they are.

@@ -84,8 +84,11 @@ def test_overrides_that_cannot_be_used(override: str, text: str) -> None:
         ("train.microbatches=3", "train.microbatches must divide train.batch_size=256, got 3"),
         ("objective.level_floor=0", "objective.level_floor must lie between 0 and 1, got 0.0"),
         ("train.epochs=0", "train.steps or train.epochs must be above 0, got 0 for both"),
-        ("sample.block_length=7", "sample.block_length must divide sample.length=256, got 7"),
-        ("sample.steps=7", "sample.steps must give every block a step, got 7 for 8 blocks"),
+        (
+            "sample.block_length=7",
+            "sample.block_length must be positive and divide sample.length=256, got 7",
+        ),
+        ("sample.steps=7", "sample.steps must give each of the 8 blocks a step, got 7"),
         ("sample.threshold=2", "sample.threshold must lie between 0 and 1, got 2.0"),
         ("optimizer.decay_share=2", "optimizer.decay_share must lie between 0 and 1, got 2.0"),
         ("mesh.data=-1", "mesh axes must be positive, with at most one -1, got (-1, -1, 1, 1)"),

@@ -26,6 +26,7 @@ from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluate import main as evaluate
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sample import main as sample
+from jax_mdlm.sampling import AtRandom
 from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.workdir import restore_params, save_config
 from tests.sampling.standin import random_params
@@ -134,6 +135,16 @@ def test_settings(door: Mdlm, run: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert quick.generate(PROMPTS) == printed(run, capsys, *flags)
     loaded = jax_mdlm.load(run, steps=2, temperature=1.0, seed=5)
     assert loaded.generate(PROMPTS) == quick.generate(PROMPTS)
+
+
+def test_a_strategy_of_ones_own(door: Mdlm) -> None:
+    """It may be an object; a name takes it back, other settings keep it."""
+    own = door.with_settings(strategy=AtRandom())
+    named = door.with_settings(strategy="random")
+    assert own.options == named.options
+    assert own.generate(PROMPTS) == named.generate(PROMPTS) != door.generate(PROMPTS)
+    assert own.with_settings(steps=2).options.strategy == AtRandom()
+    assert own.with_settings(strategy="confidence").options == door.options
 
 
 def test_int8(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

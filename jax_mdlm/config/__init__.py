@@ -5,7 +5,7 @@ and calls `validate()` once. Everything behind that border receives finished val
 """
 
 from jax_mdlm.config.captures import profile_steps
-from jax_mdlm.config.checks import validate
+from jax_mdlm.config.checks import check_sample, validate
 from jax_mdlm.config.record import differences, from_json, to_json
 from jax_mdlm.config.sections import (
     Collapse,
@@ -37,6 +37,7 @@ __all__ = [
     "SampleConfig",
     "TokenizerConfig",
     "TrainConfig",
+    "check_sample",
     "differences",
     "from_json",
     "profile_steps",

@@ -1,7 +1,14 @@
 """What settings must hold together; asked once, after the command line was read."""
 
 from jax_mdlm.config.captures import profile_steps
-from jax_mdlm.config.sections import Config, ConfigError, DataConfig, LoraConfig, TrainConfig
+from jax_mdlm.config.sections import (
+    Config,
+    ConfigError,
+    DataConfig,
+    LoraConfig,
+    SampleConfig,
+    TrainConfig,
+)
 
 
 def validate(config: Config) -> Config:
@@ -11,10 +18,6 @@ def validate(config: Config) -> Config:
       ConfigError: one line with the field, what it must be, what it is, and what to change.
     """
     model, data, train, objective = config.model, config.data, config.train, config.objective
-
-    def require(holds: bool, message: str) -> None:
-        if not holds:
-            raise ConfigError(message)
 
     for path, value in (
         ("model.embed", model.embed),
@@ -29,9 +32,6 @@ def validate(config: Config) -> Config:
         ("train.save_every", train.save_every),
         ("train.keep_checkpoints", train.keep_checkpoints),
         ("objective.loss_tile", objective.loss_tile),
-        ("sample.length", config.sample.length),
-        ("sample.block_length", config.sample.block_length),
-        ("sample.steps", config.sample.steps),
         ("sample.batch_size", config.sample.batch_size),
     ):
         require(value >= 1, f"{path} must be at least 1, got {value}")
@@ -47,7 +47,6 @@ def validate(config: Config) -> Config:
         ("data.prompt_slots", data.prompt_slots),
         ("optimizer.learning_rate", config.optimizer.learning_rate),
         ("optimizer.clip_norm", config.optimizer.clip_norm),
-        ("sample.temperature", config.sample.temperature),
         ("train.evaluate_every", train.evaluate_every),
         ("train.evaluate_rows", train.evaluate_rows),
         ("train.keep_every", train.keep_every),
@@ -84,24 +83,11 @@ def validate(config: Config) -> Config:
         0 < objective.level_floor < 1,
         f"objective.level_floor must lie between 0 and 1, got {objective.level_floor}",
     )
-    require(
-        config.sample.length % config.sample.block_length == 0,
-        f"sample.block_length must divide sample.length={config.sample.length}, "
-        f"got {config.sample.block_length}",
-    )
-    require(
-        config.sample.steps >= config.sample.length // config.sample.block_length,
-        f"sample.steps must give every block a step, got {config.sample.steps} for "
-        f"{config.sample.length // config.sample.block_length} blocks; raise sample.steps",
-    )
+    check_sample(config.sample)
     require(
         model.uncounted_id < 0 or config.sample.cache == "none",
         "sample.cache keeps keys at the positions they had, and with model.uncounted_id positions "
         f"move; set sample.cache=none, got {config.sample.cache}",
-    )
-    require(
-        0 <= config.sample.threshold <= 1,
-        f"sample.threshold must lie between 0 and 1, got {config.sample.threshold}",
     )
     require(
         0 <= config.optimizer.decay_share <= 1,
@@ -154,3 +140,64 @@ def _check_buckets(data: DataConfig, train: TrainConfig) -> None:
 
 def _listed(numbers: tuple[int, ...]) -> str:
     return ",".join(map(str, numbers))
+
+
+def check_sample(sample: SampleConfig) -> None:
+    """Raises ConfigError where the settings of a decoding cannot work together.
+
+    The sampler asks again: settings reach it that were never in a `Config`.
+    """
+    # --- how many slots and calls ---
+    length, width = sample.length, sample.block_length
+    require(length >= 1, f"sample.length must be at least 1, got {length}")
+    require(
+        width >= 1 and length % width == 0,
+        f"sample.block_length must be positive and divide sample.length={length}, got {width}",
+    )
+    require(
+        sample.limit == 0 or (sample.limit >= length and sample.limit % width == 0),
+        f"sample.limit must be 0 or a multiple of sample.block_length={width} and at least "
+        f"sample.length={length}, got {sample.limit}",
+    )
+    require(
+        sample.steps >= length // width,
+        f"sample.steps must give each of the {length // width} blocks a step, got {sample.steps}; "
+        "raise sample.steps or sample.block_length",
+    )
+    # --- which slots are fixed, what they may hold ---
+    require(
+        0 <= sample.threshold <= 1,
+        f"sample.threshold must lie between 0 and 1, got {sample.threshold}",
+    )
+    require(
+        sample.threshold <= 0 or sample.factor <= 0,
+        f"sample.threshold={sample.threshold} and sample.factor={sample.factor} are two rules for "
+        "one choice; set one of them to 0",
+    )
+    for name, value in (
+        ("temperature", sample.temperature),
+        ("top_k", sample.top_k),
+        ("guidance", sample.guidance),
+    ):
+        require(value >= 0, f"sample.{name} must be 0 or more, got {value}")
+    require(
+        0 < sample.top_p <= 1,
+        f"sample.top_p must lie above 0 and at most at 1, got {sample.top_p}",
+    )
+    require(
+        sample.temperature > 0 or (sample.top_k == 0 and sample.top_p == 1),
+        "sample.top_k and sample.top_p choose among drawn tokens and need sample.temperature above "
+        "0, got 0; raise it, or leave them at 0 and 1",
+    )
+    # --- what is kept from call to call ---
+    require(
+        sample.refresh >= 0 and (sample.refresh == 0 or sample.cache != "none"),
+        f"sample.refresh must be 0 or more, and 0 without a cache, got {sample.refresh} with "
+        f"sample.cache={sample.cache}",
+    )
+
+
+def require(holds: bool, message: str) -> None:
+    """Raises ConfigError with `message` unless `holds`."""
+    if not holds:
+        raise ConfigError(message)

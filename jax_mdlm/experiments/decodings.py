@@ -20,7 +20,7 @@ from jax_mdlm.evaluation.scores import distinct, repetition
 from jax_mdlm.evaluation.tasks import Task, slack_share
 from jax_mdlm.experiments.statistics import Curve
 from jax_mdlm.mdlm import Mdlm
-from jax_mdlm.sampling import AtRandom, SampleOptions
+from jax_mdlm.sampling import SampleOptions
 
 FOLDER = "interventions"  # in the work directory
 
@@ -61,7 +61,7 @@ def decode(
       model: Answers.
       task: Rows and metric.
       prompts: Of the rows, as `task.prompts` renders them.
-      options: How to decode; with the intervention, where `strength` is above 0.
+      options: How to decode; the strategy is the intervention, where `strength` is above 0.
       strength: Of the intervention.
       seed: Of the decoding: interventions and noise.
     """
@@ -104,8 +104,7 @@ class Store:
 
 def seeds_for(strength: float, seeds: int, options: SampleOptions) -> range:
     """Decodings that differ: one where nothing is drawn."""
-    order = getattr(options.strategy, "order", options.strategy)
-    random = strength > 0 or options.temperature > 0 or isinstance(order, AtRandom)
+    random = strength > 0 or options.settings.temperature > 0 or options.strategy.draws
     return range(seeds if random else 1)
 
 

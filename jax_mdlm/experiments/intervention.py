@@ -27,7 +27,7 @@ from jax_mdlm.experiments.statistics import (
 )
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.opening import console, open_model
-from jax_mdlm.sampling import Boundary, Displace, Intervention
+from jax_mdlm.sampling import Boundary, Displace, Strategy
 
 
 class Model(NamedTuple):
@@ -107,8 +107,8 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
         step = opened.step
         prompts = task.prompts(opened, args.too_long)
         too_long = prompts.count(None)
-        kind = intervention_of(args)
-        trained.append(decode_all(opened, task, prompts, kind, strengths, args.seeds))
+        disturbed = intervention_of(args, opened.options.strategy)
+        trained.append(decode_all(opened, task, prompts, disturbed, strengths, args.seeds))
     assert first is not None
     names = ("slack_share", "distinct", "repetition", "calls")
     means = []
@@ -129,9 +129,18 @@ def check_same_rows(first: Task, other: Task, workdir: str) -> None:
         )
 
 
-def intervention_of(args: argparse.Namespace) -> Intervention:
-    """What the flags ask for."""
-    return Displace(args.direction) if args.kind == "displace" else Boundary(args.share)
+def intervention_of(args: argparse.Namespace, inner: Strategy) -> Strategy:
+    """What the flags ask for, around a run's strategy."""
+    if args.kind == "displace":
+        return Displace(inner, args.direction)
+    return Boundary(inner, args.share)
+
+
+def recorded(args: argparse.Namespace) -> str:
+    """The intervention in a record; `figures.intervention_in_words` reads it."""
+    if args.kind == "displace":
+        return f"Displace(direction={args.direction!r})"
+    return f"Boundary(share={args.share!r})"
 
 
 def check_flags(args: argparse.Namespace) -> list[float]:
@@ -162,7 +171,7 @@ def decode_all(
     opened: Mdlm,
     task: Task,
     prompts: Sequence[Sequence[int] | None],
-    intervention: Intervention,
+    intervention: Strategy,
     strengths: Sequence[float],
     seeds: int,
 ) -> list[list[Decoded]]:
@@ -172,8 +181,9 @@ def decode_all(
     decodings, done = [], 0
     with progress:
         for strength in strengths:
-            chosen = intervention if strength > 0 else None
-            options = dataclasses.replace(opened.options, intervention=chosen)
+            options = opened.options
+            if strength > 0:
+                options = dataclasses.replace(options, strategy=intervention)
             what = {
                 "step": opened.step,
                 "rows": [task.name, task.digest],
@@ -221,7 +231,7 @@ def report(measured: dict[str, Measured], args: argparse.Namespace) -> dict[str,
         "task": base.task.name,
         "rows": len(base.task.references),
         "metric": base.task.metric.label,
-        "intervention": repr(intervention_of(args)),
+        "intervention": recorded(args),
         "strengths": base.curve.strengths.tolist(),
         "decodings": args.seeds,
         "degrees_of_freedom_of_training_seeds": spread.freedom,

@@ -147,11 +147,13 @@ def sampler(config: Config, devices: Sequence[Any]) -> Job:
     )
     parts = {"parameters": model.abstract_prepared(config.model, weights, layout)}
     region = options.region(prompt_slots)
-    calls, blocks = max_calls(options, region), limit // options.block_length
+    calls, blocks = max_calls(options, region), limit // options.settings.block_length
     turns = Turns(calls)
-    if options.cache != "none":
+    if options.settings.cache != "none":
         # One call on the whole canvas, then the block's others (or those until the next refresh).
-        parts_per_block = math.ceil(calls / blocks / options.refresh) if options.refresh else 1
+        parts_per_block = (
+            math.ceil(calls / blocks / options.settings.refresh) if options.settings.refresh else 1
+        )
         runs = blocks * parts_per_block
         turns = Turns(runs, (1, math.ceil(calls / runs) - 1))
     return Job(lowered, layout, _arguments(parts), rows * limit, turns)

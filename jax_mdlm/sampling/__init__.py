@@ -17,6 +17,7 @@ from jax_mdlm.sampling.commit import (
     ByEntropy,
     ByFactor,
     ByMargin,
+    Call,
     Strategy,
 )
 from jax_mdlm.sampling.generate import Answer, generate, read_answers, sample, stream
@@ -35,6 +36,7 @@ __all__ = [
     "ByEntropy",
     "ByFactor",
     "ByMargin",
+    "Call",
     "Canvas",
     "Denoise",
     "Displace",

@@ -58,11 +58,11 @@ def why_too_long(prompt: Sequence[int], options: SampleOptions, max_length: int)
     if options.ids.mask in prompt:
         return (
             f"with {len(prompt)} tokens, rounded up to {size.left + size.right} by "
-            f"sample.block_length={options.block_length} behind its first mask, must fit "
+            f"sample.block_length={options.settings.block_length} behind its first mask, must fit "
             f"model.max_length={max_length}; shorten it or lower sample.block_length"
         )
     return (
-        f"with {len(prompt)} tokens and sample.length={options.length} new slots must fit "
+        f"with {len(prompt)} tokens and sample.length={options.settings.length} new slots must fit "
         f"model.max_length={max_length}; shorten the prompt or lower sample.length"
     )
 
@@ -151,6 +151,7 @@ def make_canvas(
     Raises:
       ConfigError: as `check_prompts`; more prompts than rows; prompts with masks and without.
     """
+    # --- what is refused ---
     ids, rows = options.ids, len(prompts) if rows is None else rows
     check_prompts(prompts, options, max_length)
     if len(prompts) > rows:
@@ -164,14 +165,23 @@ def make_canvas(
             f"{max_length} when they are aligned at their first mask; use generate, which cuts "
             "batches"
         )
+
+    # --- how wide it is ---
     sizes = [_size(prompt, options) for prompt in prompts]
     left, right = max(size.left for size in sizes), max(size.right for size in sizes)
     infill = any(ids.mask in prompt for prompt in prompts if prompt is not None)
-    limit = _round_up_region(right, options.block_length) if infill else options.region(0).limit
+    limit = (
+        _round_up_region(right, options.settings.block_length)
+        if infill
+        else options.region(0).limit
+    )
     start = min(bucket(left), max_length - right)
-    limit = min(limit, (max_length - start) // options.block_length * options.block_length)
-    region = Region(start, limit if infill else options.length, limit)
+    limit = min(
+        limit, (max_length - start) // options.settings.block_length * options.settings.block_length
+    )
+    region = Region(start, limit if infill else options.settings.length, limit)
 
+    # --- what stands on it ---
     tokens = np.full((rows, start + limit), ids.pad, np.int32)
     valid = np.zeros(tokens.shape, bool)
     # Rows that fill up the batch keep their response valid: a row without keys would make NaN.
@@ -185,9 +195,9 @@ def make_canvas(
             tokens[row, start : start + len(prompt) - size.left] = prompt[size.left :]
             valid[row, start - size.left : start + len(prompt) - size.left] = True
         else:
-            tokens[row, start : start + options.length] = ids.mask
+            tokens[row, start : start + options.settings.length] = ids.mask
             # Hidden until they are appended: the text ends here as long as they are not.
-            tokens[row, start + options.length :] = ids.eos
+            tokens[row, start + options.settings.length :] = ids.eos
             valid[row, start - size.left :] = True
     return Canvas(tokens, valid, region)
 
@@ -243,9 +253,9 @@ def _size(prompt: Sequence[int] | None, options: SampleOptions) -> _Size:
     if prompt is None:
         return _Size(0, 0)
     if options.ids.mask not in prompt:
-        return _Size(len(prompt), options.length)
+        return _Size(len(prompt), options.settings.length)
     left = list(prompt).index(options.ids.mask)
-    width = options.block_length
+    width = options.settings.block_length
     return _Size(left, -(-(len(prompt) - left) // width) * width)
 
 

@@ -1,64 +1,159 @@
-"""Which masked slots are fixed by a model call: scores and counts.
+"""Which masked slots are fixed by a model call: scores, counts, and what a strategy may do besides.
 
-Enters: the offers of one block (`offer`). Leaves: the slots that are committed. `loop` calls this
-once per model call and merges afterwards; `options` names the strategy.
-A strategy is a frozen dataclass with three methods:
-
-  score(offer, key)                      how early a slot should be fixed; higher commits first
-  select(offer, score, masked, left)     the slots that are fixed by this call
-  calls(quota_calls, width)              model calls a block may take
+Enters: the offers of one block (`offer`). Leaves: the slots that are committed. `loop` asks a
+`Strategy` once per model call and merges afterwards; all that differs from strategy to strategy is
+a method here. `NAMED` holds those that `sample.strategy` can name; `options_from` takes any other.
 """
 
-import abc
 import dataclasses
-from typing import Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jax_mdlm.config import ConfigError, SampleConfig
+from jax_mdlm.containers import SampleState
 from jax_mdlm.sampling.offer import Offer
 
 
-class Strategy(Protocol):
-    """How a block is worked off; see the module docstring."""
+class Call(NamedTuple):
+    """Where in the generation a model call stands.
+
+    Attributes:
+      keys: Typed PRNG keys [B], of the row and the call; nothing else draws from them.
+      start: int32 []; the block's first column.
+      end: int32 []; the column after the last slot that exists so far.
+      left: int32 []; calls that the block may still take, this one included.
+      width: W, slots of a block.
+      mask: The mask's id.
+      own: `SampleState.own`, the strategy's.
+    """
+
+    keys: jax.Array
+    start: jax.Array
+    end: jax.Array
+    left: jax.Array
+    width: int
+    mask: int
+    own: Any
+
+
+class Strategy:
+    """How a block is worked off: a frozen dataclass (hashable, static under `jit`).
+
+    A strategy says `score` and `select`. All else has a default: a block takes a call per slot at
+    most, what is committed stays, and nothing is kept from call to call.
+    """
+
+    # --- which slots are fixed ---
 
     def score(self, offer: Offer, key: jax.Array) -> jax.Array:
         """float32 [B, W]; higher commits first. `key`: typed keys [B]."""
-        ...
+        raise NotImplementedError
 
-    def select(
-        self, offer: Offer, score: jax.Array, masked: jax.Array, calls_left: jax.Array
+    def select(self, offer: Offer, score: jax.Array, masked: jax.Array, call: Call) -> jax.Array:
+        """bool [B, W], true only where `masked` [B, W]: the slots that this call fixes."""
+        raise NotImplementedError
+
+    def keep(self, masked: jax.Array, committed: jax.Array, call: Call) -> jax.Array:
+        """int32 [B, 1]: slots that are committed after a call that may take commits back.
+
+        Asked instead of `select` under `sample.remask`, where `refuse` lets that pass. `masked` and
+        `committed`: bool [B, W].
+        """
+        raise NotImplementedError
+
+    # --- how long that takes ---
+
+    def calls(self, quota: int, width: int) -> int:
+        """Model calls that a block of `width` commits may take, given its share of the steps."""
+        del quota
+        return width
+
+    def commits(self, width: int) -> int:
+        """Commits that a block of `width` slots takes at most."""
+        return width
+
+    @property
+    def lingers(self) -> bool:
+        """Whether a block that its first call filled gets one more call, which changes nothing.
+
+        Fast-dLLM's loops with a cache look for masks only after a call on a window. Without early
+        stop the sampler makes the published code's calls, one by one.
+        """
+        return False
+
+    # --- what is asked before the first call ---
+
+    def refuse(self, settings: SampleConfig) -> None:
+        """Raises ConfigError where the strategy cannot work with the settings."""
+        if settings.remask:
+            raise ConfigError(
+                "sample.remask counts what stays committed and needs a quota; set sample.threshold "
+                "and sample.factor to 0, or sample.remask to false"
+            )
+
+    @property
+    def draws(self) -> bool:
+        """Whether the same offers may be committed in another order with another key."""
+        return False
+
+    takes_strength: ClassVar[bool] = False  # whether `begin` reads it
+
+    # --- what is kept and done besides ---
+
+    def begin(self, rows: int, strength: jax.Array) -> Any:
+        """`SampleState.own` before the first call: any tree of arrays.
+
+        Args:
+          rows: B.
+          strength: float32 [] in [0, 1]; traced, so that another one is the same program.
+        """
+        del rows, strength
+
+    def write(
+        self, slots: jax.Array, tokens: jax.Array, chosen: jax.Array, masked: jax.Array, call: Call
     ) -> jax.Array:
-        """bool [B, W], true only where `masked` [B, W]; `calls_left` [] counts this call."""
-        ...
+        """The block after its commits, int32 [B, W].
 
-    def calls(self, quota_calls: jax.Array, width: int) -> jax.Array:
-        """int32 []; model calls a block of `width` slots may take, given its share of steps."""
-        ...
+        Args:
+          slots: int32 [B, W]; before.
+          tokens: int32 [B, W]; what is offered.
+          chosen: bool [B, W]; from `select`.
+          masked: bool [B, W]; before.
+          call: The call.
+        """
+        del masked, call
+        return jnp.where(chosen, tokens, slots)
+
+    def after(self, state: SampleState, call: Call) -> SampleState:
+        """The state after the call's commits, merges and stops; here `own` is kept up to date."""
+        del call
+        return state
 
 
-class Quota:
+class Quota(Strategy):
     """Commits by count: LLaDA's `masked // steps`, the remainder in the first steps.
 
     With `n` masked slots and `r` calls left, `ceil(n / r)` commits at every call give just that
     schedule, and the loop need not carry it. `r <= width`, so that no call commits nothing.
     """
 
-    def select(
-        self, offer: Offer, score: jax.Array, masked: jax.Array, calls_left: jax.Array
-    ) -> jax.Array:
-        """The `count` best slots of each row."""
+    def select(self, offer: Offer, score: jax.Array, masked: jax.Array, call: Call) -> jax.Array:
+        """The `ceil(n / r)` best slots of each row."""
         place = ranks(jnp.where(masked, score, -jnp.inf))
-        return masked & (place < self.count(masked, calls_left))
+        return masked & (place < _quota(masked, call.left))
 
-    def count(self, masked: jax.Array, calls_left: jax.Array) -> jax.Array:
-        """Slots that this call fixes in each row, int32 [B, 1]: `ceil(masked / calls_left)`."""
-        count = jnp.sum(masked, axis=1, keepdims=True)
-        return (count + calls_left - 1) // calls_left
+    def keep(self, masked: jax.Array, committed: jax.Array, call: Call) -> jax.Array:
+        """As many more as `select` fixes."""
+        return _quota(masked, call.left) + jnp.sum(committed, axis=1, keepdims=True)
 
-    def calls(self, quota_calls: jax.Array, width: int) -> jax.Array:
+    def calls(self, quota: int, width: int) -> int:
         """The block's share of the steps; more calls than slots would commit nothing."""
-        return jnp.minimum(quota_calls, width)
+        return min(quota, width)
+
+    def refuse(self, settings: SampleConfig) -> None:
+        """A quota goes with every setting."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,30 +196,39 @@ class AtRandom(Quota):
         width = offer.tokens.shape[1]
         return jax.vmap(lambda k: jax.random.uniform(k, (width,)))(key)
 
+    @property
+    def draws(self) -> bool:
+        """Yes."""
+        return True
 
-class _Confident(abc.ABC):
+
+class _Confident(Strategy):
     """Commits what is confident enough, and in any case the best slot of `order`."""
 
     order: Strategy
 
-    @abc.abstractmethod
     def confident(self, offer: Offer, masked: jax.Array) -> jax.Array:
         """bool [B, W]; read only where `masked` [B, W]."""
+        raise NotImplementedError
 
     def score(self, offer: Offer, key: jax.Array) -> jax.Array:
         """The score of `order`."""
         return self.order.score(offer, key)
 
-    def select(
-        self, offer: Offer, score: jax.Array, masked: jax.Array, calls_left: jax.Array
-    ) -> jax.Array:
+    def select(self, offer: Offer, score: jax.Array, masked: jax.Array, call: Call) -> jax.Array:
         """The confident slots and the best one."""
         first = ranks(jnp.where(masked, score, -jnp.inf)) == 0
         return masked & (first | self.confident(offer, masked))
 
-    def calls(self, quota_calls: jax.Array, width: int) -> jax.Array:
-        """One call per slot at most."""
-        return jnp.asarray(width, jnp.int32)
+    @property
+    def lingers(self) -> bool:
+        """As Fast-dLLM's loops do."""
+        return True
+
+    @property
+    def draws(self) -> bool:
+        """As `order`."""
+        return self.order.draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +276,24 @@ class ByFactor(_Confident):
         return place < run
 
 
+NAMED: dict[str, Strategy] = {
+    "confidence": ByConfidence(),
+    "entropy": ByEntropy(),
+    "margin": ByMargin(),
+    "random": AtRandom(),
+}
+
+
+def strategy_of(settings: SampleConfig) -> Strategy:
+    """What `strategy`, `threshold` and `factor` of the settings say."""
+    order = NAMED[settings.strategy]
+    if settings.threshold > 0:
+        return AboveThreshold(settings.threshold, order=order)
+    if settings.factor > 0:
+        return ByFactor(settings.factor, order=order)
+    return order
+
+
 def remask(
     keep: jax.Array, score: jax.Array, recorded: jax.Array, masked: jax.Array, committed: jax.Array
 ) -> jax.Array:
@@ -207,3 +329,9 @@ def ranks(score: jax.Array) -> jax.Array:
     """
     order = jnp.argsort(-score, axis=1, stable=True)
     return jnp.argsort(order, axis=1).astype(jnp.int32)
+
+
+def _quota(masked: jax.Array, left: jax.Array) -> jax.Array:
+    """Slots that this call fixes in each row, int32 [B, 1]: `ceil(masked / left)`."""
+    count = jnp.sum(masked, axis=1, keepdims=True)
+    return (count + left - 1) // left

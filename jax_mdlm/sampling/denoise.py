@@ -41,12 +41,12 @@ class ModelDenoise:
 
     def full(self, canvas: jax.Array, start: jax.Array, end: jax.Array) -> tuple[jax.Array, Any]:
         """A run on the whole canvas, up to `end` where blocks may be appended."""
-        keep = self.options.cache != "none"
+        keep = self.options.settings.cache != "none"
         total = canvas.shape[1]
 
         def run(width: int) -> tuple[jax.Array, model.Cache | None]:
             tokens = constrain(self.layout, canvas[:, :width], "batch", "length")
-            window = model.Window(start, self.options.block_length)
+            window = model.Window(start, self.options.settings.block_length)
             hidden, cache = model.encode_window(
                 self.params,
                 tokens,
@@ -65,12 +65,14 @@ class ModelDenoise:
 
     def cached(self, cache: Any, canvas: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
         """A run on the block (`dual`) or on all slots from its start (`prefix`)."""
-        block, total = self.options.block_length, canvas.shape[1]
+        block, total = self.options.settings.block_length, canvas.shape[1]
         visible = self._visible(end)
 
         def run(width: int) -> jax.Array:
             first = (
-                start if self.options.cache == "dual" else jnp.clip(end - width, 0, total - width)
+                start
+                if self.options.settings.cache == "dual"
+                else jnp.clip(end - width, 0, total - width)
             )
             tokens = jax.lax.dynamic_slice_in_dim(canvas, first, width, axis=1)
             hidden, _ = model.encode_window(
@@ -84,7 +86,7 @@ class ModelDenoise:
             )
             return self._project(hidden)
 
-        if self.options.cache == "dual":
+        if self.options.settings.cache == "dual":
             return run(block)
         return _by_width(_doublings(block, self.region.limit), end - start, run)
 

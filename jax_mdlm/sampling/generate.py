@@ -74,7 +74,7 @@ def sample(
       rows: B, the batch is filled up to it; None = one row per prompt. Rounded up to the parts
         into which `layout` cuts a batch.
       first_row: Number of the first prompt in a longer list.
-      strength: Of `options.intervention`, in [0, 1]; traced.
+      strength: For a strategy that takes one (`interventions`), in [0, 1]; traced.
       layout: Mesh and rules; None = one device.
 
     Returns:
@@ -82,7 +82,7 @@ def sample(
 
     Raises:
       ConfigError: no prompts, or one that does not fit (see `make_canvas`); a strength that is no
-        probability, or has no intervention.
+        probability, or that the strategy does not take.
     """
     inputs, region = _place(config, prompts, options, key, rows, first_row, strength, layout)
     return decode_batch(params, *inputs, config, options, region, layout)
@@ -234,10 +234,10 @@ def _place(
     layout: Layout | None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array], Region]:
     """Canvas, valid, key, first row and strength on the device; the same on every process."""
-    if not 0 <= strength <= (options.intervention is not None):
+    if not 0 <= strength <= options.strategy.takes_strength:
         raise ConfigError(
             f"strength must lie in [0, 1], and at 0 without an intervention, got {strength} with "
-            f"intervention={options.intervention}"
+            f"{options.strategy}"
         )
     shards = 1 if layout is None else layout.batch_shards
     rows = -(-(rows or len(prompts)) // shards) * shards

@@ -1,25 +1,113 @@
 """Disturbances of a generation: committed tokens that slip by a slot, on purpose.
 
 The experiment of arXiv 2601.22947: how much is lost when a share of the tokens lands beside its
-slot? An intervention is a frozen dataclass in `SampleOptions`; `loop` calls it between the choice
-of the slots and the commit (`land`), and after the commit (`shift`). Its `strength` is traced: a
-whole curve is one program.
+slot? An intervention is a strategy that wraps another: the inner one chooses the slots, the outer
+one disturbs their commit (`write`) or what stands after it (`after`). Its `strength` is traced, in
+the state it keeps: a whole curve is one program.
 
 Draws come from the key of the row and call, as all others: a row's text does not depend on what
 is decoded beside it.
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+
+from jax_mdlm.config import ConfigError, SampleConfig
+from jax_mdlm.containers import SampleState
+from jax_mdlm.sampling.commit import ByConfidence, Call, Strategy
+from jax_mdlm.sampling.offer import Offer
 
 Direction = Literal["right", "left", "both"]
 
 
+@flax.struct.dataclass
+class Disturbed:
+    """What an intervention keeps from call to call.
+
+    Attributes:
+      strength: float32 []; probability in [0, 1].
+      rows: bool [B]; rows whose boundary has been shifted.
+      inner: What the inner strategy keeps.
+    """
+
+    strength: jax.Array
+    rows: jax.Array
+    inner: Any
+
+
 @dataclasses.dataclass(frozen=True)
-class Displace:
+class Intervention(Strategy):
+    """Leaves all to the strategy inside.
+
+    Attributes:
+      inner: What is disturbed; no intervention itself, since both would draw from one key.
+    """
+
+    inner: Strategy = ByConfidence()
+    takes_strength: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuses an intervention inside."""
+        if self.inner.takes_strength:
+            raise ConfigError(f"an intervention wraps a plain strategy, got {self.inner}")
+
+    def score(self, offer: Offer, key: jax.Array) -> jax.Array:
+        """As `inner`."""
+        return self.inner.score(offer, key)
+
+    def select(self, offer: Offer, score: jax.Array, masked: jax.Array, call: Call) -> jax.Array:
+        """As `inner`."""
+        return self.inner.select(offer, score, masked, _inner(call))
+
+    def write(
+        self, slots: jax.Array, tokens: jax.Array, chosen: jax.Array, masked: jax.Array, call: Call
+    ) -> jax.Array:
+        """As `inner`."""
+        return self.inner.write(slots, tokens, chosen, masked, _inner(call))
+
+    def calls(self, quota: int, width: int) -> int:
+        """As `inner`."""
+        return self.inner.calls(quota, width)
+
+    def commits(self, width: int) -> int:
+        """As `inner`."""
+        return self.inner.commits(width)
+
+    @property
+    def lingers(self) -> bool:
+        """As `inner`."""
+        return self.inner.lingers
+
+    @property
+    def draws(self) -> bool:
+        """As `inner`."""
+        return self.inner.draws
+
+    def begin(self, rows: int, strength: jax.Array) -> Disturbed:
+        """No row disturbed."""
+        return Disturbed(strength, jnp.zeros(rows, bool), self.inner.begin(rows, strength))
+
+    def after(self, state: SampleState, call: Call) -> SampleState:
+        """What `inner` keeps stands inside of what is kept here."""
+        found = self.inner.after(dataclasses.replace(state, own=state.own.inner), _inner(call))
+        return dataclasses.replace(found, own=dataclasses.replace(state.own, inner=found.own))
+
+    def refuse(self, settings: SampleConfig) -> None:
+        """Also remasking."""
+        if settings.remask:
+            raise ConfigError(
+                "an intervention moves what was committed and sample.remask takes commits back; "
+                "set sample.remask to false"
+            )
+        self.inner.refuse(settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Displace(Intervention):
     """Each newly committed token lands, with probability `strength`, on the neighbouring slot.
 
     Only if that slot is masked and in the same block, else the token stays. Two tokens never land
@@ -28,10 +116,19 @@ class Displace:
     many slots as without intervention, and the loop runs until no mask is left.
 
     Attributes:
+      inner: As in `Intervention`.
       direction: Where a token slips to; `both`: a fair coin for each token.
     """
 
     direction: Direction = "right"
+
+    def write(
+        self, slots: jax.Array, tokens: jax.Array, chosen: jax.Array, masked: jax.Array, call: Call
+    ) -> jax.Array:
+        """Each token where it lands."""
+        return carried(
+            slots, tokens, self.land(call.keys, call.own.strength, chosen, masked), chosen
+        )
 
     def land(
         self, keys: jax.Array, strength: jax.Array, chosen: jax.Array, masked: jax.Array
@@ -63,7 +160,7 @@ class Displace:
 
 
 @dataclasses.dataclass(frozen=True)
-class Boundary:
+class Boundary(Intervention):
     """Once, everything from a random slot of the block on moves by one, and a masked slot opens.
 
     It happens with probability `strength` in each row, after the first call at which a share of
@@ -72,10 +169,48 @@ class Boundary:
     canvas is lost. Rows with text of the caller behind the prompt are left alone.
 
     Attributes:
+      inner: As in `Intervention`.
       share: Of the row's slots, in [0, 1); 0: after the first call.
     """
 
     share: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses what is no share."""
+        super().__post_init__()
+        if not 0 <= self.share < 1:
+            raise ConfigError(f"the share of a boundary must lie in [0, 1), got {self.share}")
+
+    def refuse(self, settings: SampleConfig) -> None:
+        """Also a quota without a call for the mask that opens."""
+        super().refuse(settings)
+        blocks = settings.length // settings.block_length
+        if self.inner.calls(settings.steps // blocks, self.commits(settings.block_length)) < 2:
+            raise ConfigError(
+                "a shifted boundary opens a mask that a later call of the block fills: "
+                f"sample.steps must give each of the {blocks} blocks two, got {settings.steps}; "
+                "raise sample.steps or sample.block_length"
+            )
+
+    def commits(self, width: int) -> int:
+        """A shifted boundary opens a mask once more."""
+        return self.inner.commits(width) + 1
+
+    def after(self, state: SampleState, call: Call) -> SampleState:
+        """Shifts the rows that have come to the boundary's share of the generation."""
+        state, region = super().after(state, call), state.region
+        committed = jnp.sum(region.of(state.committed_at) >= 0, axis=1)
+        due = (committed >= self.share * region.length) & (call.left > 1) & ~state.own.rows
+        due &= jnp.any(region.of(state.canvas) == call.mask, axis=1)
+        due &= ~jnp.any(region.of(state.given), axis=1)
+        drawn, slot = self.draw(call.keys, state.own.strength, call.width)
+        at = jnp.where(due & drawn, call.start + slot, state.canvas.shape[1])
+        return dataclasses.replace(
+            state,
+            canvas=shift(state.canvas, at, call.end, call.mask),
+            committed_at=shift(state.committed_at, at, call.end, -1),
+            own=dataclasses.replace(state.own, rows=state.own.rows | due),
+        )
 
     def draw(self, keys: jax.Array, strength: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
         """Whether a row is disturbed, bool [B], and at which slot of its block, int32 [B].
@@ -96,7 +231,9 @@ class Boundary:
         return jax.vmap(one)(keys)
 
 
-Intervention = Displace | Boundary
+def _inner(call: Call) -> Call:
+    """The call as the inner strategy sees it."""
+    return call._replace(own=call.own.inner)
 
 
 def carried(slots: jax.Array, values: jax.Array, steps: jax.Array, chosen: jax.Array) -> jax.Array:

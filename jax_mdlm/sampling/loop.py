@@ -5,9 +5,9 @@ final state. One model call: propose, commit, merge, stop, advance. The oracle i
 plain Python loop.
 
 Key schedule: call `s` of block `b` of a row has the key `k = fold_in(row_key, b * W + s)`,
-with W the calls that a block takes at most. Gumbel noise is drawn from `fold_in(k, 0)`, the random
-order from `fold_in(k, 1)`, an intervention from `fold_in(k, 2)`. No other row and no count of the
-batch's calls enters: a row's tokens do not depend on what is decoded beside it.
+with W the commits that a block takes at most. Gumbel noise is drawn from `fold_in(k, 0)`, the
+strategy's score from `fold_in(k, 1)`, what else it does from `fold_in(k, 2)`. No other row and no
+count of the batch's calls enters: a row's tokens do not depend on what is decoded beside it.
 """
 
 import dataclasses
@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_mdlm.containers import Region, SampleState, Trace
-from jax_mdlm.sampling.commit import Quota, remask
-from jax_mdlm.sampling.interventions import Boundary, Displace, carried, shift
+from jax_mdlm.sampling.commit import Call, remask
 from jax_mdlm.sampling.offer import propose
 from jax_mdlm.sampling.options import SampleOptions
 from jax_mdlm.sampling.text import closings, merge, stop_at_terminator
@@ -58,18 +57,19 @@ def init_state(
       options: Static.
       region: What is decoded; static.
       cache: Zeros in the form of what `Denoise.full` returns.
-      strength: float32 [] in [0, 1]; of `options.intervention`.
+      strength: float32 [] in [0, 1]; for the strategy. None = 0.
 
     Returns:
       No call made; a row without a mask in its region (one that fills up a batch) is done.
     """
     zero = jnp.zeros((), jnp.int32)
+    strength = jnp.zeros((), jnp.float32) if strength is None else strength
     trace = None
     if options.trace:
         calls, rows = max_calls(options, region), canvas.shape[0]
         frames = jnp.zeros((calls + 1, rows, region.limit), jnp.int32)
         trace = Trace(
-            frames=frames.at[0].set(_in_region(canvas, region)),
+            frames=frames.at[0].set(region.of(canvas)),
             confidence=jnp.zeros((calls, rows, region.limit), jnp.float32),
         )
     return SampleState(
@@ -79,14 +79,13 @@ def init_state(
         canvas=canvas,
         given=given,
         committed_at=jnp.full(canvas.shape, -1, jnp.int32),
-        done=~jnp.any(_in_region(canvas, region) == options.ids.mask, axis=1),
+        done=~jnp.any(region.of(canvas) == options.ids.mask, axis=1),
         key=key,
         region=region,
-        score=jnp.zeros(canvas.shape, jnp.float32) if options.remask else None,
+        score=jnp.zeros(canvas.shape, jnp.float32) if options.settings.remask else None,
         cache=cache,
         trace=trace,
-        strength=strength if options.intervention else None,
-        disturbed=jnp.zeros(canvas.shape[0], bool) if options.intervention else None,
+        own=options.strategy.begin(canvas.shape[0], strength),
     )
 
 
@@ -110,7 +109,7 @@ def decode(
     Returns:
       The state after the last call.
     """
-    num_blocks = state.region.limit // options.block_length
+    num_blocks = state.region.limit // options.settings.block_length
 
     def unfinished(state: SampleState) -> jax.Array:
         more = (state.block < num_blocks) & ~jnp.all(state.done)
@@ -125,75 +124,84 @@ def decode(
         return _call(state, logits, options)
 
     def due(state: SampleState) -> jax.Array:
-        if not options.refresh:
+        if not options.settings.refresh:
             return state.block_step == 0
-        return state.block_step % options.refresh == 0
+        return state.block_step % options.settings.refresh == 0
 
     def both(state: SampleState) -> SampleState:
         state = jax.lax.while_loop(lambda s: unfinished(s) & due(s), full, state)
         return jax.lax.while_loop(lambda s: unfinished(s) & ~due(s), cached, state)
 
-    return jax.lax.while_loop(unfinished, full if options.cache == "none" else both, state)
+    return jax.lax.while_loop(unfinished, full if options.settings.cache == "none" else both, state)
 
 
 def _columns(state: SampleState, options: SampleOptions) -> tuple[jax.Array, jax.Array]:
     """First column of the block; the column behind the last slot that exists so far."""
     region = state.region
-    start = region.start + state.block * options.block_length
-    end = jnp.maximum(region.start + region.length, start + options.block_length)
+    start = region.start + state.block * options.settings.block_length
+    end = jnp.maximum(region.start + region.length, start + options.settings.block_length)
     return start, end
 
 
 def _call(state: SampleState, logits: jax.Array, options: SampleOptions) -> SampleState:
     """What follows a model call; `logits` float32 [B, W, V] of the state's block."""
-    ids, (start, _) = options.ids, _columns(state, options)
+    ids, settings, strategy = options.ids, options.settings, options.strategy
+    start, end = _columns(state, options)
     keys = _fold_in(state.key, state.block * _slots_to_fill(options) + state.block_step)
-    offer = propose(
-        logits,
-        _fold_in(keys, 0),
-        ids,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        suppress_eos=options.suppress_eos,
-        defer_eos=options.defer_eos,
+    call = Call(
+        keys=_fold_in(keys, 2),
+        start=start,
+        end=end,
+        left=block_calls(state.block, options) - state.block_step,
+        width=settings.block_length,
+        mask=ids.mask,
+        own=state.own,
     )
 
     def block(slots: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice_in_dim(slots, start, options.block_length, axis=1)
+        return jax.lax.dynamic_slice_in_dim(slots, start, settings.block_length, axis=1)
 
     def with_block(slots: jax.Array, values: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(slots, values, start, axis=1)
 
+    # --- what the model offers ---
+    offer = propose(
+        logits,
+        _fold_in(keys, 0),
+        ids,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        suppress_eos=settings.suppress_eos,
+        defer_eos=settings.defer_eos,
+    )
+
+    # --- which slots are fixed, or masked again ---
     current = block(state.canvas)
     masked = current == ids.mask
-    score = options.strategy.score(offer, _fold_in(keys, 1))
+    score = strategy.score(offer, _fold_in(keys, 1))
     score = jnp.where(offer.last, -1e30, score)
-    calls_left = block_calls(state.block, options) - state.block_step
     recorded = state.score
     if recorded is None:
-        chosen = options.strategy.select(offer, score, masked, calls_left)
-        landing = jnp.zeros_like(current)
-        if isinstance(options.intervention, Displace):
-            assert state.strength is not None
-            landing = options.intervention.land(_fold_in(keys, 2), state.strength, chosen, masked)
-        current = carried(current, offer.tokens, landing, chosen)
+        chosen = strategy.select(offer, score, masked, call)
+        current = strategy.write(current, offer.tokens, chosen, masked, call)
     else:
-        assert isinstance(options.strategy, Quota)
         committed = block(state.committed_at) >= 0
-        keep = options.strategy.count(masked, calls_left)
-        keep = keep + jnp.sum(committed, axis=1, keepdims=True)
+        keep = strategy.keep(masked, committed, call)
         chosen = remask(keep, score, block(recorded), masked, committed)
         current = jnp.where(masked & chosen, offer.tokens, current)
         current = jnp.where(committed & ~chosen, ids.mask, current)
         recorded = with_block(recorded, jnp.where(masked & chosen, score, block(recorded)))
 
+    # --- what follows from it: merges, the end of a row ---
     canvas = written = with_block(state.canvas, current)
     committed = (state.committed_at >= 0) | (canvas != state.canvas)
     if options.collapse == "merge":
         canvas = merge(canvas, committed, ids)
-    if options.early_stop:
+    if settings.early_stop:
         canvas = stop_at_terminator(canvas, committed, state.given, ids)
+
+    # --- what is written down ---
     was_masked = (state.canvas == ids.mask) | (written == ids.mask)  # also: taken back just now
     fixed = was_masked & (canvas != ids.mask)
     committed_at = jnp.where(fixed, state.step, state.committed_at)
@@ -205,40 +213,12 @@ def _call(state: SampleState, logits: jax.Array, options: SampleOptions) -> Samp
         score=recorded,
         trace=_traced(state, canvas, with_block, masked, offer.confidence),
     )
-    if isinstance(options.intervention, Boundary):
-        state = _shifted(state, _fold_in(keys, 2), calls_left, options.intervention, options)
-    return _advance(state, options)
-
-
-def _shifted(
-    state: SampleState,
-    keys: jax.Array,
-    calls_left: jax.Array,
-    boundary: Boundary,
-    options: SampleOptions,
-) -> SampleState:
-    """Shifts the rows that have come to the boundary's share of the generation."""
-    assert state.strength is not None
-    assert state.disturbed is not None
-    region, (start, end) = state.region, _columns(state, options)
-    inside = _in_region(state.canvas, region)
-    committed = jnp.sum(_in_region(state.committed_at, region) >= 0, axis=1)
-    due = (committed >= boundary.share * region.length) & (calls_left > 1) & ~state.disturbed
-    due &= jnp.any(inside == options.ids.mask, axis=1)
-    due &= ~jnp.any(_in_region(state.given, region), axis=1)
-    drawn, slot = boundary.draw(keys, state.strength, options.block_length)
-    at = jnp.where(due & drawn, start + slot, state.canvas.shape[1])
-    return dataclasses.replace(
-        state,
-        canvas=shift(state.canvas, at, end, options.ids.mask),
-        committed_at=shift(state.committed_at, at, end, -1),
-        disturbed=state.disturbed | due,
-    )
+    return _advance(strategy.after(state, call), options)
 
 
 def _advance(state: SampleState, options: SampleOptions) -> SampleState:
     """Counts the call; the block is over when no row has a mask in it, or its calls are spent."""
-    width, ids, region = options.block_length, options.ids, state.region
+    width, ids, region = options.settings.block_length, options.ids, state.region
     start, _ = _columns(state, options)
     in_block = jax.lax.dynamic_slice_in_dim(state.canvas, start, width, axis=1)
     spent = state.block_step + 1 >= block_calls(state.block, options)
@@ -251,7 +231,7 @@ def _advance(state: SampleState, options: SampleOptions) -> SampleState:
         canvas = jnp.where(over, _append(state, state.block + 1, options), canvas)
     # Between gaps there may be blocks without a mask in any row: they need no call.
     number = jnp.arange(region.limit // width)
-    left = (_in_region(canvas, region) == ids.mask).reshape(-1, len(number), width)
+    left = (region.of(canvas) == ids.mask).reshape(-1, len(number), width)
     ahead = jnp.any(left, axis=(0, 2)) & (number > state.block)
     following = jnp.min(jnp.where(ahead, number, len(number)))
     return dataclasses.replace(
@@ -260,30 +240,22 @@ def _advance(state: SampleState, options: SampleOptions) -> SampleState:
         block=jnp.where(over, following, state.block),
         block_step=jnp.where(over, 0, state.block_step + 1),
         canvas=canvas,
-        done=~jnp.any(_in_region(canvas, region) == ids.mask, axis=1)
-        & (over | (not _lingers(options))),
+        done=~jnp.any(region.of(canvas) == ids.mask, axis=1) & (over | (not _lingers(options))),
     )
 
 
 def _lingers(options: SampleOptions) -> bool:
-    """Whether a block that its first call filled gets one more, which changes nothing.
-
-    Fast-dLLM's loops with a cache look for masks only after a call on a window. Without early stop
-    the sampler makes the published code's calls, one by one.
-    """
-    return (
-        options.cache != "none"
-        and not options.early_stop
-        and not isinstance(options.strategy, Quota)
-    )
+    """Whether `Strategy.lingers` matters."""
+    settings = options.settings
+    return settings.cache != "none" and not settings.early_stop and options.strategy.lingers
 
 
 def _append(state: SampleState, block: jax.Array, options: SampleOptions) -> jax.Array:
     """The canvas with masks in block number `block` [], in rows whose text is not closed yet."""
     region = state.region
-    first = region.start + block * options.block_length
+    first = region.start + block * options.settings.block_length
     column = jnp.arange(state.canvas.shape[1])
-    appended = (column >= first) & (column < first + options.block_length)
+    appended = (column >= first) & (column < first + options.settings.block_length)
     hidden = (column >= region.start + region.length) & (column < region.start + region.limit)
     # A row that only fills the batch up has committed nothing and stays closed.
     is_open = jnp.any(state.committed_at >= 0, axis=1) & ~jnp.any(
@@ -294,23 +266,28 @@ def _append(state: SampleState, block: jax.Array, options: SampleOptions) -> jax
 
 def block_calls(block: jax.Array, options: SampleOptions) -> jax.Array:
     """Model calls that block number `block` [] may take, int32 []."""
-    share, rest = divmod(options.steps, options.num_blocks)
-    quota_calls = share + (block < rest).astype(jnp.int32)
-    return options.strategy.calls(quota_calls, _slots_to_fill(options))
+    longer, others, rest = _calls(options)
+    return jnp.where(block < rest, longer, others).astype(jnp.int32)
 
 
 def max_calls(options: SampleOptions, region: Region) -> int:
     """The most model calls that a generation can take."""
-    if not isinstance(options.strategy, Quota):
-        return region.limit // options.block_length * _slots_to_fill(options)
-    share, rest = divmod(options.steps, options.num_blocks)
-    blocks = range(region.limit // options.block_length)
-    return sum(min(share + (block < rest), options.block_length) for block in blocks)
+    longer, others, rest = _calls(options)
+    blocks = region.limit // options.settings.block_length
+    return min(rest, blocks) * longer + max(blocks - rest, 0) * others
+
+
+def _calls(options: SampleOptions) -> tuple[int, int, int]:
+    """Calls of the first blocks, which share the remainder of the steps; of the others; `rest`."""
+    share, rest = divmod(options.settings.steps, options.num_blocks)
+    longer, others = (
+        options.strategy.calls(quota, _slots_to_fill(options)) for quota in (share + 1, share)
+    )
+    return longer, others, rest
 
 
 def _slots_to_fill(options: SampleOptions) -> int:
-    """Commits that a block takes at most: a shifted boundary opens a mask once more."""
-    return options.block_length + isinstance(options.intervention, Boundary)
+    return options.strategy.commits(options.settings.block_length)
 
 
 def _traced(
@@ -326,13 +303,9 @@ def _traced(
     offered = jnp.zeros(canvas.shape, jnp.float32)
     offered = with_block(offered, jnp.where(masked, confidence, 0.0))
     return Trace(
-        frames=state.trace.frames.at[state.step + 1].set(_in_region(canvas, region)),
-        confidence=state.trace.confidence.at[state.step].set(_in_region(offered, region)),
+        frames=state.trace.frames.at[state.step + 1].set(region.of(canvas)),
+        confidence=state.trace.confidence.at[state.step].set(region.of(offered)),
     )
-
-
-def _in_region(slots: jax.Array, region: Region) -> jax.Array:
-    return slots[:, region.start : region.start + region.limit]
 
 
 def _fold_in(keys: jax.Array, number: int | jax.Array) -> jax.Array:

@@ -44,7 +44,7 @@ def decode_batch(
       valid: bool [B, L].
       key: Typed PRNG key []; row `i` gets `fold_in(key, first_row + i)`.
       first_row: int32 [].
-      strength: float32 []; of `options.intervention`, not read without one.
+      strength: float32 []; for `options.strategy`, which may not read it.
       config: The network.
       options: The decoding.
       region: What is decoded.
@@ -81,7 +81,7 @@ def first_state(
         first_row + jnp.arange(canvas.shape[0])
     )
     cache = None
-    if options.cache != "none":
+    if options.settings.cache != "none":
         denoise = _make_denoise(params, valid, given, config, options, region, layout)
         column = jnp.zeros((), jnp.int32)
         form = jax.eval_shape(lambda: denoise.full(canvas, column, column)[1])
@@ -187,11 +187,11 @@ def _make_denoise(
 ) -> Denoise:
     # Master weights are float32: cast in the loop, every call would read them at twice the size.
     params = model.cast(params, config)
-    if options.guidance == 0:
+    if options.settings.guidance == 0:
         return ModelDenoise(params, config, valid, options, region, layout)
     twice = jnp.concatenate([valid, valid])
     denoise = ModelDenoise(params, config, twice, options, region, layout)
-    return Guided(denoise, given, options.guidance, options.ids.mask)
+    return Guided(denoise, given, options.settings.guidance, options.ids.mask)
 
 
 def _readable(state: SampleState, layout: Layout | None) -> SampleState:
@@ -202,8 +202,7 @@ def _readable(state: SampleState, layout: Layout | None) -> SampleState:
     """
     if layout is None:
         return state
-    names = ("canvas", "committed_at", "given", "step", "done", "score", "trace")
-    names += ("strength", "disturbed")
+    names = ("canvas", "committed_at", "given", "step", "done", "score", "trace", "own")
     whole = jax.tree.map(
         lambda x: layout.constrain(x, *[None] * x.ndim), [getattr(state, name) for name in names]
     )

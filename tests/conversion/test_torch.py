@@ -25,7 +25,7 @@ from jax_mdlm import conversion, model
 from jax_mdlm.config import ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.convert import main as convert
-from jax_mdlm.sampling import SampleOptions, sample
+from jax_mdlm.sampling import sample
 from jax_mdlm.sampling.loop import merge
 from tests.conversion.example import (
     FILE,
@@ -36,6 +36,7 @@ from tests.conversion.example import (
     read_tensors,
     run_block,
 )
+from tests.sampling.making import make_options
 
 pytestmark = pytest.mark.torch
 
@@ -371,7 +372,7 @@ def test_lladas_loop_with_the_guides_lines_is_our_sampler(lines: dict) -> None:
         lines["merge_"](x, prompts.shape[1], GOLDEN_IDS.slack, GOLDEN_IDS.mask, GOLDEN_IDS.special)
 
     params, config = conversion.load(str(GOLDEN))
-    options = SampleOptions(length, length, steps, GOLDEN_IDS, collapse="merge")
+    options = make_options(length=length, block_length=length, steps=steps, ids=GOLDEN_IDS)
     state = sample(params, config, prompts.tolist(), options, jax.random.key(0))
     np.testing.assert_array_equal(x[:, -length:], state.canvas[:, -length:])
     answer = lines["strip"](x[:, -length:], GOLDEN_IDS.slack)

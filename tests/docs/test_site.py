@@ -82,7 +82,7 @@ def test_the_api_comes_from_the_docstrings(built: tuple[Path, str]) -> None:
     folder, _ = built
     for page, name, words in (
         ("conversion", "jax_mdlm.conversion.load", "folder of published weights"),
-        ("sampling", "jax_mdlm.sampling.SampleOptions", "Model calls at most"),
+        ("sampling", "jax_mdlm.sampling.SampleOptions", "Which slots are fixed by a call"),
         # in one piece: by default a line of `Returns:` with a colon would begin another value
         ("diffusion", "jax_mdlm.diffusion.objective", "metrics to be added over microbatches"),
         ("config", "jax_mdlm.config.validate", "new slots per prompt"),

@@ -24,9 +24,10 @@ from jax_mdlm.evaluation.tasks import (
     usual_of,
 )
 from jax_mdlm.mdlm import Mdlm
-from jax_mdlm.sampling import Answer, SampleOptions
+from jax_mdlm.sampling import Answer
 from jax_mdlm.setup import Setup
 from jax_mdlm.sharding import make_layout
+from tests.sampling.making import make_options
 from tests.sampling.standin import random_params
 
 
@@ -142,7 +143,7 @@ def test_evaluate_pronunciations():
 
 
 def test_slack_share_counts_up_to_the_terminator():
-    options = SampleOptions(length=6, block_length=6, steps=1, ids=IDS)
+    options = make_options(length=6, block_length=6, steps=1, ids=IDS)
 
     rows = [[10, 24, 11, 21, 24, 24], [24, 10, 11, 12, 13, 14], [21, 24, 24, 24, 24, 24]]
     answers = [Answer([], np.asarray(row), np.zeros(6, int), np.zeros(6, bool), 1) for row in rows]

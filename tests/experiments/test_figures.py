@@ -7,6 +7,7 @@ import pytest
 from etils import epath
 
 from jax_mdlm.config import Config, DataConfig
+from jax_mdlm.evaluate import make_parser
 from jax_mdlm.evaluation.tasks import open_task
 from jax_mdlm.experiments import intervention
 from jax_mdlm.experiments.figures import (
@@ -15,8 +16,8 @@ from jax_mdlm.experiments.figures import (
     intervention_in_words,
     rows_in_words,
 )
+from jax_mdlm.experiments.intervention import recorded
 from jax_mdlm.experiments.statistics import Interval
-from jax_mdlm.sampling import Boundary, Displace
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
@@ -39,17 +40,18 @@ def test_lines_have_colours_of_their_own(tmp_path, monkeypatch, count):
 
 
 @pytest.mark.parametrize(
-    ("disturbed", "words"),
+    ("flags", "words"),
     [
-        (Displace("right"), "Tokens displaced to the right"),
-        (Displace("left"), "Tokens displaced to the left"),
-        (Displace("both"), "Tokens displaced to either side"),
-        (Boundary(0.25), "Text shifted once, after 25 % of the slots"),
-        (Boundary(0.0), "Text shifted once, after the first call"),
+        ([], "Tokens displaced to the right"),
+        (["--direction=left"], "Tokens displaced to the left"),
+        (["--direction=both"], "Tokens displaced to either side"),
+        (["--kind=boundary", "--share=0.25"], "Text shifted once, after 25 % of the slots"),
+        (["--kind=boundary", "--share=0"], "Text shifted once, after the first call"),
     ],
 )
-def test_an_intervention_is_said_in_words(disturbed, words):
-    assert intervention_in_words(repr(disturbed)) == words
+def test_an_intervention_is_said_in_words(flags, words):
+    arguments = make_parser().parse_args(["intervention", "--workdir=x", *flags])
+    assert intervention_in_words(recorded(arguments)) == words
 
 
 def test_what_is_no_intervention_has_no_words():

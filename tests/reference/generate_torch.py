@@ -50,9 +50,9 @@ def _make(params: dict[str, Any], config: Any, options: Any, dtype: torch.dtype)
         return generate(
             network,
             torch.tensor(prompts),
-            length=options.length,
-            block_length=options.block_length,
-            steps=options.steps,
+            length=options.settings.length,
+            block_length=options.settings.block_length,
+            steps=options.settings.steps,
             mask_id=options.ids.mask,
             softmax_dtype=dtype,
         ).numpy()

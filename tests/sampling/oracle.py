@@ -26,6 +26,7 @@ from jax_mdlm.sampling import (
     make_canvas,
 )
 from tests.reference import sampler as reference
+from tests.sampling.making import make_options
 from tests.sampling.standin import IDS, VOCABULARY, Fixed, InJax, InNumpy, Tables
 
 RULES = {
@@ -66,8 +67,9 @@ def _run(
     options: SampleOptions,
     region: Region,
 ) -> SampleState:
-    empty = jnp.zeros((len(tokens) * (2 if options.guidance else 1), tokens.shape[1]), jnp.int32)
-    cache = None if options.cache == "none" else (empty, empty)
+    settings = options.settings
+    empty = jnp.zeros((len(tokens) * (2 if settings.guidance else 1), tokens.shape[1]), jnp.int32)
+    cache = None if settings.cache == "none" else (empty, empty)
     state = init_state(tokens, given, keys, options, region, cache, strength)
     return advance(table, valid, state, options)
 
@@ -81,8 +83,8 @@ def advance(
     until: jax.Array | None = None,
 ) -> SampleState:
     denoise = InJax(table, valid, state.region.start, options)
-    if options.guidance:
-        denoise = Guided(denoise, state.given, options.guidance, IDS.mask)
+    if options.settings.guidance:
+        denoise = Guided(denoise, state.given, options.settings.guidance, IDS.mask)
     return decode(denoise, state, options, until)
 
 
@@ -101,7 +103,7 @@ def _run_with(
     options: SampleOptions,
     region: Region,
 ) -> SampleState:
-    cache = None if options.cache == "none" else jnp.zeros((), jnp.int32)
+    cache = None if options.settings.cache == "none" else jnp.zeros((), jnp.int32)
     return decode(denoise, init_state(tokens, given, keys, options, region, cache), options)
 
 
@@ -114,7 +116,7 @@ def run_reference(
 ) -> reference.Result:
     region = canvas.region
     keys = row_keys(seed, len(canvas.tokens))
-    num_blocks = region.limit // options.block_length
+    num_blocks = region.limit // options.settings.block_length
     draws = functools.cache(lambda: _draws(keys, num_blocks, options))
     disturb = Disturb(keys, options, strength, num_blocks)
     return reference.run(
@@ -124,9 +126,9 @@ def run_reference(
         settings(options, region),
         lambda row, block, call: draws()[0][row, block, call],
         lambda row, block, call: draws()[1][row, block, call],
-        disturb.slips if isinstance(options.intervention, Displace) else None,
-        disturb.boundary if isinstance(options.intervention, Boundary) else None,
-        options.intervention.share if isinstance(options.intervention, Boundary) else 0.0,
+        disturb.slips if isinstance(options.strategy, Displace) else None,
+        disturb.boundary if isinstance(options.strategy, Boundary) else None,
+        options.strategy.share if isinstance(options.strategy, Boundary) else 0.0,
     )
 
 
@@ -141,13 +143,13 @@ class Disturb:
 
     def slips(self, row: int, block: int, call: int) -> dict[int, int]:
         """Places in the block whose token wants to go away, and which way."""
-        assert isinstance(self.options.intervention, Displace)
+        assert isinstance(self.options.strategy, Displace)
         slip, way = self._draws[0][row, self._number(block, call)]
         ways = {
             "right": lambda at: 1,
             "left": lambda at: -1,
             "both": lambda at: 1 if way[at] < 0.5 else -1,
-        }[self.options.intervention.direction]
+        }[self.options.strategy.direction]
         return {at: ways(at) for at, draw in enumerate(slip) if draw < np.float32(self.strength)}
 
     def boundary(self, row: int, block: int, call: int) -> int:
@@ -161,7 +163,7 @@ class Disturb:
     @functools.cached_property
     def _draws(self) -> tuple[np.ndarray, ...]:
         numbers = jnp.arange(self.num_blocks * calls_at_most(self.options))
-        found = _disturbances(self.keys, numbers, self.options.block_length)
+        found = _disturbances(self.keys, numbers, self.options.settings.block_length)
         return tuple(np.asarray(draw) for draw in found)
 
 
@@ -183,7 +185,7 @@ def _disturbances(keys: jax.Array, calls: jax.Array, width: int) -> tuple[jax.Ar
 
 def calls_at_most(options: SampleOptions) -> int:
     """Calls of a block."""
-    return options.block_length + isinstance(options.intervention, Boundary)
+    return options.settings.block_length + isinstance(options.strategy, Boundary)
 
 
 def _draws(
@@ -193,7 +195,7 @@ def _draws(
 
     The key schedule in the docstring of `sampling.loop`, written out once more.
     """
-    calls, width = calls_at_most(options), options.block_length
+    calls, width = calls_at_most(options), options.settings.block_length
     gumbel, uniform = _draw_all(keys, jnp.arange(num_blocks * calls), width)
     shape = (len(keys), num_blocks, calls)
     return np.reshape(gumbel, (*shape, width, VOCABULARY)), np.reshape(uniform, (*shape, width))
@@ -217,15 +219,17 @@ def row_keys(seed: int, rows: int, first_row: int = 0) -> jax.Array:
 def settings(options: SampleOptions, region: Region) -> reference.Settings:
     """The options as the oracle's plain words."""
     strategy, threshold, factor = options.strategy, 0.0, 0.0
+    if isinstance(strategy, Displace | Boundary):
+        strategy = strategy.inner
     if isinstance(strategy, AboveThreshold):
         strategy, threshold = strategy.order, strategy.threshold
     elif isinstance(strategy, ByFactor):
         strategy, factor = strategy.order, strategy.factor
-    same = {field.name for field in dataclasses.fields(options)} & {
-        field.name for field in dataclasses.fields(reference.Settings)
-    }
+    own = vars(options.settings) | {"collapse": options.collapse}
+    known = {field.name for field in dataclasses.fields(reference.Settings)}
+    said = {"length", "limit", "threshold", "factor"}
     return reference.Settings(
-        **{name: getattr(options, name) for name in same - {"length", "limit"}},
+        **{name: own[name] for name in own.keys() & known - said},
         first=region.start,
         length=region.length,
         limit=region.limit,
@@ -243,7 +247,7 @@ def settings(options: SampleOptions, region: Region) -> reference.Settings:
 
 def plain_settings(**changes) -> reference.Settings:
     """The oracle's words for options that are all off."""
-    options = SampleOptions(length=12, block_length=6, steps=7, ids=IDS, collapse="slack_only")
+    options = make_options(length=12, block_length=6, steps=7, ids=IDS, collapse="slack_only")
     return dataclasses.replace(settings(options, Region(0, 12, 12)), **changes)
 
 

@@ -128,7 +128,7 @@ class InJax:
         nothing = jnp.zeros_like(canvas)
         window = jnp.ones(canvas.shape[1], bool)
         logits, memory = self._run((nothing, nothing), canvas, window, start, end)
-        return logits, None if self.options.cache == "none" else memory
+        return logits, None if self.options.settings.cache == "none" else memory
 
     def cached(
         self,
@@ -138,7 +138,8 @@ class InJax:
         end: jax.Array,
     ) -> jax.Array:
         slots = jnp.arange(canvas.shape[1])
-        stop = end if self.options.cache == "prefix" else start + self.options.block_length
+        settings = self.options.settings
+        stop = end if settings.cache == "prefix" else start + settings.block_length
         return self._run(cache, canvas, (start <= slots) & (slots < stop), start, end)[0]
 
     def _run(self, memory, canvas, window, start, end):
@@ -154,7 +155,7 @@ class InJax:
         whole = jnp.sum(jnp.where(tokens == NOBODY, 0, tokens), axis=1, keepdims=True) % CODES
         place = jnp.arange(canvas.shape[1]) - self.start
 
-        table, width = self.table, self.options.block_length
+        table, width = self.table, self.options.settings.block_length
         block = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=width)
         total = table.left[block(left, axis=1)] + table.own[block(tokens, axis=1)]
         total = total + table.right[block(right, axis=1)]
@@ -180,9 +181,9 @@ class Fixed:
     def full(
         self, canvas: jax.Array, start: jax.Array, end: jax.Array
     ) -> tuple[jax.Array, jax.Array | None]:
-        width = self.options.block_length
+        width = self.options.settings.block_length
         logits = jax.lax.dynamic_slice_in_dim(jnp.asarray(self.logits), start, width, axis=1)
-        return logits, None if self.options.cache == "none" else jnp.zeros((), jnp.int32)
+        return logits, None if self.options.settings.cache == "none" else jnp.zeros((), jnp.int32)
 
     def cached(
         self, cache: jax.Array, canvas: jax.Array, start: jax.Array, end: jax.Array

@@ -1,6 +1,5 @@
 """Which calls run on the whole canvas, and what the cache is worth; exactness is `test_grid`'s."""
 
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -11,6 +10,7 @@ import pytest
 
 from jax_mdlm.sampling import AboveThreshold, SampleOptions, make_canvas
 from tests.sampling import oracle, standin
+from tests.sampling.making import changed, make_options
 from tests.sampling.standin import IDS, VOCABULARY
 
 PROMPTS = [[1, 2, 3, 4, 5, 6], [0], [2, 2]]
@@ -19,7 +19,7 @@ FULL, CACHED = 1, 2
 
 def options_with(**changes) -> SampleOptions:
     plain = {"length": 12, "block_length": 6, "steps": 12, "ids": IDS, "collapse": "slack_only"}
-    return SampleOptions(**{**plain, **changes})
+    return make_options(**{**plain, **changes})
 
 
 @flax.struct.dataclass
@@ -32,14 +32,14 @@ class Marks:
     options: SampleOptions = flax.struct.field(pytree_node=False)
 
     def full(self, canvas: jax.Array, start: jax.Array, end: jax.Array) -> tuple[jax.Array, Any]:
-        cache = None if self.options.cache == "none" else start.astype(jnp.int32)
+        cache = None if self.options.settings.cache == "none" else start.astype(jnp.int32)
         return self._logits(canvas, jnp.asarray(FULL)), cache
 
     def cached(self, cache: Any, canvas: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
         return self._logits(canvas, jnp.where(cache == start, CACHED, 0))
 
     def _logits(self, canvas: jax.Array, token: jax.Array) -> jax.Array:
-        width = self.options.block_length
+        width = self.options.settings.block_length
         strength = 8 - 0.1 * jnp.arange(width)
         one = (jnp.arange(VOCABULARY) == token) * strength[:, None]
         return jnp.broadcast_to(one, (canvas.shape[0], width, VOCABULARY))
@@ -99,7 +99,7 @@ def test_a_cache_that_is_made_at_every_call_is_exact():
     options = options_with(cache="dual", refresh=1, collapse="merge")
     canvas = make_canvas(PROMPTS, options, max_length=64, bucket=lambda n: n)
     got = oracle.run_jax(standin.tables(0), canvas, options)
-    plain = dataclasses.replace(options, cache="none", refresh=0)
+    plain = changed(options, cache="none", refresh=0)
     want = oracle.run_jax(standin.tables(0), canvas, plain)
     np.testing.assert_array_equal(got.canvas, want.canvas)
     np.testing.assert_array_equal(got.committed_at, want.committed_at)
@@ -108,7 +108,7 @@ def test_a_cache_that_is_made_at_every_call_is_exact():
 def test_the_prefix_cache_of_the_last_block_and_the_dual_one_hold_the_same():
     """Nothing stands behind the last block, so there is nothing more that could be stale."""
     prefix = options_with(length=6, steps=6, cache="prefix")
-    dual = dataclasses.replace(prefix, cache="dual")
+    dual = changed(prefix, cache="dual")
     canvas = make_canvas(PROMPTS, prefix, max_length=64, bucket=lambda n: n)
     one = oracle.run_jax(standin.tables(0), canvas, prefix)
     two = oracle.run_jax(standin.tables(0), canvas, dual)

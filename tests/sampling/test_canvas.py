@@ -17,7 +17,6 @@ from jax_mdlm.sampling import (
     ByEntropy,
     ByFactor,
     ByMargin,
-    SampleOptions,
     bucket_length,
     make_canvas,
     options_from,
@@ -25,9 +24,10 @@ from jax_mdlm.sampling import (
     response_tokens,
 )
 from jax_mdlm.sampling.canvas import batches
+from tests.sampling.making import changed, make_options
 from tests.sampling.standin import IDS
 
-OPTIONS = SampleOptions(length=4, block_length=2, steps=4, ids=IDS)
+OPTIONS = make_options(length=4, block_length=2, steps=4, ids=IDS)
 MASK, SLACK, PAD, EOS, END = IDS.mask, IDS.slack, IDS.pad, IDS.eos, IDS.terminator
 
 
@@ -81,7 +81,7 @@ def test_bucket_is_cut_to_the_model():
 
 
 def test_slots_that_may_be_appended_hold_eos_until_then():
-    options = dataclasses.replace(OPTIONS, limit=8)
+    options = changed(OPTIONS, limit=8)
     canvas = make_canvas([[1, 2], [3]], options, max_length=64, rows=3, bucket=lambda n: n)
     rows = [[1, 2, *[MASK] * 4, *[EOS] * 4], [PAD, 3, *[MASK] * 4, *[EOS] * 4], [PAD] * 10]
     np.testing.assert_array_equal(canvas.tokens, rows)
@@ -92,7 +92,7 @@ def test_slots_that_may_be_appended_hold_eos_until_then():
 
 def test_the_limit_is_cut_to_whole_blocks_that_the_model_leaves():
     """20 slots, 9 of them prompt: 4 visible ones and three blocks of 2 fit, not the fourth."""
-    options = dataclasses.replace(OPTIONS, limit=12)
+    options = changed(OPTIONS, limit=12)
     canvas = make_canvas([[1] * 9], options, max_length=20, bucket=lambda n: n)
     assert canvas.region == Region(start=9, length=4, limit=10)
     assert canvas.tokens.shape == (1, 19)
@@ -101,7 +101,7 @@ def test_the_limit_is_cut_to_whole_blocks_that_the_model_leaves():
 @pytest.mark.parametrize("limit", [0, 64, 1024])
 def test_number_of_shapes(limit):
     """One program a bucket, also where the limit is more than the model leaves."""
-    options = SampleOptions(length=32, block_length=16, steps=8, ids=IDS, limit=limit)
+    options = make_options(length=32, block_length=16, steps=8, ids=IDS, limit=limit)
     lengths = range(1, 1024 - 32 + 1)
     regions = {make_canvas([[1] * n], options, max_length=1024).region for n in lengths}
     assert len(regions) <= 15
@@ -127,14 +127,14 @@ def test_prompts_with_masks_are_aligned_at_the_first_one():
 
 
 def test_infilling_does_not_grow():
-    canvas = make_canvas(GAPS, dataclasses.replace(OPTIONS, limit=8), max_length=64)
+    canvas = make_canvas(GAPS, changed(OPTIONS, limit=8), max_length=64)
     assert canvas.region == Region(start=8, length=4, limit=4)
 
 
 def test_text_that_looks_like_padding_is_valid():
     """LLaDA's padding is EOS, which may stand in a prompt: what is padding is known by place."""
     same = dataclasses.replace(IDS, pad=EOS)
-    options = dataclasses.replace(OPTIONS, ids=same)
+    options = changed(OPTIONS, ids=same)
     canvas = make_canvas([[EOS, MASK, EOS], [1, 2, MASK]], options, max_length=64, bucket=int)
     np.testing.assert_array_equal(canvas.tokens, [[EOS, EOS, MASK, EOS], [1, 2, MASK, EOS]])
     np.testing.assert_array_equal(canvas.valid, [[False, True, True, True], [True] * 3 + [False]])
@@ -148,7 +148,7 @@ def test_text_that_looks_like_padding_is_valid():
 )
 def test_batches_are_in_order_and_each_makes_a_canvas(prompts, batch_size):
     """Nothing is lost, nothing could have gone into the batch before it."""
-    options = SampleOptions(length=4, block_length=2, steps=4, ids=IDS)
+    options = make_options(length=4, block_length=2, steps=4, ids=IDS)
     cuts = batches(prompts, options, 14, batch_size)
     assert [number for part in cuts for number in part] == list(range(len(prompts)))
     for part in cuts:
@@ -173,7 +173,7 @@ def test_batches_are_in_order_and_each_makes_a_canvas(prompts, batch_size):
 
 def test_a_prompt_that_is_none_keeps_its_place():
     """It is a row as those that fill a batch up, and goes with prompts of either kind."""
-    options = dataclasses.replace(OPTIONS, length=4, block_length=2)
+    options = changed(OPTIONS, length=4, block_length=2)
     for prompts in ([[1, 2], None, [3]], [[1, MASK], None, [3, MASK, 4]]):
         assert batches(prompts, options, 16, 8) == [range(3)]
         canvas = make_canvas(prompts, options, max_length=16, bucket=int)
@@ -254,7 +254,7 @@ def test_errors_of_the_canvas(prompts, rows, message):
 )
 def test_errors_of_the_options(changes, message):
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(OPTIONS, **changes)
+        changed(OPTIONS, **changes)
 
 
 @pytest.mark.parametrize(
@@ -285,13 +285,23 @@ def test_options_from_config(name, strategy):
         "early_stop": False,
     }
     got = options_from(SampleConfig(**same, strategy=name), "slack_only", IDS, trace=True)
-    want = SampleOptions(**same, ids=IDS, collapse="slack_only", strategy=strategy, trace=True)
+    want = make_options(**same, ids=IDS, collapse="slack_only", strategy=strategy, trace=True)
     assert got == want
     assert hash(got) == hash(want)
     plain = options_from(SampleConfig(strategy=name), "merge", IDS)
-    assert plain == SampleOptions(
+    assert plain == make_options(
         length=128, block_length=32, steps=128, ids=IDS, strategy=strategy, early_stop=True
     )
+
+
+def test_what_no_program_reads_makes_no_other_options():
+    """Two runs that differ in nothing else share a compiled program."""
+    plain = options_from(SampleConfig(), "merge", IDS)
+    other = SampleConfig(batch_size=3, seed=8, weights="int8")
+    assert options_from(other, "merge", IDS) == plain
+    own = options_from(SampleConfig(threshold=0.5), "merge", IDS, strategy=ByConfidence())
+    assert own == plain
+    assert hash(own) == hash(plain)
 
 
 def test_options_from_config_with_a_rule():
@@ -321,7 +331,7 @@ def test_options_from_config_with_a_rule():
     ],
 )
 def test_response_tokens(collapse, response, want):
-    options = SampleOptions(length=8, block_length=8, steps=1, ids=IDS, collapse=collapse)
+    options = make_options(length=8, block_length=8, steps=1, ids=IDS, collapse=collapse)
     assert response_tokens(np.asarray(response), options) == want
     end = response_end(response, IDS)
     assert response_tokens(response[:end], options) == want
@@ -341,6 +351,6 @@ def test_response_tokens(collapse, response, want):
 )
 def test_response_tokens_of_filled_gaps(collapse, region, kinds, want):
     """`c` committed, `g` given by the caller, `p` padding."""
-    options = SampleOptions(length=8, block_length=8, steps=1, ids=IDS, collapse=collapse)
+    options = make_options(length=8, block_length=8, steps=1, ids=IDS, collapse=collapse)
     fixed = np.asarray([kind == "g" for kind in kinds])
     assert response_tokens(np.asarray(region), options, fixed) == want

@@ -1,6 +1,7 @@
 """Scores and selections, each against the oracle's loop, NumPy, or a case made by hand."""
 
 import functools
+import typing
 from collections.abc import Sequence
 
 import jax
@@ -10,15 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_mdlm.config import SampleConfig
 from jax_mdlm.sampling import (
     AboveThreshold,
     AtRandom,
+    Boundary,
     ByConfidence,
     ByEntropy,
     ByFactor,
     ByMargin,
+    Displace,
 )
-from jax_mdlm.sampling.commit import ranks, remask
+from jax_mdlm.sampling.commit import NAMED, Call, ranks, remask
 from jax_mdlm.sampling.offer import Offer, propose
 from tests.reference import sampler_row as reference
 from tests.sampling.oracle import plain_settings
@@ -51,7 +55,9 @@ RULES = {
 
 @functools.partial(jax.jit, static_argnames="rule")
 def _select(rule, value, confidence, score, masked, calls_left):
-    return RULES[rule](value).select(offer_of(confidence), score, masked, calls_left)
+    nothing = jnp.zeros(())  # a selection reads of a call what is left
+    call = Call(nothing, nothing, nothing, calls_left, masked.shape[1], IDS.mask, None)
+    return RULES[rule](value).select(offer_of(confidence), score, masked, call)
 
 
 def chosen(
@@ -213,10 +219,17 @@ def test_a_row_without_masks_commits_nothing(rule):
 
 def test_calls_of_a_block():
     """A quota never spreads over more calls than slots; a threshold may need one a slot."""
-    assert ByConfidence().calls(jnp.asarray(5), 8) == 5
-    assert ByConfidence().calls(jnp.asarray(50), 8) == 8
-    assert AboveThreshold(0.5).calls(jnp.asarray(5), 8) == 8
-    assert ByFactor(0.5).calls(jnp.asarray(5), 8) == 8
+    assert ByConfidence().calls(5, 8) == 5
+    assert ByConfidence().calls(50, 8) == 8
+    assert AboveThreshold(0.5).calls(5, 8) == 8
+    assert ByFactor(0.5).calls(5, 8) == 8
+    assert Displace().calls(50, 8) == 8
+    assert Boundary().calls(50, Boundary().commits(8)) == 9
+
+
+def test_every_name_of_the_settings_is_a_strategy():
+    field = typing.get_type_hints(SampleConfig)["strategy"]
+    assert set(typing.get_args(field)) == set(NAMED)
 
 
 # --- remasking ---

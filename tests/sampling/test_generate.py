@@ -24,6 +24,7 @@ from jax_mdlm.sampling import (
 from jax_mdlm.sampling.program import decode_batch
 from jax_mdlm.sharding import make_layout
 from tests.conftest import GOLDEN
+from tests.sampling.making import changed, make_options
 from tests.sampling.standin import random_params
 
 CONFIG = ModelConfig(
@@ -39,8 +40,8 @@ CONFIG = ModelConfig(
     remat="none",
 )
 IDS = SpecialIds(mask=39, slack=38, pad=37, eos=36, terminator=35)
-OPTIONS = SampleOptions(length=12, block_length=6, steps=7, ids=IDS)
-NOISY = dataclasses.replace(OPTIONS, temperature=0.7)
+OPTIONS = make_options(length=12, block_length=6, steps=7, ids=IDS)
+NOISY = changed(OPTIONS, temperature=0.7)
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], [11, 12], [13]]
 
 
@@ -66,7 +67,7 @@ GOLDEN_CASES = {
 
 
 def golden_options(**settings) -> SampleOptions:
-    return SampleOptions(ids=GOLDEN_IDS, collapse="slack_only", trace=True, **settings)
+    return make_options(ids=GOLDEN_IDS, collapse="slack_only", trace=True, **settings)
 
 
 def check_trajectory(state, want: np.ndarray, length: int) -> None:
@@ -113,7 +114,7 @@ def test_every_step_of_fast_dllm(golden, key, cache, mode):
     cached = np.load(GOLDEN / "golden_cache.npz")
     options = golden_options(steps=16, length=32, block_length=8, cache=cache)
     if mode != "steps":
-        options = dataclasses.replace(options, strategy=AboveThreshold(int(mode[3:]) / 100))
+        options = changed(options, strategy=AboveThreshold(int(mode[3:]) / 100))
     for row in range(2):
         want = cached[f"{cache}_{mode}_traj{row}"]
         state = sample(params, config, [want[0, :7].tolist()], options, key)
@@ -190,7 +191,7 @@ def test_a_mixed_load_compiles_a_program_a_bucket(params, caplog, changes):
     """Fifty prompts of random lengths, one at a time: as many compilations as prompt widths."""
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 30, rng.integers(0, 40)).tolist() for _ in range(50)]
-    options = dataclasses.replace(OPTIONS, **changes)
+    options = changed(OPTIONS, **changes)
     widths = {bucket_length(len(prompt)) for prompt in prompts}
     assert len(widths) == 6
     key = jax.random.key(4)
@@ -271,7 +272,7 @@ MESHES = [
 @pytest.mark.parametrize(("mesh", "changes"), MESHES)
 def test_a_mesh_gives_the_tokens_of_one_device(params, key, eight_devices, mesh, changes):
     """Five prompts are filled up to the parts of the batch; windows need not divide the mesh."""
-    options = dataclasses.replace(NOISY, **changes)
+    options = changed(NOISY, **changes)
     layout = make_layout(MeshConfig(**mesh), eight_devices)
     placed = jax.device_put(params, layout.replicated)
     state = sample(placed, CONFIG, PROMPTS, options, key, layout=layout)
@@ -292,7 +293,7 @@ def test_a_mesh_gives_the_tokens_of_one_device(params, key, eight_devices, mesh,
 @pytest.mark.parametrize("changes", [{}, {"cache": "dual"}, {"cache": "prefix", "limit": 24}])
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_stream_ends_where_a_sample_does(params, key, changes, every):
-    options = dataclasses.replace(NOISY, trace=True, **changes)
+    options = changed(NOISY, trace=True, **changes)
     want = sample(params, CONFIG, PROMPTS, options, key)
     seen, calls = None, []
     for state in stream(params, CONFIG, PROMPTS, options, key, every=every):
@@ -310,7 +311,7 @@ def test_gaps_of_any_shape_are_filled_alone_as_together(params, key):
         [mask, 7],
         [8, 9, 10, 11, 12, 13, 14, 15, 16, mask, mask, mask, 17, 18, 19, 20, 21, 22],
     ]
-    options = dataclasses.replace(OPTIONS, length=6, block_length=6, steps=6)
+    options = changed(OPTIONS, length=6, block_length=6, steps=6)
     together = list(generate(params, CONFIG, rows, options, key, batch_size=3))
     for number, (row, answer) in enumerate(zip(rows, together, strict=True)):
         first = row.index(mask)
@@ -346,7 +347,7 @@ def test_a_text_grows_until_it_is_closed(golden, key):
     params, config, arrays = golden
     prompts = arrays["gen_block_prompt"].tolist()
     short = golden_options(steps=4, length=8, block_length=8)
-    grown = dataclasses.replace(short, limit=32)
+    grown = changed(short, limit=32)
     state = sample(params, config, prompts, grown, key)
     assert state.step == 16
     want = sample(params, config, prompts, short, key)

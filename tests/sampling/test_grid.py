@@ -24,6 +24,7 @@ from jax_mdlm.sampling import (
     make_canvas,
 )
 from tests.sampling import oracle, standin
+from tests.sampling.making import make_options
 from tests.sampling.standin import IDS
 
 M = IDS.mask
@@ -151,7 +152,7 @@ def options_with(collapse: str, temperature: float, changes: dict[str, Any]) -> 
     # 7 calls on two blocks of 6 slots: 4 calls (2, 2, 1, 1 commits), then 3 (2, 2, 2).
     plain = {"length": 12, "block_length": 6, "steps": 7, "ids": IDS}
     changes = {name: value for name, value in changes.items() if name != "infill"}
-    return SampleOptions(**{**plain, "collapse": collapse, "temperature": temperature, **changes})
+    return make_options(**{**plain, "collapse": collapse, "temperature": temperature, **changes})
 
 
 def canvases(options: SampleOptions, batch: int, infill: bool) -> dict[str, Canvas]:

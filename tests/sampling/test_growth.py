@@ -1,12 +1,11 @@
 """Blocks that are appended until a terminator comes or the limit is reached."""
 
-import dataclasses
-
 import numpy as np
 
 from jax_mdlm.sampling import AboveThreshold, SampleOptions, make_canvas
 from jax_mdlm.sampling.loop import max_calls
 from tests.sampling import oracle, standin
+from tests.sampling.making import changed, make_options
 from tests.sampling.oracle import run_fixed
 from tests.sampling.standin import IDS
 
@@ -16,7 +15,7 @@ PROMPTS = [[1, 2, 3, 4, 5, 6], [0], [2, 2]]
 
 def options_with(**changes) -> SampleOptions:
     plain = {"length": 3, "limit": 9, "block_length": 3, "steps": 3, "ids": IDS}
-    return SampleOptions(**{**plain, "collapse": "slack_only", **changes})
+    return make_options(**{**plain, "collapse": "slack_only", **changes})
 
 
 def test_a_row_grows_until_its_text_is_closed():
@@ -73,7 +72,7 @@ def test_what_is_hidden_is_not_attended_to():
     table = standin.tables(5)
     table.place[:, [END, EOS]] = -30
     options = options_with(length=6, limit=18, block_length=6, steps=6)
-    plain = dataclasses.replace(options, limit=0)
+    plain = changed(options, limit=0)
     long, short = (
         make_canvas(PROMPTS, each, max_length=64, bucket=lambda n: n) for each in (options, plain)
     )

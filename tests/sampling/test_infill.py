@@ -6,6 +6,7 @@ import pytest
 from jax_mdlm.sampling import SampleOptions, make_canvas, response_tokens
 from jax_mdlm.sampling.loop import max_calls
 from tests.sampling import oracle, standin
+from tests.sampling.making import make_options
 from tests.sampling.oracle import run_fixed
 from tests.sampling.standin import IDS
 
@@ -14,7 +15,7 @@ M, SLACK, PAD, EOS, END = IDS.mask, IDS.slack, IDS.pad, IDS.eos, IDS.terminator
 
 def options_with(**changes) -> SampleOptions:
     plain = {"length": 6, "block_length": 6, "steps": 6, "ids": IDS, "collapse": "merge"}
-    return SampleOptions(**{**plain, **changes})
+    return make_options(**{**plain, **changes})
 
 
 def test_gaps_are_filled_and_the_text_around_them_stays():

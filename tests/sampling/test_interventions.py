@@ -16,17 +16,17 @@ from jax_mdlm.sampling import (
     Boundary,
     ByConfidence,
     Displace,
-    SampleOptions,
     make_canvas,
     sample,
 )
 from jax_mdlm.sampling.interventions import carried, shift
 from tests.reference.sampler_row import displace
 from tests.sampling import oracle, standin
+from tests.sampling.making import changed, make_options
 from tests.sampling.standin import IDS
 
 WIDTH = 7
-options = SampleOptions(length=12, block_length=6, steps=7, ids=IDS, collapse="slack_only")
+options = make_options(length=12, block_length=6, steps=7, ids=IDS, collapse="slack_only")
 PROMPTS = [[1, 2, 3], [4], [0, 0, 5, 1, 2]]
 
 
@@ -51,7 +51,7 @@ def test_landing_is_the_loop(kinds, direction, strength, seed):
     chosen = np.array([[kind == "c" for kind in kinds]])
     masked = np.array([[kind != "o" for kind in kinds]])
     key = jax.random.key(seed)
-    landing = np.asarray(land(Displace(direction), key[None], strength, chosen, masked))
+    landing = np.asarray(land(Displace(direction=direction), key[None], strength, chosen, masked))
     slip, way = np.asarray(draws(key))
     ways = {
         "right": lambda at: 1,
@@ -83,12 +83,17 @@ def test_a_shift_by_hand():
 
 INTERVENTIONS = [
     Displace(),
-    Displace("left"),
-    Displace("both"),
-    Boundary(0.0),
-    Boundary(0.4),
-    Boundary(0.9),
+    Displace(direction="left"),
+    Displace(direction="both"),
+    Boundary(share=0.0),
+    Boundary(share=0.4),
+    Boundary(share=0.9),
 ]
+
+
+def around(plain, intervention):
+    """The options with their strategy inside of the intervention."""
+    return changed(plain, strategy=dataclasses.replace(intervention, inner=plain.strategy))
 
 
 @pytest.mark.parametrize("intervention", INTERVENTIONS, ids=str)
@@ -109,7 +114,8 @@ INTERVENTIONS = [
     ids=str,
 )
 def test_a_generation_is_the_oracles(intervention, changes):
-    own = dataclasses.replace(options, intervention=intervention, trace=True, **changes)
+    plain = changed(options, trace=True, **changes)
+    own = around(plain, intervention)
     disturbed = 0
     for seed in range(3):
         table = standin.tables(seed)
@@ -120,7 +126,6 @@ def test_a_generation_is_the_oracles(intervention, changes):
         np.testing.assert_array_equal(found.committed_at, expected.committed_at)
         assert int(found.step) == expected.calls
         assert not np.any(np.asarray(found.canvas)[:, canvas.region.start :] == IDS.mask)
-        plain = dataclasses.replace(own, intervention=None)
         undisturbed = oracle.run_jax(table, canvas, plain, seed=seed)
         disturbed += np.any(np.asarray(undisturbed.canvas) != np.asarray(found.canvas))
     # Where a call or two of a block commit all, late boundaries find nothing left to fill.
@@ -129,9 +134,10 @@ def test_a_generation_is_the_oracles(intervention, changes):
 
 @pytest.mark.parametrize("intervention", INTERVENTIONS, ids=str)
 def test_strength_zero_is_no_intervention(intervention):
-    own = dataclasses.replace(options, intervention=intervention, steps=8)
+    base = changed(options, steps=8)
+    own = around(base, intervention)
     table, canvas = standin.tables(1), make_canvas(PROMPTS, own, max_length=64)
-    plain = oracle.run_jax(table, canvas, dataclasses.replace(own, intervention=None))
+    plain = oracle.run_jax(table, canvas, base)
     for name in ("canvas", "committed_at", "step"):
         found = getattr(oracle.run_jax(table, canvas, own, strength=0.0), name)
         np.testing.assert_array_equal(found, getattr(plain, name))
@@ -149,7 +155,7 @@ def test_one_call_displaces_as_many_as_the_strength_says():
 
 def test_strength_is_no_constant_of_the_program():
     """A curve is one compiled program."""
-    own = dataclasses.replace(options, intervention=Displace(), steps=9)
+    own = changed(options, strategy=Displace(), steps=9)
     canvas = make_canvas(PROMPTS, own, max_length=64)
     oracle.run_jax(standin.tables(0), canvas, own, strength=0.1)
     before = oracle._run._cache_size()
@@ -158,7 +164,7 @@ def test_strength_is_no_constant_of_the_program():
 
 
 def test_a_boundary_leaves_text_of_the_caller_alone():
-    own = dataclasses.replace(options, intervention=Boundary(0.0), steps=8)
+    own = changed(options, strategy=Boundary(share=0.0), steps=8)
     prompts = [[1, IDS.mask, IDS.mask, IDS.mask, 2, IDS.mask, 3]]
     canvas = make_canvas(prompts, own, max_length=64)
     found = oracle.run_jax(standin.tables(2), canvas, own, strength=1.0)
@@ -166,17 +172,29 @@ def test_a_boundary_leaves_text_of_the_caller_alone():
     np.testing.assert_array_equal(np.asarray(found.canvas)[given_slots], canvas.tokens[given_slots])
 
 
+def test_the_trace_of_a_boundary_holds_every_call():
+    """Where steps allow it, a block of W slots takes W + 1 calls: a mask opens once more."""
+    own = changed(options, strategy=Boundary(share=0.0), block_length=4, steps=24, trace=True)
+    canvas = make_canvas(PROMPTS, own, max_length=64)
+    state = oracle.run_jax(standin.tables(1), canvas, own, strength=1.0)
+    assert state.step > 12
+    last = np.asarray(state.trace.frames)[int(state.step)]
+    np.testing.assert_array_equal(last, np.asarray(state.canvas)[:, canvas.region.start :])
+
+
 def test_refusals():
     with pytest.raises(ConfigError, match="sample.remask to false"):
-        dataclasses.replace(options, intervention=Displace(), remask=True)
+        changed(options, strategy=Displace(), remask=True)
     with pytest.raises(ConfigError, match=r"share of a boundary must lie in \[0, 1\), got 1.5"):
-        dataclasses.replace(options, intervention=Boundary(1.5))
+        Boundary(share=1.5)
     with pytest.raises(ConfigError, match="must give each of the 2 blocks two, got 3"):
-        dataclasses.replace(options, intervention=Boundary(), steps=3)
+        changed(options, strategy=Boundary(), steps=3)
+    with pytest.raises(ConfigError, match=r"wraps a plain strategy, got Displace\(inner=ByConf"):
+        Boundary(Displace())
     config = standin_config()
     with pytest.raises(ConfigError, match=r"at 0 without an intervention, got 0.1"):
         sample({}, config, [[1]], options, jax.random.key(0), strength=0.1)
-    own = dataclasses.replace(options, intervention=Displace())
+    own = changed(options, strategy=Displace())
     with pytest.raises(ConfigError, match=r"strength must lie in \[0, 1\].*got 1.1"):
         sample({}, config, [[1]], own, jax.random.key(0), strength=1.1)
 

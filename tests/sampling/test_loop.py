@@ -1,12 +1,24 @@
 """The promises of the loop, one by one; `test_grid` holds it against the Python loop."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_mdlm.sampling import AboveThreshold, AtRandom, ByFactor, SampleOptions, make_canvas
+from jax_mdlm.config import ConfigError
+from jax_mdlm.sampling import (
+    AboveThreshold,
+    AtRandom,
+    ByFactor,
+    Displace,
+    SampleOptions,
+    Strategy,
+    make_canvas,
+)
 from jax_mdlm.sampling.loop import init_state, max_calls
 from tests.sampling import oracle, standin
+from tests.sampling.making import changed, make_options
 from tests.sampling.oracle import run_fixed
 from tests.sampling.standin import IDS
 
@@ -16,7 +28,7 @@ PROMPTS = [[1, 2, 3, 4, 5, 6], [0], [2, 2]]
 def options_with(**changes) -> SampleOptions:
     # 7 calls on two blocks of 6 slots: 4 calls (2, 2, 1, 1 commits), then 3 (2, 2, 2).
     plain = {"length": 12, "block_length": 6, "steps": 7, "ids": IDS, "collapse": "slack_only"}
-    return SampleOptions(**{**plain, **changes})
+    return make_options(**{**plain, **changes})
 
 
 # The program of `test_grid`'s first case: compiled once for both.
@@ -88,6 +100,38 @@ def test_rows_do_not_depend_on_their_batch(changes):
         canvas = make_canvas([prompt], options, max_length=64, bucket=lambda n: 6)
         alone = oracle.run_jax(table, canvas, options, seed=9, first_row=row)
         np.testing.assert_array_equal(alone.canvas[0], together.canvas[row])
+
+
+@dataclasses.dataclass(frozen=True)
+class FromTheLeft(Strategy):
+    """A stranger's: the lowest masked slot first, and a count of its calls by row."""
+
+    def score(self, offer, key):
+        return -jnp.arange(offer.tokens.shape[1], dtype=jnp.float32) + 0 * offer.confidence
+
+    def select(self, offer, score, masked, call):
+        return masked & (score == jnp.max(jnp.where(masked, score, -jnp.inf), 1, keepdims=True))
+
+    def begin(self, rows, strength):
+        return jnp.zeros(rows, jnp.int32)
+
+    def after(self, state, call):
+        return dataclasses.replace(state, own=state.own + 1)
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_a_strategy_of_ones_own_is_passed_and_keeps_what_it_likes(disturbed):
+    own = Displace(FromTheLeft()) if disturbed else FromTheLeft()
+    options = options_with(strategy=own)
+    canvas = canvas_of(options)
+    state = oracle.run_jax(standin.tables(3), canvas, options)
+    kept = state.own.inner if disturbed else state.own
+    assert state.step == max_calls(options, canvas.region) == 12
+    assert kept.tolist() == [12, 12, 12]
+    for row in np.asarray(state.committed_at)[:, canvas.region.start :]:
+        assert row.tolist() == list(range(12))
+    with pytest.raises(ConfigError, match=r"sample\.remask"):
+        changed(options, remask=True)
 
 
 def test_a_decoding_in_parts_is_the_decoding_at_once():

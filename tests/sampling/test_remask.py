@@ -1,6 +1,5 @@
 """Commits that are taken back: what stays, what is recorded, what is left alone."""
 
-import dataclasses
 from typing import Any
 
 import flax.struct
@@ -19,6 +18,7 @@ from jax_mdlm.sampling import (
     make_canvas,
 )
 from tests.sampling import oracle, standin
+from tests.sampling.making import changed, make_options
 from tests.sampling.standin import IDS, VOCABULARY
 
 M, EOS, END, SLACK = IDS.mask, IDS.eos, IDS.terminator, IDS.slack
@@ -26,7 +26,7 @@ M, EOS, END, SLACK = IDS.mask, IDS.eos, IDS.terminator, IDS.slack
 
 def options_with(**changes) -> SampleOptions:
     plain = {"length": 4, "block_length": 4, "steps": 4, "ids": IDS, "collapse": "slack_only"}
-    return SampleOptions(**{**plain, "remask": True, **changes})
+    return make_options(**{**plain, "remask": True, **changes})
 
 
 @flax.struct.dataclass
@@ -52,7 +52,7 @@ def run_script(
     lines = [*lines, lines[-1]][::-1]
     script = Script(*(np.asarray(part) for part in zip(*lines)))
     canvas = make_canvas([[]], options, max_length=64, bucket=lambda n: n)
-    options = dataclasses.replace(options, trace=True)
+    options = changed(options, trace=True)
     state = oracle.run_with(script, canvas, options)
     assert state.trace is not None
     return state, np.asarray(state.trace.frames[: state.step + 1, 0]).tolist()

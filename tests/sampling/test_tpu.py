@@ -10,8 +10,9 @@ import pytest
 
 from jax_mdlm.config import MeshConfig, ModelConfig
 from jax_mdlm.containers import SpecialIds
-from jax_mdlm.sampling import SampleOptions, lower
+from jax_mdlm.sampling import lower
 from jax_mdlm.sharding import make_layout
+from tests.sampling.making import make_options
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,7 +22,7 @@ pytestmark = [
 LLADA_8B = ModelConfig(remat="none")
 IDS = SpecialIds(mask=126336, slack=126084, pad=126081, eos=126081, terminator=126348)
 # A canvas of 1024: 512 columns of prompt and 512 new slots.
-OPTIONS = SampleOptions(length=512, block_length=32, steps=512, ids=IDS, early_stop=True)
+OPTIONS = make_options(length=512, block_length=32, steps=512, ids=IDS, early_stop=True)
 
 
 def compile_for(topology: str, mesh: MeshConfig, options=OPTIONS, **settings):
@@ -40,7 +41,7 @@ def peak(program) -> float:
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 def test_int8_on_one_v5e_chip(cache, record_property):
-    options = SampleOptions(**{**vars(OPTIONS), "cache": cache})
+    options = OPTIONS.with_settings(cache=cache)
     program = compile_for("v5e:1x1", MeshConfig(), options, weights="int8")
     used = peak(program)
     print(f"int8, one v5e chip, canvas 1024, cache {cache}: {used:.2f} GB")

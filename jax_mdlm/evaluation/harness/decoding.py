@@ -52,7 +52,7 @@ def plan(
     The length of a canvas is a setting of a masked-diffusion model, not a bound that the model may
     stop below at no cost. So a task's `max_gen_toks` decides only where nobody chose a length.
     The canvas then has that many slots, in whole blocks, with as many calls a slot as `options`
-    has; where it may grow (`options.limit`), it grows to there.
+    has; where it may grow (`sample.limit`), it grows to there.
 
     `do_sample: false` is temperature 0; `do_sample: true` without a temperature is 1, as in
     transformers. At temperature 0 `top_k` and `top_p` choose nothing and are left out.
@@ -108,25 +108,23 @@ def _drawn(
         temperature = 1.0
     if temperature is not None and "temperature" not in fixed:
         changes["temperature"] = _number(temperature, "temperature", origin)
-    if changes.get("temperature", options.temperature) == 0:
-        return dataclasses.replace(options, **changes, top_k=0, top_p=1.0)
+    if changes.get("temperature", options.settings.temperature) == 0:
+        return options.with_settings(**changes, top_k=0, top_p=1.0)
     top_k, top_p = wishes.get("top_k"), wishes.get("top_p")
     if top_k is not None and "top_k" not in fixed:  # -1 is how some say "all"
         changes["top_k"] = max(0, int(_number(top_k, "top_k", origin, least=-1, whole=True)))
     if top_p is not None and "top_p" not in fixed:
         changes["top_p"] = _number(top_p, "top_p", origin)
-    return dataclasses.replace(options, **changes)
+    return options.with_settings(**changes)
 
 
 def _sized(options: SampleOptions, most: int) -> SampleOptions:
     """A canvas for `most` tokens, in whole blocks; calls a slot stay as they are."""
-    width = options.block_length
+    old, width = options.settings, options.settings.block_length
     slots = -(-most // width) * width
-    length = min(options.length, slots) if options.limit else slots
-    steps = max(length // width, -(-options.steps * length // options.length))
-    return dataclasses.replace(
-        options, length=length, steps=steps, limit=slots if options.limit else 0
-    )
+    length = min(old.length, slots) if old.limit else slots
+    steps = max(length // width, -(-old.steps * length // old.length))
+    return options.with_settings(length=length, steps=steps, limit=slots if old.limit else 0)
 
 
 def _number(value: Any, name: str, origin: str, *, least: float = 0, whole: bool = False) -> float:

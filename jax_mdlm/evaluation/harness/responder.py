@@ -128,7 +128,7 @@ class Responder:
         )
         groups: dict[SampleOptions, list[int]] = {}
         for number, (one, how, prompt) in enumerate(zip(asked, plans, prompts, strict=True)):
-            self._check_fits(len(prompt), how.options.length, one.origin)
+            self._check_fits(len(prompt), how.options.settings.length, one.origin)
             groups.setdefault(how.options, []).append(number)
 
         texts, done = [""] * len(asked), 0
@@ -214,7 +214,7 @@ class Responder:
             jax.random.key(self.model.settings.seed),
             samples=self.samples,
             batch_size=self.model.settings.batch_size,
-            guidance=self.model.options.guidance,
+            guidance=self.model.settings.guidance,
             layout=self.model.layout,
             greedy=self.greedy,
             report=lambda done: self.report("likelihood", done, len(some)),

@@ -97,7 +97,7 @@ def test_code_is_allowed_by_a_flag(workdir, own_tasks):
         (["--limit", "0"], r"--limit must be above 0, got 0\.0; leave it out"),
         (["--output", "."], r"--output \. cannot be written"),
         (["--config.data.seed=1"], r"--config.data.seed cannot be changed here"),
-        (["--config.sample.steps=1"], "sample.steps must give every block a step, got 1"),
+        (["--config.sample.steps=1"], "sample.steps must give each of the 2 blocks a step, got 1"),
     ],
 )
 def test_refusals(workdir, own_tasks, flags, message):

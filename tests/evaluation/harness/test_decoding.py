@@ -1,24 +1,23 @@
 """generation_kwargs as options, by hand."""
 
-import dataclasses
-
 import pytest
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
 from jax_mdlm.sampling import SampleOptions
+from tests.sampling.making import changed, make_options
 from tests.sampling.standin import IDS
 
-OPTIONS = SampleOptions(length=8, block_length=4, steps=4, ids=IDS)
-DRAWN = dataclasses.replace(OPTIONS, temperature=0.5, top_k=3, top_p=0.5)
+OPTIONS = make_options(length=8, block_length=4, steps=4, ids=IDS)
+DRAWN = changed(OPTIONS, temperature=0.5, top_k=3, top_p=0.5)
 
 
 def read(wishes: dict, options: SampleOptions = OPTIONS, fixed: tuple[str, ...] = ()) -> Plan:
     return plan(options, wishes, fixed=frozenset(fixed), origin="task t")
 
 
-def changed(**fields: object) -> SampleOptions:
-    return dataclasses.replace(OPTIONS, **fields)
+def altered(**fields: object) -> SampleOptions:
+    return changed(OPTIONS, **fields)
 
 
 @pytest.mark.parametrize(
@@ -26,14 +25,14 @@ def changed(**fields: object) -> SampleOptions:
     [
         ({}, OPTIONS),
         ({"do_sample": False, "temperature": 0.7}, OPTIONS),
-        ({"temperature": "0.25"}, changed(temperature=0.25)),
-        ({"do_sample": True}, changed(temperature=1.0)),
+        ({"temperature": "0.25"}, altered(temperature=0.25)),
+        ({"do_sample": True}, altered(temperature=1.0)),
         (
             {"do_sample": True, "temperature": 0.2, "top_p": 0.95},
-            changed(temperature=0.2, top_p=0.95),
+            altered(temperature=0.2, top_p=0.95),
         ),
-        ({"do_sample": True, "top_k": -1}, changed(temperature=1.0)),
-        ({"temperature": 1, "top_k": 5}, changed(temperature=1.0, top_k=5)),
+        ({"do_sample": True, "top_k": -1}, altered(temperature=1.0)),
+        ({"temperature": 1, "top_k": 5}, altered(temperature=1.0, top_k=5)),
         ({"temperature": 0.0, "top_p": 0.95}, OPTIONS),  # nothing is drawn
         ({"num_beams": 1, "repetition_penalty": 1.0, "min_p": None}, OPTIONS),
     ],
@@ -47,26 +46,26 @@ def test_what_was_chosen_stays():
     fixed = ("temperature", "top_k", "top_p", "length")
     assert read(wishes, DRAWN, fixed) == Plan(DRAWN, ())
     assert read({}, DRAWN) == Plan(DRAWN, ())
-    greedy = dataclasses.replace(DRAWN, temperature=0.0, top_k=0, top_p=1.0)
+    greedy = changed(DRAWN, temperature=0.0, top_k=0, top_p=1.0)
     assert read({"do_sample": False}, DRAWN) == Plan(greedy, ())
     assert read({"do_sample": False}, DRAWN, ("temperature",)) == Plan(DRAWN, ())
 
 
 @pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
 def test_the_canvas_takes_the_most_tokens_in_whole_blocks(name):
-    assert read({name: 10}) == Plan(changed(length=12, steps=6), (), 10)  # half a call a slot
-    assert read({name: 2}) == Plan(changed(length=4, steps=2), (), 2)
+    assert read({name: 10}) == Plan(altered(length=12, steps=6), (), 10)  # half a call a slot
+    assert read({name: 2}) == Plan(altered(length=4, steps=2), (), 2)
 
 
 def test_every_block_has_a_call():
-    few = dataclasses.replace(OPTIONS, length=16, steps=4)
-    assert read({"max_gen_toks": 6}, few).options.steps == 2
+    few = changed(OPTIONS, length=16, steps=4)
+    assert read({"max_gen_toks": 6}, few).options.settings.steps == 2
 
 
 def test_a_growing_canvas_grows_to_the_most_tokens():
-    growing = changed(limit=32)
-    assert read({"max_gen_toks": 18}, growing) == Plan(changed(limit=20), (), 18)
-    assert read({"max_gen_toks": 3}, growing) == Plan(changed(length=4, steps=2, limit=4), (), 3)
+    growing = altered(limit=32)
+    assert read({"max_gen_toks": 18}, growing) == Plan(altered(limit=20), (), 18)
+    assert read({"max_gen_toks": 3}, growing) == Plan(altered(length=4, steps=2, limit=4), (), 3)
 
 
 def test_the_first_name_decides():

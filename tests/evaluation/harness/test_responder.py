@@ -40,7 +40,7 @@ def alone(responder: Responder, context: str, options: SampleOptions) -> str:
 
 def test_answers_keep_their_order(responder):
     contexts = ["abc", "a", "hgfedc", "b", "bb", "abcdefgh"]
-    longer = dataclasses.replace(responder.model.options, length=9, steps=9)
+    longer = responder.model.options.with_settings(length=9, steps=9)
     done: list[tuple[str, int, int]] = []
     reporting = dataclasses.replace(responder, report=lambda *seen: done.append(seen))
     requests = [asked(text) for text in contexts] + [asked("abc", max_gen_toks=9)]
@@ -164,7 +164,7 @@ def test_likelihoods(responder):
 
 def test_first_choices(responder):
     """A single slot: the likeliest token is what greedy decoding commits."""
-    one = dataclasses.replace(responder.model.options, length=1, block_length=1, steps=1)
+    one = responder.model.options.with_settings(length=1, block_length=1, steps=1)
     best = alone(responder, "abc", one)
     assert best in "ABCDEFGH"
     other = "A" if best != "A" else "B"
