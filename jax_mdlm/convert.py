@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         help="with --adapter: published weights that it belongs on (those of init.from)",
     )
     look = commands.add_parser("inspect", help="format, parameters, dtypes, ids, steps")
-    look.add_argument("path", help="folder of weights, work directory or Orbax folder")
+    look.add_argument("path", help="folder of weights or work directory")
     look.add_argument("--json", action="store_true", help="one JSON object")
     args = parser.parse_args(argv)
     command.run_of("jax_mdlm.conversion.run")(args)

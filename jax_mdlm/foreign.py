@@ -173,7 +173,7 @@ def _recognise(folder: epath.Path) -> str:
 
 def _recognise_file(path: epath.Path) -> str:
     name = path.name
-    if not path.exists() or name.endswith(".npz"):
+    if not path.exists():
         return ""
     for pattern, what in _OTHER_WEIGHTS:
         if re.fullmatch(pattern, name):

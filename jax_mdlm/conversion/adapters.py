@@ -15,11 +15,10 @@ from etils import epath
 
 from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.conversion import boxes, published, shards
-from jax_mdlm.conversion.exporting import KINDS, Exported
+from jax_mdlm.conversion.exporting import KINDS, Exported, new_folder
 from jax_mdlm.conversion.merging import read_box, stored_params
 from jax_mdlm.conversion.reading import Meter
 from jax_mdlm.conversion.source import HUB, copy_files, kept_files, to_json
-from jax_mdlm.conversion.target import new_folder
 from jax_mdlm.conversion.tokens import token_ids_of, write_tokenizer
 from jax_mdlm.model import lora, table
 from jax_mdlm.storage import Checkpoints, StoredArray, reaching

@@ -12,12 +12,12 @@ from jax_mdlm.conversion import published, shards
 from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.conversion.tokens import token_ids_of
 from jax_mdlm.foreign import check_folder
-from jax_mdlm.storage import is_tree, place, reaching, tree_shapes
+from jax_mdlm.storage import place, reaching
 from jax_mdlm.workdir import check_finished, load_config, open_base, open_existing
 
 
 def inspect(path: epath.PathLike) -> dict[str, Any]:
-    """Describes a folder of published weights, a work directory or an Orbax folder.
+    """Describes a folder of published weights or a work directory.
 
     Args:
       path: As for `load`.
@@ -39,15 +39,10 @@ def _other(path: str) -> dict[str, Any]:
     check_finished(folder)
     if (folder / "config.json").exists():
         return _work_directory(folder)
-    if folder.is_dir() and is_tree(folder):
-        stored = tree_shapes(folder)
-        return {"format": "orbax folder", **_arrays(stored)} | {
-            "arrays": {name: [*shape, dtype] for name, (shape, dtype) in stored.items()}
-        }
     check_folder(folder, path)
     raise ConfigError(
-        f"{path} must be a folder of published weights, a work directory or an Orbax folder, "
-        "nothing of that kind is there; correct the path"
+        f"{path} must be a folder of published weights or a work directory, nothing of that kind "
+        "is there; correct the path"
     )
 
 

@@ -1,15 +1,10 @@
-"""Parameters from whatever holds them: published weights, work directories, Orbax trees, `.npz`."""
+"""Parameters from whatever holds them: published weights and work directories."""
 
 import dataclasses
 import os
-import zipfile
-import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
-import numpy as np
 from etils import epath
 from jax.sharding import Sharding, SingleDeviceSharding
 
@@ -20,7 +15,7 @@ from jax_mdlm.conversion.source import is_published, open_source
 from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import memory, table
 from jax_mdlm.sharding import Layout
-from jax_mdlm.storage import is_tree, place, reaching, restore_tree, tree_shapes
+from jax_mdlm.storage import place, reaching
 from jax_mdlm.workdir import check_finished, load_config, restore_params
 
 
@@ -30,9 +25,8 @@ def load(
     """Loads a model in one line: `params, config = jax_mdlm.conversion.load(path)`.
 
     Args:
-      path: A folder of published weights (local, `gs://`, `s3://`, or `hf://ORG/NAME`), a work
-        directory (its newest checkpoint), an Orbax folder or an `.npz` file of parameters. The
-        last two have no config: sizes are read off the shapes, the rest is LLaDA's.
+      path: A folder of published weights (local, `gs://`, `s3://`, or `hf://ORG/NAME`), or a
+        work directory (its newest checkpoint).
       layout: Where the arrays go; None: one device.
       dtype: `float32` or `bfloat16` of parameters and computation; None: as stored.
 
@@ -61,21 +55,10 @@ def _load_other(path: str, layout: Layout | None, dtype: str | None) -> tuple[Pa
         config = _with_dtype(load_config(folder).model, dtype)
         _check_memory(path, config, layout)
         return restore_params(folder, _abstract(config, layout))[1], config
-    if folder.suffix == ".npz" and folder.exists():
-        return _load_npz(folder, layout, dtype)
-    if folder.is_dir() and is_tree(folder):
-        stored = {name: shape for name, (shape, _) in tree_shapes(folder).items()}
-        kinds = {kind for _, kind in tree_shapes(folder).values()}
-        prefix = "params/" if "params/wte" in stored else ""
-        config = _with_dtype(_from_shapes(stored, prefix, kinds, path), dtype)
-        _check_memory(path, config, layout)
-        abstract = _abstract(config, layout)
-        tree = restore_tree(folder, {"params": abstract} if prefix else abstract)
-        return tree["params"] if prefix else tree, config
     check_folder(folder, path)
     raise ConfigError(
-        f"{path} must be a folder of published weights, a work directory, an Orbax folder or an "
-        ".npz file, nothing of that kind is there; correct the path"
+        f"{path} must be a folder of published weights or a work directory, nothing of that kind "
+        "is there; correct the path"
     )
 
 
@@ -114,61 +97,3 @@ def _with_dtype(config: ModelConfig, dtype: str | None) -> ModelConfig:
     if dtype is None:
         return config
     return dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
-
-
-def _load_npz(
-    path: epath.Path, layout: Layout | None, dtype: str | None
-) -> tuple[Params, ModelConfig]:
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            arrays = {name: _as_float(archive[name]) for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        text = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"{path} must be a whole .npz file of arrays, but {text}; save it again"
-        ) from error
-    prefix = "params/" if "params/wte" in arrays else ""
-    kinds = {array.dtype.name for array in arrays.values()}
-    shapes = {name: array.shape for name, array in arrays.items()}
-    config = _with_dtype(_from_shapes(shapes, prefix, kinds, str(path)), dtype)
-    place = _placer(layout)
-    leaves = {
-        row.path: jax.device_put(
-            arrays[prefix + "/".join(row.path)].astype(config.param_dtype), place(row)
-        )
-        for row in table.ROWS
-    }
-    return table.tree(leaves), config
-
-
-def _as_float(array: np.ndarray) -> np.ndarray:
-    # NumPy stores bfloat16 as two bytes without a name.
-    return array.view(ml_dtypes.bfloat16) if array.dtype == np.dtype("V2") else array
-
-
-def _from_shapes(
-    shapes: Mapping[str, tuple[int, ...]], prefix: str, kinds: set[str], path: str
-) -> ModelConfig:
-    """The config of parameters that have none: sizes by their shapes, LLaDA's otherwise."""
-    sizes: dict[str, int] = {}
-    problems = []
-    for row in table.ROWS:
-        name = prefix + "/".join(row.path)
-        shape = shapes.get(name)
-        if shape is None or len(shape) != len(row.axes):
-            problems.append(f"{name} is {'missing' if shape is None else list(shape)}")
-            continue
-        for axis, size in zip(row.axes, shape, strict=True):
-            if sizes.setdefault(axis, size) != size:
-                problems.append(f"{name} has {size} {axis}, another array {sizes[axis]}")
-    if problems:
-        shown = "; ".join(problems[:4]) + (
-            f"; and {len(problems) - 4} more" if problems[4:] else ""
-        )
-        raise ConfigError(
-            f"{path} must hold the parameters of this model (paths as in jax_mdlm.model.table), "
-            f"but {shown}"
-        )
-    dtype = "bfloat16" if kinds == {"bfloat16"} else "float32"
-    config = ModelConfig(vocab_size=sizes.pop("vocab"), param_dtype=dtype, compute_dtype=dtype)
-    return dataclasses.replace(config, **sizes)

@@ -1,11 +1,15 @@
-"""Pytrees on disk and on `gs://`: numbered checkpoints, plain trees, arrays in pieces."""
+"""Pytrees on disk and on `gs://`: numbered checkpoints, arrays in pieces."""
 
-from jax_mdlm.storage.buckets import place, reaching, read_range
-from jax_mdlm.storage.checkpoints import Checkpoints, named_steps, open_checkpoints
+from jax_mdlm.storage.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    DamagedError,
+    named_steps,
+    open_checkpoints,
+)
 from jax_mdlm.storage.chunks import StoredArray
-from jax_mdlm.storage.locks import alone_in
 from jax_mdlm.storage.pieces import Piece, Streamed, run_pieces
-from jax_mdlm.storage.trees import CheckpointError, DamagedError, is_tree, restore_tree, tree_shapes
+from jax_mdlm.storage.places import alone_in, place, reaching, read_range
 
 __all__ = [
     "CheckpointError",
@@ -15,13 +19,10 @@ __all__ = [
     "StoredArray",
     "Streamed",
     "alone_in",
-    "is_tree",
     "named_steps",
     "open_checkpoints",
     "place",
     "reaching",
     "read_range",
-    "restore_tree",
     "run_pieces",
-    "tree_shapes",
 ]

@@ -9,16 +9,26 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jax_mdlm.config import ConfigError
 from jax_mdlm.storage.chunks import StoredArray, check_files, open_arrays
 from jax_mdlm.storage.pieces import Streamed, StreamedHandler
-from jax_mdlm.storage.trees import DamagedError, check_fits, named_leaves, restore_args
+
+Shapes = Mapping[str, tuple[tuple[int, ...], str]]
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that cannot be read as asked; its text names the folder and the remedy."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint whose files are missing, short or unreadable, whatever is asked of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +86,9 @@ class Checkpoints:
             raise self._damaged(step, error) from error
         return {
             name: (tuple(leaf.shape), str(leaf.dtype))
-            for name, leaf in named_leaves(metadata.tree if hasattr(metadata, "tree") else metadata)
+            for name, leaf in _named_leaves(
+                metadata.tree if hasattr(metadata, "tree") else metadata
+            )
         }
 
     def arrays(self, step: int) -> dict[str, StoredArray]:
@@ -107,12 +119,12 @@ class Checkpoints:
           CheckpointError: another structure or shape than stored (all differences named).
           DamagedError: a description, an array or a chunk of it is missing, short or unreadable.
         """
-        check_fits(self.shapes(step), abstract, f"checkpoint {self.folder / str(step)}", cast)
+        _check_fits(self.shapes(step), abstract, f"checkpoint {self.folder / str(step)}", cast)
         try:
             self._check_files(step, values=True)
             with _first_error_only():
                 return ocp.PyTreeCheckpointHandler().restore(
-                    self._tree(step), args=restore_args(abstract)
+                    self._tree(step), args=_restore_args(abstract)
                 )
         except jax.errors.JaxRuntimeError:  # a device that is full says nothing of the files
             raise
@@ -215,6 +227,47 @@ def open_checkpoints(
     return Checkpoints(
         folder, ocp.CheckpointManager(folder, options=options, handler_registry=registry)
     )
+
+
+def _check_fits(stored: Shapes, abstract: Any, what: str, cast: bool) -> None:
+    """Raises CheckpointError if `abstract` asks for arrays that are not `stored`; names all.
+
+    Args:
+      stored: Shapes and dtypes by name.
+      abstract: What is asked for.
+      what: The folder, for the message.
+      cast: Another dtype is no difference.
+    """
+    wanted = {name: (tuple(x.shape), str(x.dtype)) for name, x in _named_leaves(abstract)}
+    wrong = [f"{name} is not stored" for name in wanted if name not in stored]
+    wrong += [
+        f"{name} is {stored[name][0]} {stored[name][1]} there, {shape} {dtype} here"
+        for name, (shape, dtype) in wanted.items()
+        if name in stored and (stored[name][0] != shape or (stored[name][1] != dtype and not cast))
+    ]
+    if wrong:
+        shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if wrong[3:] else "")
+        raise CheckpointError(
+            f"{what} is of another model or optimizer: {shown}; use its own config or another "
+            "--workdir"
+        )
+
+
+def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
+    """What Orbax needs to read a part of a tree into its places."""
+    return ocp.args.PyTreeRestore(
+        abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+    )
+
+
+def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Leaves with their paths, `params/wte`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
+    )
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -58,21 +57,6 @@ def test_every_form_gives_the_same(tmp_path: Path) -> None:
     params, same = conversion.load(tmp_path / "run")
     assert_same(params, expected)
     assert same == config
-    # no config there: sizes come from shapes, the length is LLaDA's
-    params, guessed = conversion.load(tmp_path / "run" / "checkpoints" / "0")
-    assert_same(params, expected)
-    assert (guessed.kv_heads, guessed.mlp, guessed.max_length) == (2, 48, 4096)
-    for name, tree in (("plain", expected), ("wrapped", {"params": expected})):
-        ocp.PyTreeCheckpointer().save(tmp_path / name, tree)
-        assert_same(conversion.load(tmp_path / name)[0], expected)
-    values = {
-        "/".join(row.path): np.asarray(flat(expected)["".join(f"['{key}']" for key in row.path)])
-        for row in table.ROWS
-    }
-    np.savez(tmp_path / "params.npz", **values)
-    params, guessed = conversion.load(str(tmp_path / "params.npz"))
-    assert_same(params, expected)
-    assert guessed.param_dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("kind", ["in", "run"])
@@ -117,21 +101,10 @@ def test_rows_for_other_meshes(tmp_path: Path) -> None:
     assert_same(params, conversion.load(tmp_path / "in")[0])
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("nothing", r"nothing must be a folder of published weights, a work directory, an Orbax"),
-        ("some.npz", r"some.npz must hold the parameters .* but wte is missing; blocks/attn_norm"),
-        ("odd.npz", r"odd.npz must hold .* but blocks/attn_norm has 9 embed, another array 8"),
-    ],
-)
-def test_what_cannot_be_loaded(tmp_path: Path, path: str, message: str) -> None:
-    np.savez(tmp_path / "some.npz", a=np.zeros(3))
-    np.savez(
-        tmp_path / "odd.npz", **{"wte": np.zeros((5, 8)), "blocks/attn_norm": np.zeros((2, 9))}
-    )
+def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    message = r"nothing must be a folder of published weights or a work directory, nothing of that"
     with pytest.raises(ConfigError, match=message):
-        conversion.load(tmp_path / path)
+        conversion.load(tmp_path / "nothing")
 
 
 def test_a_dtype_that_is_none() -> None:

@@ -170,9 +170,7 @@ def test_inspect_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixtur
         there["bytes"],
         there["model"],
     )
-    convert.main(["inspect", str(tmp_path / "run" / "checkpoints" / "0")])
-    assert capsys.readouterr().out.startswith("format           orbax folder\n")
-    with pytest.raises(ConfigError, match=r"nothing must be a folder of published weights, a work"):
+    with pytest.raises(ConfigError, match=r"nothing must be a folder of published weights or a"):
         convert.main(["inspect", "nothing"])
 
 
