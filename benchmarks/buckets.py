@@ -86,7 +86,7 @@ class Run:
 
     def __init__(self, config: Config, corpus: Corpus, layout: Layout) -> None:
         ids = corpus.tokenizer.ids
-        optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+        optimizer = make_optimizer(config, ids)
         self._config, self._corpus, self._layout = config, corpus, layout
         self._step = make_train_step(
             config, optimizer, ids, layout, mean_rows=corpus.order(config).mean_rows

@@ -46,7 +46,7 @@ def write_random_weights(folder: Path, config: ModelConfig, shard_bytes: int) ->
     pool = (0.02 * np.random.default_rng(0).standard_normal(2**23, np.float32)).astype(dtype)
     tensors = [
         (name, boxes.axes_of(row, config).torch_shape)
-        for row in table.ROWS
+        for row in table.rows(config)
         for name in boxes.torch_names(row, config)
     ]
     shapes = dict(tensors)

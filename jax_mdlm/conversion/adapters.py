@@ -76,7 +76,7 @@ def export_adapter(
             )
         arrays = checkpoints.arrays(step)
         has_rows = "adapters/wte/slack" in arrays or about.slack_row_set
-        params = stored_params(workdir, checkpoints, step) if has_rows else {}
+        params = stored_params(workdir, checkpoints, step, config.model) if has_rows else {}
         tensors = list(_tensors(config, arrays, params, about))
         plan = shards.plan_shards(
             [(name, values.shape) for name, values in tensors], KINDS[dtype], 2**62
@@ -112,7 +112,7 @@ def _tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Names as PEFT has them, and values, float32 [r, in] and [out, r]; layer by layer."""
     for layer in range(config.model.layers):
-        for row in lora.target_rows(config.lora):
+        for row in lora.target_rows(config.model, config.lora):
             name, path = _PREFIX + _module(row.torch_name, layer), "adapters/" + "/".join(row.path)
             at = slice(layer, layer + 1)
             yield f"{name}.lora_A.weight", read_box(arrays[f"{path}/down"], at)[0].T
@@ -123,7 +123,7 @@ def _tensors(
             "wte": read_box(params["params/wte"], token),
             "head": read_box(params["params/head"], slice(0, config.model.embed), token).T,
         }
-        for row in table.ROWS:
+        for row in table.rows(config.model):
             if row.path[0] in rows:
                 name = f"{_PREFIX}{_module(row.torch_name)}.token_adapter.trainable_tokens_delta"
                 yield name, rows[row.path[0]]
@@ -187,7 +187,7 @@ def _settings(config: Config, about: Base, base: str, has_rows: bool) -> dict[st
 def _target_modules(config: Config) -> list[str]:
     """Names of modules; PEFT takes every module that ends so."""
     modules = []
-    for row in lora.target_rows(config.lora):
+    for row in lora.target_rows(config.model, config.lora):
         last = _module(row.torch_name).rpartition(".")[2]
         if last == "ff_out":  # the head is called so as well
             modules += [f"blocks.{layer}.ff_out" for layer in range(config.model.layers)]

@@ -79,7 +79,7 @@ def export_weights(
         checkpoints = open_existing(workdir)
     try:
         step = choose_step(checkpoints, step)
-        arrays = _arrays(stored_params(workdir, checkpoints, step), config)
+        arrays = _arrays(stored_params(workdir, checkpoints, step, config.model), config)
         plan = _plan(config, dtype, shard_bytes)
         with new_folder(target, workdir, sum(shard.size for shard in plan)) as folder:
             _write_shards(plan, arrays, config, dtype, folder, meter)
@@ -98,10 +98,12 @@ def _arrays(
     stored: Mapping[str, StoredArray], config: Config
 ) -> dict[tuple[str, ...], StoredArray]:
     """The stored array of each row; their shapes must be those of the config."""
-    found = {row.path: stored.get("params/" + "/".join(row.path)) for row in table.ROWS}
+    found = {
+        row.path: stored.get("params/" + "/".join(row.path)) for row in table.rows(config.model)
+    }
     wrong = [
         f"{'/'.join(row.path)} is {array.shape if array else 'missing'}"
-        for row in table.ROWS
+        for row in table.rows(config.model)
         for array in [found[row.path]]
         if array is None or array.shape != table.shape(row, config.model)
     ]
@@ -112,10 +114,11 @@ def _arrays(
 
 def _plan(config: Config, dtype: str, shard_bytes: int) -> list[Shard]:
     """Files and the order of tensors in them: embedding, layer by layer, norm, head."""
-    names = {row: boxes.torch_names(row, config.model) for row in table.ROWS}
-    shapes = {row: boxes.axes_of(row, config.model).torch_shape for row in table.ROWS}
-    stacked = [row for row in table.ROWS if boxes.is_stacked(row)]
-    top = [row for row in table.ROWS if not boxes.is_stacked(row)]
+    rows = table.rows(config.model)
+    names = {row: boxes.torch_names(row, config.model) for row in rows}
+    shapes = {row: boxes.axes_of(row, config.model).torch_shape for row in rows}
+    stacked = [row for row in rows if boxes.is_stacked(row)]
+    top = [row for row in rows if not boxes.is_stacked(row)]
     order = [(names[row][0], shapes[row]) for row in top[:1]]
     for layer in range(config.model.layers):
         order += [(names[row][layer], shapes[row]) for row in stacked]
@@ -132,7 +135,7 @@ def _write_shards(
     meter: Meter,
 ) -> None:
     tensors = {}
-    for row in table.ROWS:
+    for row in table.rows(config.model):
         itemsize = arrays[row.path].dtype.itemsize
         for box in boxes.boxes(row, config.model, itemsize):
             name = row.torch_name.format(layer=box.layer)

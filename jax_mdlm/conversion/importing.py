@@ -164,7 +164,7 @@ def _leaves(source: Source, meter: Meter) -> dict:
     itemsize = source.dtype.itemsize
     mine, load = jax.process_index(), [0] * jax.process_count()
     leaves = {}
-    for row in table.ROWS:
+    for row in table.rows(source.config):
         pieces = []
         for box in boxes.boxes(row, source.config, itemsize):
             least = int(np.argmin(load))

@@ -88,7 +88,7 @@ def _abstract(config: ModelConfig, layout: Layout | None) -> Params:
         row.path: jax.ShapeDtypeStruct(
             table.shape(row, config), jax.numpy.dtype(config.param_dtype), sharding=place(row)
         )
-        for row in table.ROWS
+        for row in table.rows(config)
     }
     return table.tree(leaves)
 

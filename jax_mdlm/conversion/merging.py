@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
+from jax_mdlm.config import ModelConfig
 from jax_mdlm.conversion import boxes
 from jax_mdlm.model import table
 from jax_mdlm.storage import Checkpoints, StoredArray
@@ -88,7 +89,7 @@ class WithSlack:
 
 
 def stored_params(
-    workdir: epath.Path, checkpoints: Checkpoints, step: int
+    workdir: epath.Path, checkpoints: Checkpoints, step: int, config: ModelConfig
 ) -> Mapping[str, StoredArray]:
     """The parameters of a step by name (`params/wte`), to be read in boxes.
 
@@ -96,6 +97,7 @@ def stored_params(
       workdir: The directory.
       checkpoints: Its checkpoints.
       step: Which of them.
+      config: The network.
 
     Raises:
       CheckpointError: files are missing or damaged.
@@ -109,7 +111,7 @@ def stored_params(
     finally:
         base.close()
     params: dict[str, StoredArray] = dict(frozen)
-    for row in table.ROWS:
+    for row in table.rows(config):
         name, path = "params/" + "/".join(row.path), "adapters/" + "/".join(row.path)
         if f"{path}/down" in stored:
             down, up = stored[f"{path}/down"], stored[f"{path}/up"]

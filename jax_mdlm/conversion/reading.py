@@ -101,7 +101,8 @@ def read_params(
     """
     meter = meter or Meter()
     kind = boxes.BFLOAT16 if dtype == "bfloat16" else boxes.FLOAT32
-    arrays = {row.path: _read_row(source, row, place(row), kind, meter) for row in table.ROWS}
+    rows = table.rows(source.config)
+    arrays = {row.path: _read_row(source, row, place(row), kind, meter) for row in rows}
     return table.tree(arrays)
 
 

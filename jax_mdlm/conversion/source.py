@@ -242,7 +242,7 @@ def _open_indexed(folder: epath.Path, where: Mapping[str, str], read: Any) -> di
 
 def _check(tensors: Mapping[str, Tensor], config: ModelConfig, path: str) -> None:
     """Names, shapes and dtypes against the parameter table; all mismatches in one error."""
-    count = sum(config.layers if boxes.is_stacked(row) else 1 for row in table.ROWS)
+    count = sum(config.layers if boxes.is_stacked(row) else 1 for row in table.rows(config))
     if count > 10 * len(tensors) + 1000:  # a list of so many names helps nobody
         raise ConfigError(
             f"{path}: {CONFIG} needs {count:,} tensors, n_layers={config.layers:,}, but the files "
@@ -250,7 +250,7 @@ def _check(tensors: Mapping[str, Tensor], config: ModelConfig, path: str) -> Non
         )
     wanted = {
         name: boxes.axes_of(row, config).torch_shape
-        for row in table.ROWS
+        for row in table.rows(config)
         for name in boxes.torch_names(row, config)
     }
     missing = [name for name in wanted if name not in tensors]

@@ -1,7 +1,7 @@
 """The denoiser: a bidirectional transformer that predicts every slot (LLaDA, arXiv 2502.09992).
 
 Tokens enter, hidden states or logits leave. Parameters are a plain nested dict with the paths of
-`table.ROWS`, and these are pure functions of it. No time input: the number of masks tells the
+`table.rows`, and these are pure functions of it. No time input: the number of masks tells the
 level.
 """
 
@@ -91,11 +91,12 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
       config: Layout; `vocab_size` must be set.
 
     Returns:
-      Nested dict of `config.param_dtype` arrays with the paths and shapes of `table.ROWS`.
+      Nested dict of `config.param_dtype` arrays with the paths and shapes of `table.rows`.
     """
-    keys = jax.random.split(jax.random.fold_in(key, len(table.ROWS)), config.layers)
+    rows = table.rows(config)
+    keys = jax.random.split(jax.random.fold_in(key, len(rows)), config.layers)
     leaves = {}
-    for number, row in enumerate(table.ROWS):
+    for number, row in enumerate(rows):
         draw = functools.partial(_draw, row, number, config)
         leaves[row.path] = jax.vmap(draw)(keys) if row.axes[0] == "layers" else draw(key)
     return table.tree(leaves)

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
 
@@ -56,7 +57,7 @@ class Int8:
         return jnp.take(self.values, index, axis=0) * jnp.take(self.scale, index, axis=0)
 
 
-def quantize(params: Params) -> Params:
+def quantize(params: Params, config: ModelConfig) -> Params:
     """Replaces every matrix and the embedding by int8 and scales; norms stay as they are.
 
     Symmetric, to the nearest: `scale = max |w| / 127` over the input axes of an output channel,
@@ -64,12 +65,13 @@ def quantize(params: Params) -> Params:
 
     Args:
       params: As from `model.init`, any float dtype.
+      config: The network.
 
     Returns:
       The same nesting; `Int8` in place of matrices.
     """
-    leaves = {row.path: quantize_weight(table.at(params, row.path), row) for row in table.ROWS}
-    return table.tree(leaves)
+    rows = table.rows(config)
+    return table.tree({row.path: quantize_weight(table.at(params, row.path), row) for row in rows})
 
 
 @functools.partial(jax.jit, static_argnames="row")

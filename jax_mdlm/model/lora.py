@@ -18,10 +18,8 @@ from jax_mdlm.config import ConfigError, LoraConfig, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
 
-_MATRICES = {
-    "/".join(row.path): row for row in table.ROWS if row.num_inputs and row.axes[0] == "layers"
-}
-_TABLES = (("wte",), ("head",))  # where the slack token has a row or column of its own
+# Where the slack token has a row or a column of its own, and the axis of the vocabulary there.
+SLACK_AXES = {("wte",): 0, ("head",): 1}
 
 
 @flax.struct.dataclass
@@ -119,33 +117,38 @@ def is_changed(leaf: Any) -> bool:
     return isinstance(leaf, Adapted | WithSlack)
 
 
-def target_rows(config: LoraConfig) -> list[ParamRow]:
+def target_rows(model: ModelConfig, config: LoraConfig) -> list[ParamRow]:
     """The rows of the parameter table that `lora.targets` names.
 
     Raises:
       ConfigError: a path that is none of a block's matrices, or no path at all.
     """
-    unknown = [path for path in config.targets if path not in _MATRICES]
+    matrices = {
+        "/".join(row.path): row
+        for row in table.rows(model)
+        if row.num_inputs and row.axes[0] == "layers"
+    }
+    unknown = [path for path in config.targets if path not in matrices]
     if unknown or not config.targets:
         raise ConfigError(
-            f"lora.targets must be paths of {', '.join(_MATRICES)}, got "
+            f"lora.targets must be paths of {', '.join(matrices)}, got "
             f"{', '.join(unknown) or 'none'}; embedding and head are changed in the slack token's "
             "row only (lora.train_slack_row)"
         )
-    return [_MATRICES[path] for path in dict.fromkeys(config.targets)]
+    return [matrices[path] for path in dict.fromkeys(config.targets)]
 
 
-def adapter_axes(config: LoraConfig) -> Params:
+def adapter_axes(model: ModelConfig, config: LoraConfig) -> Params:
     """The logical axes of every adapter, nested like the adapters; the rank is never cut."""
     axes: dict[tuple[str, ...], Any] = {
         row.path: {
             "down": ("layers", row.axes[1], None),
             "up": ("layers", None, row.axes[1 + row.num_inputs]),
         }
-        for row in target_rows(config)
+        for row in target_rows(model, config)
     }
     if config.train_slack_row:
-        axes |= {path: {"slack": ("embed",)} for path in _TABLES}
+        axes |= {path: {"slack": ("embed",)} for path in SLACK_AXES}
     return table.tree(axes)
 
 
@@ -166,20 +169,20 @@ def draw_adapters(key: jax.Array, model: ModelConfig, config: LoraConfig) -> Par
     """
     dtype = jnp.dtype(model.param_dtype)
     leaves: dict[tuple[str, ...], Any] = {}
-    for row in target_rows(config):
+    for row in target_rows(model, config):
         shape = jax.eval_shape(
             lambda row=row: table.matrix(jnp.zeros(table.shape(row, model)), row.num_inputs, 1)
         ).shape
         layers, inputs, outputs = shape
         drawn = jax.random.normal(
-            jax.random.fold_in(key, table.ROWS.index(row)), (layers, inputs, config.rank)
+            jax.random.fold_in(key, table.rows(model).index(row)), (layers, inputs, config.rank)
         )
         leaves[row.path] = {
             "down": ((3 * inputs) ** -0.5 * drawn).astype(dtype),
             "up": jnp.zeros((layers, config.rank, outputs), dtype),
         }
     if config.train_slack_row:
-        leaves |= {path: {"slack": jnp.zeros((model.embed,), dtype)} for path in _TABLES}
+        leaves |= {path: {"slack": jnp.zeros((model.embed,), dtype)} for path in SLACK_AXES}
     return table.tree(leaves)
 
 
@@ -194,17 +197,18 @@ def join(frozen: Params, adapters: Params, *, scale: float, slack_id: int) -> Pa
       scale: alpha / r.
       slack_id: Id of the slack token.
     """
-    leaves: dict[tuple[str, ...], Any] = {}
-    for row in table.ROWS:
-        weight, place = table.at(frozen, row.path), adapters
-        for name in row.path:
+
+    def wrap(path: tuple[Any, ...], weight: jax.Array) -> Any:
+        names, place = tuple(entry.key for entry in path), adapters
+        for name in names:
             place = place.get(name, {})
         if "down" in place:
-            weight = Adapted(weight, place["down"], place["up"], scale)
-        elif "slack" in place:
-            weight = WithSlack(weight, place["slack"], slack_id, row.axes.index("vocab"))
-        leaves[row.path] = weight
-    return table.tree(leaves)
+            return Adapted(weight, place["down"], place["up"], scale)
+        if "slack" in place:
+            return WithSlack(weight, place["slack"], slack_id, SLACK_AXES[names])
+        return weight
+
+    return jax.tree_util.tree_map_with_path(wrap, frozen)
 
 
 def merge(params: Params, like: Params) -> Params:

@@ -56,7 +56,9 @@ def to_read(config: ModelConfig, dtype: str, place: Place) -> Need:
       dtype: In which they are read.
       place: Row of the parameter table -> where it goes.
     """
-    return _sum(_held(row, config, jnp.dtype(dtype).itemsize, place(row)) for row in table.ROWS)
+    return _sum(
+        _held(row, config, jnp.dtype(dtype).itemsize, place(row)) for row in table.rows(config)
+    )
 
 
 def to_sample(
@@ -71,12 +73,12 @@ def to_sample(
       end: Where the result goes, the same or another.
     """
     wide = jnp.dtype(config.compute_dtype).itemsize
-    sizes = [(row, _prepared(row, config, weights == "int8", wide)) for row in table.ROWS]
+    sizes = [(row, _prepared(row, config, weights == "int8", wide)) for row in table.rows(config)]
     made = _sum(_held(row, config, size, read(row)) for row, size in sizes)  # what flattening makes
     total = to_read(config, config.compute_dtype, read) + made
     if weights == "int8":
         total += made  # not yet flattened
-    first = table.ROWS[0]
+    first = table.rows(config)[0]
     if _is_cpu(read(first)) and not _is_cpu(end(first)):
         total += _sum(_held(row, config, size, end(row)) for row, size in sizes)
     return total

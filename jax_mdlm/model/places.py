@@ -14,7 +14,7 @@ from jax_mdlm.sharding import Layout
 
 def check_mesh(config: ModelConfig, layout: Layout) -> None:
     """Raises ConfigError if a mesh axis does not divide a parameter's axis."""
-    for row in table.ROWS:
+    for row in table.rows(config):
         layout.check_divides("model", row.axes, table.shape(row, config))
 
 
@@ -29,11 +29,11 @@ def abstract_params(config: ModelConfig, layout: Layout) -> Params:
         row.path: jax.ShapeDtypeStruct(
             table.shape(row, config), config.param_dtype, sharding=layout.sharding(row.axes)
         )
-        for row in table.ROWS
+        for row in table.rows(config)
     }
     return table.tree(leaves)
 
 
-def param_shardings(layout: Layout) -> Params:
+def param_shardings(config: ModelConfig, layout: Layout) -> Params:
     """A sharding per parameter, nested like the parameters."""
-    return table.tree({row.path: layout.sharding(row.axes) for row in table.ROWS})
+    return table.tree({row.path: layout.sharding(row.axes) for row in table.rows(config)})

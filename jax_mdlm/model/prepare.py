@@ -35,7 +35,9 @@ def prepare(
     Returns:
       Parameters for the sampler. Not for training.
     """
-    params = _flatten(quantize(params) if weights == "int8" else cast(params, config))
+    params = _flatten(
+        quantize(params, config) if weights == "int8" else cast(params, config), config
+    )
     if move_to is not None:
         params = jax.device_put(params, move_to)
     on_cpu = all(
@@ -54,10 +56,10 @@ def cast(params: Params, config: ModelConfig) -> Params:
     )
 
 
-@jax.jit
-def _flatten(params: Params) -> Params:
+@functools.partial(jax.jit, static_argnames="config")
+def _flatten(params: Params, config: ModelConfig) -> Params:
     leaves = {}
-    for row in table.ROWS:
+    for row in table.rows(config):
         weight = table.at(params, row.path)
         stacked = int(row.axes[0] == "layers")
         leaves[row.path] = (
@@ -73,10 +75,11 @@ def abstract_prepared(
 
     raw = {
         row.path: jax.ShapeDtypeStruct(table.shape(row, config), config.compute_dtype)
-        for row in table.ROWS
+        for row in table.rows(config)
     }
     shapes = jax.eval_shape(
-        lambda params: _flatten(quantize(params) if weights == "int8" else params), table.tree(raw)
+        lambda params: _flatten(quantize(params, config) if weights == "int8" else params, config),
+        table.tree(raw),
     )
 
     def place(row: ParamRow, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -86,7 +89,7 @@ def abstract_prepared(
 
     leaves = {
         row.path: jax.tree.map(functools.partial(place, row), table.at(shapes, row.path))
-        for row in table.ROWS
+        for row in table.rows(config)
     }
     return table.tree(leaves)
 

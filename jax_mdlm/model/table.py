@@ -13,7 +13,7 @@ from jax_mdlm.containers import ParamRow
 _BLOCK = "model.transformer.blocks.{layer}."
 _TOP = "model.transformer."
 
-ROWS: tuple[ParamRow, ...] = (
+_LLADA: tuple[ParamRow, ...] = (
     ParamRow(("wte",), ("vocab", "embed"), _TOP + "wte.weight", 0),
     ParamRow(("blocks", "attn_norm"), ("layers", "embed"), _BLOCK + "attn_norm.weight", 0),
     ParamRow(
@@ -46,6 +46,11 @@ ROWS: tuple[ParamRow, ...] = (
 )
 
 
+def rows(config: ModelConfig) -> tuple[ParamRow, ...]:
+    """The rows of the layout that a config describes, in the order in which they are drawn."""
+    return _LLADA
+
+
 def axis_sizes(config: ModelConfig) -> dict[str, int]:
     """The length of each logical axis of the parameters."""
     return {
@@ -74,7 +79,7 @@ def matrix(weight: Any, num_inputs: int, stacked: int = 0) -> Any:
       stacked: Axes before them that stay: 1 where layers are stacked.
 
     Returns:
-      [I, O], behind the stacked axes.
+      [I, O], after the stacked axes.
     """
     if len(weight.shape) == stacked + 2:
         return weight
@@ -85,7 +90,7 @@ def matrix(weight: Any, num_inputs: int, stacked: int = 0) -> Any:
 
 def num_parameters(config: ModelConfig) -> int:
     """Scalars in all tensors; 8,015,581,184 for LLaDA-8B."""
-    return sum(math.prod(shape(row, config)) for row in ROWS)
+    return sum(math.prod(shape(row, config)) for row in rows(config))
 
 
 def tree(values: dict[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def train_step(config: Config, devices: Sequence[Any]) -> Job:
     if config.train.steps == 0:
         # From epochs: known when the data is. The schedule's length is a constant of the program.
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=1000))
-    optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+    optimizer = make_optimizer(config, ids)
     state = abstract_state(config, optimizer, layout)
     batch = abstract_batch(config, layout)
     parts = {

@@ -39,7 +39,7 @@ def begin(
     how = config.init.slack_row
     if how == "auto":
         how = "keep" if origin.knows_slack else "mean"
-    params = with_slack_row(params, how, ids, layout, config.train.seed)
+    params = with_slack_row(params, how, ids, config.train.seed)
     if jax.process_index() == 0:
         origin.keep_files(workdir)
     state = create_state(config, optimizer, layout, params)

@@ -44,7 +44,7 @@ def train(
 ) -> TrainState:
     """Trains, or goes on training, in `workdir`; returns the last state."""
     ids = corpus.tokenizer.ids
-    optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+    optimizer = make_optimizer(config, ids)
     checkpoints = open_checkpoints(
         checkpoint_folder(workdir),
         keep=config.train.keep_checkpoints,

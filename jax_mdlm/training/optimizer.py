@@ -5,7 +5,7 @@ Enters: `OptimizerConfig`. Leaves: an optax transformation and its schedule.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from jax_mdlm.config import OptimizerConfig
+from jax_mdlm.config import Config, OptimizerConfig
 from jax_mdlm.containers import ParamRow, Params, SpecialIds
 from jax_mdlm.model import table
+
+Rows = Sequence[ParamRow]
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -37,22 +39,27 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(
-    config: OptimizerConfig, steps: int, ids: SpecialIds
-) -> optax.GradientTransformation:
+def make_optimizer(config: Config, ids: SpecialIds) -> optax.GradientTransformation:
     """Clipping by global norm, the direction of `optimizer.name`, decoupled decay, schedule.
 
     Norms are not decayed, nor is the embedding row of `<SLACK>`: it is new, often drawn from few
     examples, and decay would pull it to zero before it has learned anything. With LoRA the same
     holds for the adapters of that row; those of matrices are decayed.
     """
-    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    settings, rows = config.optimizer, table.rows(config.model)
+    clip = settings.clip_norm
     return optax.chain(
-        clip,
-        _DIRECTIONS[config.name](config),
-        _decay(config.weight_decay, ids.slack),
-        optax.scale_by_learning_rate(learning_rate(config, steps)),
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
+        _direction(settings, rows),
+        _decay(settings.weight_decay, rows, ids.slack),
+        optax.scale_by_learning_rate(learning_rate(settings, config.train.steps)),
     )
+
+
+def _direction(config: OptimizerConfig, rows: Rows) -> optax.GradientTransformation:
+    if config.name == "muon":
+        return _muon(config, rows)
+    return {"adamw": _adam, "adafactor": _adafactor}[config.name](config)
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -70,13 +77,13 @@ def _adafactor(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
 
 
-def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
+def _muon(config: OptimizerConfig, rows: Rows) -> optax.GradientTransformation:
     """Orthogonalised momentum for the matrices of the blocks, Adam for all else.
 
     Updates are scaled to the root mean square that Adam's have, 0.2 (arXiv 2502.16982), so the rate
     and decay mean the same.
     """
-    matrices = {row.path: row for row in table.ROWS if "layers" in row.axes and row.num_inputs}
+    matrices = {row.path: row for row in rows if "layers" in row.axes and row.num_inputs}
 
     def row_of(path: tuple[Any, ...]) -> ParamRow | None:
         return matrices.get(tuple(entry.key for entry in path))
@@ -85,7 +92,7 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(lambda path, x: function(row_of(path), x), tree)
 
     def dimensions(row: ParamRow, x: jax.Array) -> optax.contrib.MuonDimensionNumbers:
-        outputs = 1 + row.num_inputs  # behind the stacked layers
+        outputs = 1 + row.num_inputs  # after the stacked layers
         return optax.contrib.MuonDimensionNumbers(range(1, outputs), range(outputs, x.ndim))
 
     def to_size(row: ParamRow, x: jax.Array) -> jax.Array:
@@ -108,12 +115,9 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.partition({"muon": muon, "adam": _adam(config)}, which)
 
 
-_DIRECTIONS = {"adamw": _adam, "adafactor": _adafactor, "muon": _muon}
-
-
-def decay_share(slack_id: int, params: Params) -> Params:
+def decay_share(rows: Rows, slack_id: int, params: Params) -> Params:
     """Per parameter or adapter, what multiplies its weight decay: 0 or 1, by row of the table."""
-    vectors = {row.path for row in table.ROWS if sum(axis != "layers" for axis in row.axes) == 1}
+    vectors = {row.path for row in rows if sum(axis != "layers" for axis in row.axes) == 1}
 
     def of(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         names = tuple(entry.key for entry in path)
@@ -125,13 +129,13 @@ def decay_share(slack_id: int, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(of, params)
 
 
-def _decay(weight_decay: float, slack_id: int) -> optax.GradientTransformation:
+def _decay(weight_decay: float, rows: Rows, slack_id: int) -> optax.GradientTransformation:
     # optax.add_decayed_weights masks whole arrays; the slack row is a part of one.
     def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
         assert params is not None
         decayed = jax.tree.map(
             lambda share, u, p: u + weight_decay * share * p,
-            decay_share(slack_id, params),
+            decay_share(rows, slack_id, params),
             updates,
             params,
         )

@@ -40,7 +40,9 @@ def _run(
     layout = make_layout(config.mesh)
     fit_batch(config, layout)  # before anything is read
     if config.lora.rank:
-        target_rows(config.lora)  # paths that are none are refused before a directory is claimed
+        target_rows(
+            config.model, config.lora
+        )  # paths that are none are refused before a directory is claimed
     if jax.process_index() == 0:
         command.note(f"{reading(config.data, workdir)} ...")
     config, corpus = claim(config, workdir)

@@ -91,7 +91,7 @@ def abstract_state(
 
 def state_shardings(config: Config, shapes: TrainState, layout: Layout) -> TrainState:
     """A sharding per leaf: parameters and moments by the table, everything else whole."""
-    frozen, places = None, param_shardings(layout)
+    frozen, places = None, param_shardings(config.model, layout)
     if config.lora.rank:
         frozen, places = places, _adapter_shardings(config, layout)
     by_path = _by_path(places)
@@ -112,7 +112,7 @@ def state_shardings(config: Config, shapes: TrainState, layout: Layout) -> Train
 
 
 def _adapter_shardings(config: Config, layout: Layout) -> Params:
-    axes = lora.adapter_axes(config.lora)
+    axes = lora.adapter_axes(config.model, config.lora)
     return jax.tree.map(layout.sharding, axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
@@ -146,7 +146,7 @@ def create_state(
     return create(jax.random.key(config.train.seed), params)
 
 
-def with_slack_row(params: Params, how: str, ids: SpecialIds, layout: Layout, seed: int) -> Params:
+def with_slack_row(params: Params, how: str, ids: SpecialIds, seed: int) -> Params:
     """Sets the slack token's row in parameters that come from elsewhere.
 
     The slack token may never have been trained there: `mean` gives it the mean embedding (and
@@ -156,7 +156,6 @@ def with_slack_row(params: Params, how: str, ids: SpecialIds, layout: Layout, se
       params: In their places; donated.
       how: What `init.slack_row` says, `auto` decided.
       ids: Special ids.
-      layout: Mesh and rules.
       seed: Of the run.
     """
     if how == "keep":
@@ -168,7 +167,8 @@ def with_slack_row(params: Params, how: str, ids: SpecialIds, layout: Layout, se
             "head": _slack_row(params["head"], 1, how, ids.slack, jax.random.fold_in(key, 1)),
         }
 
-    adopt = jax.jit(adopt, out_shardings=param_shardings(layout), donate_argnums=0)
+    places = jax.tree.map(lambda leaf: leaf.sharding, params)
+    adopt = jax.jit(adopt, out_shardings=places, donate_argnums=0)
     key = jax.random.fold_in(jax.random.key(seed), 1)
     return adopt(params, jax.random.fold_in(key, 2**31 - 1))
 

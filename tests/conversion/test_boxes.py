@@ -40,7 +40,7 @@ def small_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_boxes")
-@pytest.mark.parametrize("row", table.ROWS, ids=name)
+@pytest.mark.parametrize("row", table.rows(LLADA_8B), ids=name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_boxes_carry_every_value_both_ways(row: ParamRow, dtype: type) -> None:
     axes = boxes.axes_of(row, SMALL)
@@ -100,7 +100,7 @@ def test_values_that_are_not_finite_are_counted(dtype: type) -> None:
 
 @pytest.mark.parametrize("config", [LLADA_8B, LLADA_1B], ids=["8b", "1b"])
 @pytest.mark.parametrize("itemsize", [2, 4])
-@pytest.mark.parametrize("row", table.ROWS, ids=name)
+@pytest.mark.parametrize("row", table.rows(LLADA_8B), ids=name)
 def test_chunks_of_real_layouts(row: ParamRow, config: ModelConfig, itemsize: int) -> None:
     """Boxes of at most 16 MiB that begin and end with chunks, which are runs of their values."""
     chunk = boxes.chunk_shape(row, config, itemsize)
@@ -120,11 +120,11 @@ def test_chunks_of_real_layouts(row: ParamRow, config: ModelConfig, itemsize: in
 
 
 def test_names_of_the_published_checkpoint() -> None:
-    names = {name for row in table.ROWS for name in boxes.torch_names(row, LLADA_8B)}
+    names = {name for row in table.rows(LLADA_8B) for name in boxes.torch_names(row, LLADA_8B)}
     assert len(names) == 291
     shapes = {
         row.torch_name.format(layer=31): boxes.axes_of(row, LLADA_8B).torch_shape
-        for row in table.ROWS
+        for row in table.rows(LLADA_8B)
     }
     block = "model.transformer.blocks.31."
     assert shapes == {

@@ -150,7 +150,7 @@ def test_shares_are_even_for_the_8b_layout() -> None:
     from jax_mdlm.model import table
 
     load = np.zeros(16, int)
-    for row in table.ROWS:
+    for row in table.rows(ModelConfig()):
         for box in boxes.boxes(row, ModelConfig(), 2):
             load[np.argmin(load)] += int(np.prod(box.shape))
     assert load.sum() == table.num_parameters(ModelConfig())

@@ -57,7 +57,7 @@ def _rounded() -> Params:
     is_int8 = lambda leaf: hasattr(leaf, "scale")  # noqa: E731
     return jax.tree.map(
         lambda leaf: leaf.values * leaf.scale if is_int8(leaf) else leaf,
-        model.quantize(PARAMS),
+        model.quantize(PARAMS, CONFIG),
         is_leaf=is_int8,
     )
 

@@ -166,9 +166,13 @@ def test_only_what_is_asked_for_gets_an_adapter(frozen: Params) -> None:
         "blocks": {"q_proj", "v_proj"}
     }
     joined = join(frozen, adapters)
-    changed = {row.path for row in table.ROWS if lora.is_changed(table.at(joined, row.path))}
+    changed = {
+        row.path for row in table.rows(CONFIG) if lora.is_changed(table.at(joined, row.path))
+    }
     assert changed == {("blocks", "q_proj"), ("blocks", "v_proj")}
-    axes = jax.tree.structure(lora.adapter_axes(asked), is_leaf=lambda x: isinstance(x, tuple))
+    axes = jax.tree.structure(
+        lora.adapter_axes(CONFIG, asked), is_leaf=lambda x: isinstance(x, tuple)
+    )
     assert axes == jax.tree.structure(adapters)
 
 
@@ -184,4 +188,4 @@ def test_only_what_is_asked_for_gets_an_adapter(frozen: Params) -> None:
 def test_targets_that_are_no_matrices_are_refused(targets: tuple[str, ...], named: str) -> None:
     known = r"lora\.targets must be paths of " + ", ".join(f"blocks/{name}" for name in BLOCK)
     with pytest.raises(ConfigError, match=f"{known}, {named}"):
-        lora.target_rows(LoraConfig(rank=2, targets=targets))
+        lora.target_rows(CONFIG, LoraConfig(rank=2, targets=targets))

@@ -57,8 +57,8 @@ def test_it_is_what_prepare_holds_when_it_has_flattened(weights: str, dtype: str
     """Every buffer of what was read, of its int8 copies and of the flattened, each counted once."""
     config = dataclasses.replace(TINY, compute_dtype=dtype, param_dtype=dtype)
     read = model.init(jax.random.key(0), config)
-    quantised = model.quantize(read) if weights == "int8" else model.cast(read, config)
-    held = jax.tree.leaves([read, quantised, _flatten(quantised)])
+    quantised = model.quantize(read, config) if weights == "int8" else model.cast(read, config)
+    held = jax.tree.leaves([read, quantised, _flatten(quantised, config)])
     buffers = {leaf.unsafe_buffer_pointer(): leaf.nbytes for leaf in held}
     vectors = 3 * (2 * TINY.layers + 1) * TINY.embed * read["ln_f"].dtype.itemsize
     need = to_sample(config, weights, ONE, ONE)

@@ -12,7 +12,7 @@ from jax_mdlm.sharding import Layout, make_layout
 def test_counts_of_the_published_8b_model() -> None:
     config = ModelConfig()
     assert table.num_parameters(config) == 8_015_581_184
-    tensors = sum(config.layers if "layers" in row.axes else 1 for row in table.ROWS)
+    tensors = sum(config.layers if "layers" in row.axes else 1 for row in table.rows(config))
     assert tensors == 291
 
 
@@ -21,7 +21,7 @@ def test_init_has_the_shapes_of_the_table() -> None:
         vocab_size=50, embed=24, layers=3, heads=4, kv_heads=2, head_dim=6, mlp=40, max_length=16
     )
     params = jax.eval_shape(lambda: model.init(jax.random.key(0), config))
-    expected = table.tree({row.path: table.shape(row, config) for row in table.ROWS})
+    expected = table.tree({row.path: table.shape(row, config) for row in table.rows(config)})
     assert jax.tree.map(lambda x: x.shape, params) == expected
 
 
@@ -44,7 +44,7 @@ def test_grouped_heads_that_the_tensor_axis_does_not_divide_are_refused(
     eight_devices: list[jax.Device],
 ) -> None:
     layout = make_layout(MeshConfig(fsdp=1, tensor=8), eight_devices)
-    row = next(row for row in table.ROWS if row.path == ("blocks", "k_proj"))
+    row = next(row for row in table.rows(ModelConfig()) if row.path == ("blocks", "k_proj"))
     config = ModelConfig(kv_heads=4)
     with pytest.raises(
         ConfigError,
@@ -56,7 +56,7 @@ def test_grouped_heads_that_the_tensor_axis_does_not_divide_are_refused(
 
 def test_every_matrix_is_sharded(eight_devices: list[jax.Device]) -> None:
     layout: Layout = make_layout(MeshConfig(fsdp=4, tensor=2), eight_devices)
-    for row in table.ROWS:
+    for row in table.rows(ModelConfig()):
         parts = [name for name in layout.spec(row.axes) if name is not None]
         assert "fsdp" in parts
         if sum(axis != "layers" for axis in row.axes) > 1:

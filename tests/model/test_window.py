@@ -140,8 +140,8 @@ def test_prepared_parameters_give_the_same_hidden_states(params, rows, dtype):
 
 def test_int8_is_the_nearest_of_255_steps(params):
     """Every value within half a step; a step is a channel's largest weight over 127."""
-    quantised = model.quantize(params)
-    for row in table.ROWS:
+    quantised = model.quantize(params, CONFIG)
+    for row in table.rows(CONFIG):
         weight, got = table.at(params, row.path), table.at(quantised, row.path)
         if weight.ndim - ("layers" in row.axes) == 1:
             np.testing.assert_array_equal(got, weight)
@@ -159,7 +159,7 @@ def test_int8_is_the_nearest_of_255_steps(params):
 
 
 def test_int8_of_zeros_is_zeros():
-    row = next(row for row in table.ROWS if row.path == ("head",))
+    row = next(row for row in table.rows(CONFIG) if row.path == ("head",))
     got = quantize_weight(jnp.zeros((4, 5)).at[0, 0].set(2.0), row)
     np.testing.assert_array_equal(
         got.values, np.zeros((4, 5)) + 127 * (np.arange(20) == 0).reshape(4, 5)
@@ -170,7 +170,7 @@ def test_int8_of_zeros_is_zeros():
 def test_int8_computes_with_the_values_it_stands_for(params, rows):
     """Against the same network with the rounded weights in full precision."""
     tokens, valid = rows
-    quantised = model.quantize(params)
+    quantised = model.quantize(params, CONFIG)
     rounded = jax.tree.map(
         lambda leaf: leaf.values * leaf.scale if isinstance(leaf, Int8) else leaf,
         quantised,

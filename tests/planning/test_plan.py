@@ -248,7 +248,7 @@ def test_a_checkpoint_is_what_train_saves(tmp_path: Path) -> None:
     plan = make_plan(config, cpu_machine(), "train")
     state = abstract_state(
         config,
-        make_optimizer(config.optimizer, 10, program.special_ids(config)),
+        make_optimizer(config, program.special_ids(config)),
         make_layout(config.mesh, cpu_machine().devices),
     )
     params, opt_state = jax.tree.map(

@@ -199,4 +199,4 @@ def random_params(config: ModelConfig, seed: int = 0) -> Params:
         shape = table.shape(row, config)
         return rng.normal(size=shape).astype(np.float32) * (0.2 if row.num_inputs else 1.0)
 
-    return table.tree({row.path: jnp.asarray(draw(row)) for row in table.ROWS})
+    return table.tree({row.path: jnp.asarray(draw(row)) for row in table.rows(config)})

@@ -45,7 +45,7 @@ def one_device() -> Layout:
 def run(config: Config, corpus: Corpus, layout: Layout, stops: tuple[int, ...] = (STEPS,)):
     """Losses and canvases of some steps, and the last state; at each stop the run is restarted."""
     ids = corpus.tokenizer.ids
-    optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+    optimizer = make_optimizer(config, ids)
     state = create_state(config, optimizer, layout)
     mean_rows = corpus.order(config).mean_rows
     losses, lengths = [], []
@@ -101,7 +101,7 @@ def test_a_step_weighs_what_its_rows_do(config: Config, corpus: Corpus) -> None:
     plain = dataclasses.replace(config.objective, ctc_weight=0.0, slack_max=0.0)
     config = with_vocabulary(dataclasses.replace(config, objective=plain), corpus)
     layout, ids = one_device(), corpus.tokenizer.ids
-    optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+    optimizer = make_optimizer(config, ids)
     batches = corpus.batches(config, 0, layout.share())
     batch = next(batches)
     batches.close()

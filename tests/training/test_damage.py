@@ -39,7 +39,7 @@ def saved(tiny: Config, tmp_path: Path) -> tuple[Checkpoints, TrainState]:
         **vars(tiny) | {"model": type(tiny.model)(**vars(tiny.model) | {"vocab_size": size})}
     )
     layout = make_layout(config.mesh, jax.devices()[:1])
-    optimizer = make_optimizer(config.optimizer, 5, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     state = create_state(config, optimizer, layout)
     checkpoints = open_checkpoints(epath.Path(tmp_path / "checkpoints"), keep=10)
     for step in (1, 2, 3):

@@ -45,13 +45,13 @@ def one_device() -> Layout:
 
 
 def begin(config: Config, corpus: Corpus, layout: Layout) -> TrainState:
-    optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     return create_state(config, optimizer, layout)
 
 
 def run(config: Config, corpus: Corpus, layout: Layout, state: TrainState, steps: int):
     """Losses of some steps, and the state after them."""
-    optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout)
     batches = corpus.batches(config, 0, layout.share())
     losses = []
@@ -163,7 +163,7 @@ def test_frozen_matrices_have_no_gradient_in_the_program(adapted: Config, corpus
         )
         layout = one_device()
         ids = corpus.tokenizer.ids
-        optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+        optimizer = make_optimizer(config, ids)
         step = make_train_step(config, optimizer, ids, layout)
         batch = layout.place_rows(next(corpus.batches(config, 0, layout.share())))
         analysis = step.lower(create_state(config, optimizer, layout), batch).compile()
@@ -180,7 +180,8 @@ def test_matrices_decay_and_slack_rows_do_not(adapted: Config, corpus: Corpus) -
     settings = dataclasses.replace(
         adapted.optimizer, learning_rate=0.1, warmup_steps=0, decay_share=0.0, weight_decay=0.5
     )
-    optimizer = make_optimizer(settings, 10, corpus.tokenizer.ids)
+    config = dataclasses.replace(adapted, optimizer=settings)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     params = jax.tree.map(jnp.ones_like, begin(adapted, corpus, one_device()).params)
     still = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(still, optimizer.init(params), params)

@@ -47,7 +47,7 @@ def layout_of(name: str) -> Layout:
 def steps(
     config: Config, corpus: Corpus, layout: Layout, state: TrainState | None, count: int
 ) -> tuple[TrainState, list[float]]:
-    optimizer = make_optimizer(config.optimizer, 20, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     if state is None:
         state = create_state(config, optimizer, layout)
     step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout)
@@ -70,7 +70,7 @@ def test_another_mesh_goes_on(
     checkpoints: Checkpoints = open_checkpoints(epath.Path(tmp_path / "c"), keep=1)
     checkpoint.save_state(checkpoints, state, "{}")
     checkpoints.wait()
-    optimizer = make_optimizer(config.optimizer, 20, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     restored = resume(checkpoints, abstract_state(config, optimizer, second))
     checkpoints.close()
     assert restored is not None

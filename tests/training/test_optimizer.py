@@ -9,7 +9,14 @@ import optax
 import pytest
 
 from jax_mdlm import command, model
-from jax_mdlm.config import Config, ConfigError, MeshConfig, ModelConfig, OptimizerConfig
+from jax_mdlm.config import (
+    Config,
+    ConfigError,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.training.optimizer import learning_rate, make_optimizer
@@ -19,6 +26,11 @@ IDS = SpecialIds(mask=1, slack=2, pad=0, eos=0, terminator=3)
 CONFIG = ModelConfig(
     vocab_size=12, embed=8, layers=2, heads=2, kv_heads=2, head_dim=4, mlp=12, max_length=8
 )
+
+
+def of(settings: OptimizerConfig, steps: int) -> Config:
+    """A run of so many steps with these settings."""
+    return Config(model=CONFIG, optimizer=settings, train=TrainConfig(steps=steps))
 
 
 def test_lladas_schedule() -> None:
@@ -40,7 +52,7 @@ def test_adamw_against_numpy_and_no_decay_where_none_belongs() -> None:
     settings = OptimizerConfig(
         learning_rate=0.1, warmup_steps=0, decay_share=0.0, weight_decay=0.5, clip_norm=1.0
     )
-    optimizer = make_optimizer(settings, 100, IDS)
+    optimizer = make_optimizer(of(settings, 100), IDS)
     params = model.init(jax.random.key(0), CONFIG)
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), params)
     norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
@@ -65,7 +77,7 @@ def test_adamw_against_numpy_and_no_decay_where_none_belongs() -> None:
 
 def test_first_moment_in_bfloat16() -> None:
     settings = dataclasses.replace(OptimizerConfig(), moment_dtype="bfloat16")
-    state = make_optimizer(settings, 10, IDS).init(model.init(jax.random.key(0), CONFIG))
+    state = make_optimizer(of(settings, 10), IDS).init(model.init(jax.random.key(0), CONFIG))
     adam = next(s for s in state if isinstance(s, optax.ScaleByAdamState))
     assert {leaf.dtype for leaf in jax.tree.leaves(adam.mu)} == {jnp.dtype("bfloat16")}
     assert {leaf.dtype for leaf in jax.tree.leaves(adam.nu)} == {jnp.dtype("float32")}
@@ -73,7 +85,7 @@ def test_first_moment_in_bfloat16() -> None:
 
 def test_no_clipping_at_zero() -> None:
     settings = OptimizerConfig(clip_norm=0.0, warmup_steps=0, weight_decay=0.0)
-    optimizer = make_optimizer(settings, 10, IDS)
+    optimizer = make_optimizer(of(settings, 10), IDS)
     params = {"x": jnp.ones(3)}
     assert isinstance(optimizer.init(params)[0], optax.EmptyState)
 
@@ -89,7 +101,7 @@ def one_update(name: str, layout=None):
     )
     config = Config(model=WIDE, optimizer=settings)
     layout = layout or make_layout(MeshConfig(), jax.devices()[:1])
-    optimizer = make_optimizer(settings, 100, IDS)
+    optimizer = make_optimizer(of(settings, 100), IDS)
     state = create_state(config, optimizer, layout)
     grads = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), state.params)
     updates, opt_state = jax.jit(optimizer.update)(grads, state.opt_state, state.params)

@@ -31,7 +31,7 @@ def with_vocabulary(config: Config, corpus: Corpus) -> Config:
 
 def run(config: Config, corpus: Corpus, layout: Layout, steps: int = 5):
     """Losses of some steps, and the state after them."""
-    optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     state = create_state(config, optimizer, layout)
     step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout)
     batches = corpus.batches(config, 0, layout.share())
@@ -95,7 +95,7 @@ def test_a_restart_repeats_the_draws(tiny: Config, corpus: Corpus) -> None:
     config = with_vocabulary(tiny, corpus)
     _, whole = run(config, corpus, one_device(), 4)
     layout = one_device()
-    optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     _, state = run(config, corpus, layout, 2)
     step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout)
     batches = corpus.batches(config, 2, layout.share())
@@ -107,7 +107,7 @@ def test_a_restart_repeats_the_draws(tiny: Config, corpus: Corpus) -> None:
 
 def test_the_state_is_donated_and_nothing_recompiles(tiny: Config, corpus: Corpus) -> None:
     config, layout = with_vocabulary(tiny, corpus), one_device()
-    optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     state = create_state(config, optimizer, layout)
     step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout)
     batches = corpus.batches(config, 0, layout.share())
@@ -129,7 +129,7 @@ def test_training_lowers_the_loss(tiny: Config, corpus: Corpus) -> None:
 
 def test_a_mesh_that_does_not_divide_the_model_is_refused(tiny: Config, corpus: Corpus) -> None:
     config = with_vocabulary(tiny, corpus)
-    optimizer = make_optimizer(config.optimizer, 5, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     with pytest.raises(ConfigError, match="model has 2 heads, which mesh axis tensor=8 does not"):
         abstract_state(config, optimizer, make_layout(MeshConfig(fsdp=1, tensor=8)))
 
@@ -144,16 +144,16 @@ def test_the_8b_config_by_shape(eight_devices) -> None:
     )
     layout = make_layout(config.mesh)
     ids = SpecialIds(mask=126336, slack=126084, pad=126081, eos=126081, terminator=126348)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, ids)
+    optimizer = make_optimizer(config, ids)
     abstract: TrainState = abstract_state(config, optimizer, layout)
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract.params)) == 8_015_581_184
-    for row in table.ROWS:
+    for row in table.rows(config.model):
         leaf = abstract.params
         for name in row.path:
             leaf = leaf[name]
         assert leaf.sharding.shard_shape(leaf.shape) != leaf.shape, f"{row.path} is not sharded"
     moments = [leaf for leaf in jax.tree.leaves(abstract.opt_state) if leaf.size > 1]
-    assert len(moments) == 2 * len(table.ROWS)
+    assert len(moments) == 2 * len(table.rows(config.model))
     assert {str(leaf.dtype) for leaf in moments} == {"bfloat16", "float32"}
     rows, length, labels = config.train.batch_size, config.data.length, config.data.max_labels
     batch = Batch(

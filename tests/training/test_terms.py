@@ -47,7 +47,7 @@ def run(
     layout = make_layout(MeshConfig(fsdp=1), jax.devices()[:1])
     size = corpus.tokenizer.vocab_size
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
-    optimizer = make_optimizer(config.optimizer, config.train.steps, corpus.tokenizer.ids)
+    optimizer = make_optimizer(config, corpus.tokenizer.ids)
     state = create_state(config, optimizer, layout)
     step = make_train_step(config, optimizer, corpus.tokenizer.ids, layout, terms=terms)
     batches = corpus.batches(config, 0, layout.share())

@@ -281,7 +281,7 @@ def test_init_from_another_run(
     ids: SpecialIds = open_tokenizer(config.data, workdir).ids
     for how in ("mean", "keep", "normal"):
         copy = jax.tree.map(jnp.copy, source)  # it is donated
-        params = with_slack_row(copy, how, ids, layout, seed=0)
+        params = with_slack_row(copy, how, ids, seed=0)
         others = np.arange(config.model.vocab_size) != ids.slack
         old, new = np.asarray(source["wte"]), np.asarray(params["wte"])
         np.testing.assert_array_equal(new[others], old[others])
