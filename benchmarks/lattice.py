@@ -9,7 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import optax
 from benchmarks.loss import temp_bytes
 from benchmarks.printing import print_result
 from jax_mdlm.diffusion import ctc_loss
+from tests.reference.ctc_optax import optax_ctc
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -86,11 +87,9 @@ def _forms(arguments: argparse.Namespace) -> tuple[dict[str, Callable], dict[str
     count = jnp.full(rows, num_labels)
     labels = jnp.broadcast_to(1 + jnp.arange(num_labels), (rows, num_labels))
 
-    def through(kind: Literal["lattice", "optax"]) -> Callable:
+    def summed(ctc: Callable[..., Any]) -> Callable[..., Any]:
         def loss(log_probs: jax.Array) -> jax.Array:
-            nll, _ = ctc_loss(
-                log_probs, frames, labels, count, collapse=arguments.collapse, through=kind
-            )
+            nll, _ = ctc(log_probs, frames, labels, count, collapse=arguments.collapse)
             return jnp.sum(nll)
 
         return jax.value_and_grad(loss)
@@ -99,7 +98,7 @@ def _forms(arguments: argparse.Namespace) -> tuple[dict[str, Callable], dict[str
         logits = jax.random.normal(jax.random.key(0), (rows, length, classes))
         return jax.nn.log_softmax(logits)
 
-    forms = {"lattice": through("lattice"), "optax": through("optax")}
+    forms = {"lattice": summed(ctc_loss), "optax": summed(optax_ctc)}
     own = draw(1 + num_labels)
     inputs = {"lattice": own, "optax": own}
     if arguments.vocab:

@@ -42,7 +42,6 @@ class ObjectiveConfig:
     ctc_weight_start: float = -1.0  # lambda at step 0, moved linearly to ctc_weight; < 0 = constant
     ctc_weight_steps: int = 0  # steps over which lambda moves from its start value
     observed: Literal["clamp", "model"] = "clamp"  # CTC at unmasked slots: certain, or predicted
-    ctc_through: Literal["lattice", "optax"] = "lattice"  # whose sums over alignments
     slack_max: float = 0.5  # s_max, the largest slack share, in slack per label; 0 = no slack
     separate_repeats: bool = True  # merge: one slack between equal neighbours before the rest
     level_floor: float = 1e-3  # eps, the smallest mask probability

@@ -159,7 +159,6 @@ def _ctc(seen: Seen) -> tuple[jax.Array, dict[str, Mean]]:
         corruption.labels,
         corruption.label_count,
         collapse=config.collapse,
-        through=config.ctc_through,
     )
     has_labels = corruption.label_count > 0
     ctc = jnp.where(has_labels, nll / jnp.maximum(corruption.label_count, 1), 0.0)

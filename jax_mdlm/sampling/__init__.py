@@ -25,7 +25,7 @@ from jax_mdlm.sampling.guidance import Guided
 from jax_mdlm.sampling.interventions import Boundary, Displace, Intervention
 from jax_mdlm.sampling.loop import Denoise, decode, init_state
 from jax_mdlm.sampling.options import SampleOptions, options_from
-from jax_mdlm.sampling.program import lower, lower_part
+from jax_mdlm.sampling.program import lower
 
 __all__ = [
     "AboveThreshold",
@@ -51,7 +51,6 @@ __all__ = [
     "generate",
     "init_state",
     "lower",
-    "lower_part",
     "make_canvas",
     "options_from",
     "read_answers",

@@ -133,27 +133,6 @@ def lower(
     )
 
 
-def lower_part(
-    config: ModelConfig,
-    options: SampleOptions,
-    layout: Layout,
-    *,
-    weights: Literal["full", "int8"] = "full",
-    prompt_slots: int,
-    rows: int = 1,
-) -> jax.stages.Lowered:
-    """As `lower`, the program of a part of `stream`."""
-    params, inputs, region = _abstract(config, options, layout, weights, prompt_slots, rows)
-    first = functools.partial(
-        first_state, config=config, options=options, region=region, layout=layout
-    )
-    state = jax.eval_shape(first, params, *inputs)
-    until = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.replicated)
-    return continue_batch.lower(
-        params, state, inputs[1], until, config=config, options=options, layout=layout
-    )
-
-
 def _abstract(
     config: ModelConfig,
     options: SampleOptions,

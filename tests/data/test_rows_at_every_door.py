@@ -23,6 +23,7 @@ from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.choices import parse_question
 from jax_mdlm.evaluation.judge.rows import read_lines as judged_rows
 from jax_mdlm.evaluation.tasks import open_task
+from jax_mdlm.setup import Setup
 from jax_mdlm.viewing.prompts import encode_prompt, read_prompts
 
 CONVERT = (
@@ -417,10 +418,11 @@ NAMES = st.sampled_from(["rows.jsonl", "rows.json", "rows.txt", "rows.csv"])
 def check_all_doors(path: Path, tokenizer: Tokenizer) -> None:
     """Reads a file wherever one is read, and encodes what was read."""
     template = make_template("llada", tokenizer)
+    setup = Setup(epath.Path(), Config(), tokenizer, template)
 
     def tokens(path: Path) -> None:
         for prompt in read_prompts([], str(path), None):
-            encode_prompt(prompt, tokenizer, template)
+            encode_prompt(prompt, setup)
 
     def table(path: Path) -> None:
         config = DataConfig(files=str(path), on_bad_row="skip", length=64)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.loss import dense_loss
 from jax_mdlm.config import ObjectiveConfig
 from jax_mdlm.diffusion import Weight, corrupt, count_rows, objective
 from jax_mdlm.diffusion.logits import Parts
 from tests.diffusion.rows import IDS, batch_of
 from tests.reference import objective as reference
+from tests.reference.dense import dense_loss
 
 LENGTH, MOST, EMBED, VOCAB = 18, 6, 8, 12
 ROWS = [

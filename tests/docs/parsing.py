@@ -211,7 +211,7 @@ def script_flags(script: str) -> set[str]:
 def flags() -> dict[str, frozenset[str]]:
     """The flags of every command and task, by what stands after `python -m jax_mdlm.`."""
     return {
-        parser.prog.removeprefix("python -m jax_mdlm."): frozenset(
+        parser.prog.removeprefix("python -m ").removeprefix("jax_mdlm."): frozenset(
             flag for action in parser._actions for flag in action.option_strings
         )
         for name in COMMANDS

@@ -1,4 +1,4 @@
-"""Every link in every page leads somewhere, and the README's file tree is the tree."""
+"""Every link in every page leads somewhere, and the file tree in CONTRIBUTING is the tree."""
 
 import posixpath
 import re
@@ -92,10 +92,23 @@ def test_images_say_what_they_show(page: str) -> None:
 
 
 def tree() -> list[str]:
-    """The paths of the README's file tree."""
-    block = (ROOT / "README.md").read_text().split("## What is here")[1].split("```")[1]
-    first = (re.split(r"\s{2,}", line)[0] for line in block.strip().splitlines())
-    return [path for entry in first for path in entry.split(", ")]
+    """The paths of CONTRIBUTING's file tree: names by their indentation, several on a line."""
+    block = (ROOT / "CONTRIBUTING.md").read_text().split("## The house")[1].split("```")[1]
+    paths, folder = [], ""
+    for line in block.strip().splitlines():
+        indent = len(line) - len(line.lstrip())
+        if indent > 13:  # goes on with the line before
+            continue
+        entry, *rest = re.split(r"\s{2,}", line.strip())
+        if indent == 0:
+            folder = entry
+            paths.append(entry)
+            entry, *rest = ["", *rest][:2] if entry.endswith("/") else [entry]
+        names = [entry]
+        if folder == "configs/":
+            names = re.split(r"\s+", line.strip())
+        paths += [folder + name for name in names if name.endswith((".py", "/"))]
+    return paths
 
 
 def test_what_the_tree_names_is_there() -> None:

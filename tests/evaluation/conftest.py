@@ -1,5 +1,5 @@
-"""The tiny run of `sample`'s tests."""
+"""The tiny run of `sample`'s tests, and rows for it."""
 
-from tests.viewing.conftest import workdir
+from tests.experiments.conftest import rows_file, workdir
 
-__all__ = ["workdir"]
+__all__ = ["rows_file", "workdir"]
