@@ -89,9 +89,9 @@ def test_a_window_changes_nothing(collapse, most_slack, monkeypatch):
     data = rows(2, num_rows=4, length=460, max_labels=270, most_slack=most_slack, alphabet=300)
     log_probs, frames, labels, count, *_ = data
     log_probs = log_probs.astype(np.float32)
-    windowed = value_and_slope(log_probs, frames, labels, count, collapse, "lattice")
+    windowed = value_and_slope(log_probs, frames, labels, count, collapse, ctc_loss)
     monkeypatch.setattr(lattice, "_DIVISORS", ())
-    full = value_and_slope(log_probs, frames, labels, count, collapse, "lattice")
+    full = value_and_slope(log_probs, frames, labels, count, collapse, ctc_loss)
     np.testing.assert_array_equal(windowed[1], full[1])
     np.testing.assert_allclose(windowed[0], full[0], rtol=1e-6)
     np.testing.assert_allclose(windowed[2], full[2], rtol=1e-6, atol=1e-7)
@@ -102,7 +102,7 @@ def test_mass_of_every_frame_is_one(collapse):
     data = rows(3, num_rows=5, length=200, max_labels=100, most_slack=80)
     log_probs, frames, labels, count, *_ = data
     nll, feasible, slope = value_and_slope(
-        log_probs.astype(np.float32), frames, labels, count, collapse, "lattice"
+        log_probs.astype(np.float32), frames, labels, count, collapse, ctc_loss
     )
     mass = -slope.sum(axis=2)
     np.testing.assert_allclose(mass, frames & feasible[:, None], atol=2e-6)
@@ -159,5 +159,5 @@ def test_memory_is_of_the_order_of_the_input(collapse):
         return program.memory_analysis().temp_size_in_bytes
 
     size = log_probs.size * 4
-    assert temporary("lattice") <= (3.2 if collapse == "merge" else 2.2) * size
+    assert temporary(ctc_loss) <= (3.2 if collapse == "merge" else 2.2) * size
     assert temporary(ctc_loss) <= 0.5 * temporary(optax_ctc)

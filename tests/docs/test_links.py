@@ -92,22 +92,19 @@ def test_images_say_what_they_show(page: str) -> None:
 
 
 def tree() -> list[str]:
-    """The paths of CONTRIBUTING's file tree: names by their indentation, several on a line."""
+    """The paths of CONTRIBUTING's file tree: folders and files by name, below the line's folder."""
     block = (ROOT / "CONTRIBUTING.md").read_text().split("## The house")[1].split("```")[1]
-    paths, folder = [], ""
+    paths, top, room = [], "", ""
     for line in block.strip().splitlines():
-        indent = len(line) - len(line.lstrip())
-        if indent > 13:  # goes on with the line before
-            continue
-        entry, *rest = re.split(r"\s{2,}", line.strip())
-        if indent == 0:
-            folder = entry
-            paths.append(entry)
-            entry, *rest = ["", *rest][:2] if entry.endswith("/") else [entry]
-        names = [entry]
-        if folder == "configs/":
-            names = re.split(r"\s+", line.strip())
-        paths += [folder + name for name in names if name.endswith((".py", "/"))]
+        names = re.findall(r"(?<![\w/])[a-z_][\w.]*(?:/(?!\w)|\.py\b|\.sh\b)", line)
+        if not line.startswith(" "):
+            top, room = names.pop(0), ""
+            paths.append(top)
+        elif re.match("  [a-z_]+/", line):
+            room = names[0]
+        for name in names:
+            inside = top + room + name
+            paths.append(inside if name != room and (ROOT / inside).exists() else top + name)
     return paths
 
 
