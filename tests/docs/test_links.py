@@ -95,7 +95,7 @@ def tree() -> list[str]:
     """The paths of CONTRIBUTING's file tree: folders and files by name, below the line's folder."""
     block = (ROOT / "CONTRIBUTING.md").read_text().split("## The house")[1].split("```")[1]
     paths, top, room = [], "", ""
-    for line in block.strip().splitlines():
+    for line in re.sub(r"\([^)]*\)", "", block.strip()).splitlines():
         names = re.findall(r"(?<![\w/])[a-z_][\w.]*(?:/(?!\w)|\.py\b|\.sh\b)", line)
         if not line.startswith(" "):
             top, room = names.pop(0), ""
