@@ -17,7 +17,7 @@ from jax_mdlm import model
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Params, Region, SpecialIds
 from jax_mdlm.diffusion.logits import Parts, SlotLogits, slot_logits
-from jax_mdlm.model.int8 import Int8
+from jax_mdlm.model.weights import is_weight
 from jax_mdlm.sharding import Layout, constrain
 
 _TILE = 2**24  # logits that a device holds at a time
@@ -217,8 +217,8 @@ def _predict(params: Params, noisy: jax.Array, canvases: Canvases, setting: Sett
     params = model.cast(params, setting.config)  # master weights: once, not where each is used
     hidden = _encode(params, noisy, canvases, setting)
     head: Any = model.head(params)
-    if isinstance(head, Int8):
-        head = (head.values * head.scale).astype(hidden.dtype)
+    if is_weight(head):
+        head = head.merged(hidden.dtype)
     cut, vocab_cut = (1, 1) if layout is None else (layout.parts("batch"), layout.parts("vocab"))
     return slot_logits(
         hidden,

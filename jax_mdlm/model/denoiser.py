@@ -16,8 +16,7 @@ from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import layers, table
 from jax_mdlm.model.attention import SAVED, attention
-from jax_mdlm.model.int8 import Int8
-from jax_mdlm.model.lora import WithSlack
+from jax_mdlm.model.weights import Weight
 from jax_mdlm.sharding import Layout, constrain
 
 KeysValues = tuple[jax.Array, jax.Array]  # each [B, slots, K, H]; keys are rotated
@@ -46,7 +45,7 @@ def block(
     """Attention and gated MLP, each on a normalised input and added to the stream.
 
     Args:
-      params: Of one layer; matrices perhaps `Int8` or with an adapter.
+      params: Of one layer; each an array or a `Weight`.
       x: [B, Q, D], the stream of the slots that run.
       rotary: Angles of these slots.
       valid: bool [B, S]; keys that exist.
@@ -154,7 +153,7 @@ def encode(
 def head(params: Params) -> jax.Array:
     """The output matrix [D, V] in the dtype of `params` (or quantised); for `project`."""
     matrix = params["head"]
-    return matrix.merged(matrix.weight.dtype) if isinstance(matrix, WithSlack) else matrix
+    return matrix.as_head() if isinstance(matrix, Weight) else matrix
 
 
 def apply(
@@ -180,7 +179,7 @@ def apply(
     return project(hidden, head(params), layout)
 
 
-def project(hidden: jax.Array, head: jax.Array | Int8, layout: Layout | None = None) -> jax.Array:
+def project(hidden: jax.Array, head: jax.Array | Weight, layout: Layout | None = None) -> jax.Array:
     """Multiplies hidden states by the head.
 
     Args:
@@ -191,7 +190,7 @@ def project(hidden: jax.Array, head: jax.Array | Int8, layout: Layout | None = N
     Returns:
       float32 [B, L, V].
     """
-    if isinstance(head, Int8):
+    if isinstance(head, Weight):
         logits = head.multiply(hidden)
     else:
         logits = jnp.einsum(

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
+from jax_mdlm.model.weights import Weight
 
 
 @flax.struct.dataclass
-class Int8:
+class Int8(Weight):
     """A quantised weight: `values * scale`.
 
     Attributes:
@@ -30,7 +31,7 @@ class Int8:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the weight."""
+        """The shape of the weight."""
         return self.values.shape
 
     def astype(self, dtype: jax.typing.DTypeLike) -> "Int8":
@@ -52,9 +53,13 @@ class Int8:
         product = jnp.matmul(x, values.astype(x.dtype), preferred_element_type=jnp.float32)
         return product * self.scale[0]
 
-    def rows(self, index: jax.Array) -> jax.Array:
+    def rows(self, tokens: jax.Array) -> jax.Array:
         """The rows of a lookup table, float32 [..., D]."""
-        return jnp.take(self.values, index, axis=0) * jnp.take(self.scale, index, axis=0)
+        return jnp.take(self.values, tokens, axis=0) * jnp.take(self.scale, tokens, axis=0)
+
+    def merged(self, dtype: jax.typing.DTypeLike) -> jax.Array:
+        """The rounded weight, in `dtype`."""
+        return (self.values * self.scale).astype(dtype)
 
 
 def quantize(params: Params, config: ModelConfig) -> Params:

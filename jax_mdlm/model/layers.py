@@ -7,31 +7,27 @@ published logits (RMSNorm and RoPE in float32).
 import jax
 import jax.numpy as jnp
 
-from jax_mdlm.model.int8 import Int8
-from jax_mdlm.model.lora import Adapted, WithSlack
+from jax_mdlm.model.weights import Weight
 
 
-def linear(x: jax.Array, weight: jax.Array | Int8 | Adapted) -> jax.Array:
+def linear(x: jax.Array, weight: jax.Array | Weight) -> jax.Array:
     """`x weight` over the last axis of `x` and the first of `weight`.
 
     Args:
       x: [B, L, I].
-      weight: [I, O], or a quantised matrix, or one with an adapter beside it.
+      weight: [I, O].
 
     Returns:
       [B, L, O] in the dtype of `x`.
     """
-    if isinstance(weight, Int8):
+    if isinstance(weight, Weight):
         return weight.multiply(x).astype(x.dtype)
-    if isinstance(weight, Adapted):
-        narrow = weight.scale * _linear(x, weight.down)  # [B, L, r]
-        return _linear(x, weight.weight) + _linear(narrow, weight.up)
-    return _linear(x, weight)
+    return product(x, weight)
 
 
 @jax.custom_vjp
-def _linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """The product with its own derivative, written out.
+def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x weight` of two arrays, with its derivative written out.
 
     JAX transposes the weight's gradient after the product, for which XLA on CPU writes a transposed
     copy of every cotangent (a backward pass of the MLP takes twice as long). Contracted in this
@@ -40,16 +36,16 @@ def _linear(x: jax.Array, weight: jax.Array) -> jax.Array:
     return x @ weight
 
 
-def _linear_forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple]:
+def _forward(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, tuple]:
     return x @ weight, (x, weight)
 
 
-def _linear_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, weight = saved
     return cotangent @ weight.T, jnp.einsum("bli,blo->io", x, cotangent)
 
 
-_linear.defvjp(_linear_forward, _linear_backward)
+product.defvjp(_forward, _backward)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float) -> jax.Array:
@@ -125,16 +121,16 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return turned.astype(x.dtype)
 
 
-def lookup(table: jax.Array | Int8 | WithSlack, tokens: jax.Array) -> jax.Array:
+def lookup(table: jax.Array | Weight, tokens: jax.Array) -> jax.Array:
     """Rows of the embedding.
 
     Args:
-      table: [V, D], or quantised, or with a slack row of its own.
+      table: [V, D].
       tokens: int32 [B, L].
 
     Returns:
       [B, L, D]; the dtype of the table, float32 where it is quantised.
     """
-    if isinstance(table, Int8 | WithSlack):
+    if isinstance(table, Weight):
         return table.rows(tokens)
     return jnp.take(table, tokens, axis=0)

@@ -17,13 +17,15 @@ import jax.numpy as jnp
 from jax_mdlm.config import ConfigError, LoraConfig, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
+from jax_mdlm.model.layers import product
+from jax_mdlm.model.weights import Weight, is_weight
 
 # Where the slack token has a row or a column of its own, and the axis of the vocabulary there.
 SLACK_AXES = {("wte",): 0, ("head",): 1}
 
 
 @flax.struct.dataclass
-class Adapted:
+class Adapted(Weight):
     """A frozen matrix with a trained change of low rank: `weight + scale * down up`.
 
     Attributes:
@@ -40,17 +42,17 @@ class Adapted:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the weight."""
+        """The shape of the weight."""
         return self.weight.shape
-
-    def astype(self, dtype: jax.typing.DTypeLike) -> "Adapted":
-        """Weight and adapter in another dtype."""
-        cast = self.weight.astype(dtype), self.down.astype(dtype), self.up.astype(dtype)
-        return Adapted(*cast, self.scale)
 
     def reshape(self, *shape: int) -> "Adapted":
         """The weight in another shape: [..., I, O]; the adapter has that form already."""
         return dataclasses.replace(self, weight=self.weight.reshape(shape))
+
+    def multiply(self, x: jax.Array) -> jax.Array:
+        """Both products, in the dtype of `x`; the change is never multiplied out."""
+        narrow = self.scale * product(x, self.down)  # [B, L, r]
+        return product(x, self.weight) + product(narrow, self.up)
 
     def merged(self, dtype: jax.typing.DTypeLike) -> jax.Array:
         """The sum, made in float32 and rounded once: the shape of the weight in `dtype`.
@@ -71,7 +73,7 @@ class Adapted:
 
 
 @flax.struct.dataclass
-class WithSlack:
+class WithSlack(Weight):
     """The frozen embedding or head, whose row (or column) of the slack token is changed.
 
     Attributes:
@@ -88,7 +90,7 @@ class WithSlack:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the weight."""
+        """The shape of the weight."""
         return self.weight.shape
 
     def rows(self, tokens: jax.Array) -> jax.Array:
@@ -111,10 +113,9 @@ class WithSlack:
             self.weight.astype(dtype),
         )
 
-
-def is_changed(leaf: Any) -> bool:
-    """Whether a leaf of parameters stands for a frozen array and its change."""
-    return isinstance(leaf, Adapted | WithSlack)
+    def as_head(self) -> jax.Array:
+        """The whole matrix: the loss takes its columns in parts."""
+        return self.merged(self.weight.dtype)
 
 
 def target_rows(model: ModelConfig, config: LoraConfig) -> list[ParamRow]:
@@ -223,7 +224,7 @@ def merge(params: Params, like: Params) -> Params:
     """
 
     def one(leaf: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
-        if not is_changed(leaf):
+        if not is_weight(leaf):
             return leaf.astype(like.dtype)
         merged = jax.jit(
             lambda weight, leaf: dataclasses.replace(leaf, weight=weight).merged(like.dtype),
@@ -232,4 +233,4 @@ def merge(params: Params, like: Params) -> Params:
         )
         return merged(leaf.weight, dataclasses.replace(leaf, weight=None))
 
-    return jax.tree.map(one, params, like, is_leaf=is_changed)
+    return jax.tree.map(one, params, like, is_leaf=is_weight)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
-from jax_mdlm.model.int8 import Int8, quantize
+from jax_mdlm.model.int8 import quantize
+from jax_mdlm.model.weights import is_weight
 from jax_mdlm.model.window import unstack
 from jax_mdlm.sharding import Layout
 
@@ -50,9 +51,9 @@ def cast(params: Params, config: ModelConfig) -> Params:
     """Parameters in the compute dtype; int8 weights and their scales stay."""
     dtype = jnp.dtype(config.compute_dtype)
     return jax.tree.map(
-        lambda leaf: leaf if isinstance(leaf, Int8) else leaf.astype(dtype),
+        lambda leaf: leaf.astype(dtype),
         params,
-        is_leaf=lambda leaf: isinstance(leaf, Int8),
+        is_leaf=is_weight,
     )
 
 
