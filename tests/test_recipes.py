@@ -54,8 +54,8 @@ CHANGES = {
             "    sharpness: float = 0.0  # weight of the z-loss\n    ctc_weight: float = 0.1",
         ),
         "jax_mdlm/config/checks.py": (
-            '        ("objective.ctc_weight", ',
-            '        ("objective.sharpness", objective.sharpness),\n        ("objective.ctc_weight", ',
+            '    ("objective.ctc_weight", ',
+            '    ("objective.sharpness", objective.sharpness),\n    ("objective.ctc_weight", ',
         ),
     },
 }
