@@ -39,6 +39,12 @@ TERM = '''def _sharpness(seen: Seen) -> tuple[jax.Array, dict[str, Mean]]:
 SHARPNESS = Term("sharpness", _sharpness, weight=lambda config: Weight(config.sharpness))
 TERMS = (CE, CTC, SHARPNESS)
 '''
+ROWS = """    normed = "q_norm", "k_norm"
+    return _LLADA + tuple(
+        ParamRow(("blocks", name), ("layers", "head_dim"), f"{_BLOCK}{name}.weight", 0)
+        for name in normed * config.qk_norm
+    )
+"""
 CHANGES = {
     "A commit strategy": {
         "jax_mdlm/sampling/commit.py": ("NAMED: dict[str, Strategy] = {\n", SCORE),
@@ -58,6 +64,29 @@ CHANGES = {
             '    ("objective.sharpness", objective.sharpness),\n    ("objective.ctc_weight", ',
         ),
     },
+    "A model family": {
+        "jax_mdlm/config/sections.py": (
+            "    mlp: int = 12288",
+            "    qk_norm: bool = False  # RMSNorm of queries and keys\n    mlp: int = 12288",
+        ),
+        "jax_mdlm/model/table.py": ("    return _LLADA\n", ROWS),
+        "jax_mdlm/model/denoiser.py": (
+            "        return flat.reshape(",
+            "        split = flat.reshape(",
+            "rotary[0].shape[-1])  # [B, Q, N, H]\n",
+            "rotary[0].shape[-1])\n"
+            "        norm = params.get(name.replace('proj', 'norm'))\n"
+            "        return split if norm is None else layers.rms_norm(split, norm, eps=eps)\n",
+        ),
+        "jax_mdlm/conversion/published.py": (
+            '    "attention_layer_norm": (False, (False,), "q/k norm"),\n',
+            '    "attention_layer_norm": (False, (False, True), "q/k norm"),\n',
+            "        mlp=_mlp(settings),\n",
+            "        mlp=_mlp(settings),\n        qk_norm=settings['attention_layer_norm'],\n",
+            '        "d_model": config.embed,\n',
+            '        "d_model": config.embed,\n        "attention_layer_norm": config.qk_norm,\n',
+        ),
+    },
 }
 
 
@@ -72,10 +101,13 @@ def change(recipe: str, folder: Path) -> None:
     shutil.copytree(
         ROOT / "jax_mdlm", folder / "jax_mdlm", ignore=shutil.ignore_patterns("__pycache__")
     )
-    for name, (old, new) in CHANGES[recipe].items():
+    for name, pairs in CHANGES[recipe].items():
         path = folder / name
-        assert path.read_text().count(old) == 1, f"{name}: {old}"
-        path.write_text(path.read_text().replace(old, new))
+        text = path.read_text()
+        for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+            assert text.count(old) == 1, f"{name}: {old}"
+            text = text.replace(old, new)
+        path.write_text(text)
 
 
 def run(folder: Path, *words: str, code: int = 0) -> str:
@@ -138,3 +170,28 @@ def test_a_loss_term(tmp_path: Path) -> None:
     assert "objective.sharpness" in run(
         tmp_path, *train, str(tmp_path / "none"), weight + "-1", code=2
     )
+
+
+def test_a_model_family(tmp_path: Path) -> None:
+    """LLaDA with its switch for q/k norms: trained, adapted, exported, loaded, quantised."""
+    change("A model family", tmp_path)
+    config = tiny_config(tmp_path)
+    train = ("jax_mdlm.train", f"--config={config}", "--config.model.qk_norm=true", "--workdir")
+    run(tmp_path, *train, "run")
+    run(tmp_path, *train, "lora", "--config.init.from=run", "--config.lora.rank=2")
+    run(tmp_path, "jax_mdlm.convert", "export", "lora", "folder", "--dtype=float32")
+    shown = run(tmp_path, "jax_mdlm.convert", "inspect", "folder").split()
+    assert shown[shown.index("tensors") + 1] == "25"  # 3, and 9 + 2 of each layer
+    (tmp_path / "both.py").write_text(
+        "import jax_mdlm, numpy as np\n"
+        "run, folder = jax_mdlm.load('lora'), jax_mdlm.load('folder')\n"
+        "tokens = [[5, 6, 7, 8]]\n"
+        "assert np.array_equal(run.logits(tokens), folder.logits(tokens))\n"
+        "assert run.generate(['abc', 'dea']) == folder.generate(['abc', 'dea'])\n"
+        "near = jax_mdlm.load('folder', weights='int8').logits(tokens) - folder.logits(tokens)\n"
+        "assert 0 < np.abs(near).max() < 0.2\n"
+        "assert folder.params['blocks'][0]['q_norm'].shape == (8,)\n"
+        "folder.params['blocks'][0]['q_norm'] *= 3\n"
+        "assert not np.allclose(run.logits(tokens), folder.logits(tokens))\n"
+    )
+    run(tmp_path, "both")
