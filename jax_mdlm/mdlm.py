@@ -83,7 +83,7 @@ class Mdlm(Setup):
         """The answer to each prompt in tokens, with its canvas and the call that fixed each slot.
 
         Args:
-          prompts: As in `generate`.
+          prompts: Texts, lists of messages, or lists of token ids.
 
         Raises:
           ConfigError: a prompt that the tokenizer or the model cannot take.
@@ -135,12 +135,18 @@ class Mdlm(Setup):
         """The canvas of one answer while it is denoised, the finished one at the end.
 
         Args:
-          prompt: As in `generate`.
+          prompt: A text, messages, or token ids.
           every: Model calls between two frames; a function is asked before each part.
           key: Typed PRNG key []; None: that of `sample.seed`.
 
         Raises:
           ConfigError: a prompt that the tokenizer or the model cannot take.
+
+        Example:
+          >>> import jax_mdlm
+          >>> model = jax_mdlm.load("runs/quickstart", length=8, block_length=4, steps=4)
+          >>> [frame.answer.calls for frame in model.stream("slack", every=2)]
+          [2, 4]
         """
         size = self.settings.block_length
         for state in self._states(self.encode(prompt), every, key):
@@ -165,12 +171,18 @@ class Mdlm(Setup):
         scored with its terminator, and with the end padding that every row of the training had.
 
         Args:
-          prompt: As in `generate`.
+          prompt: A text, messages, or token ids.
           response: A text, or token ids as they are.
           samples: Masks that are drawn, at least 2 for a standard error.
 
         Raises:
           ConfigError: they do not fit the model, or cannot be encoded.
+
+        Example:
+          >>> import jax_mdlm
+          >>> bound = jax_mdlm.load("runs/quickstart").log_likelihood("ab", "A B", samples=8)
+          >>> bound.value < 0 < bound.standard_error
+          True
         """
         ids, special = self.encode(prompt), self.tokenizer.ids
         if isinstance(response, str):
@@ -253,6 +265,12 @@ def load(
     Raises:
       ConfigError: nothing usable is there, a setting cannot be used, or memory is short.
       CheckpointError: damaged, or of another shape.
+
+    Example:
+      >>> import jax_mdlm
+      >>> model = jax_mdlm.load("runs/quickstart", steps=4)
+      >>> len(model.generate(["alignment", "slacken"]))
+      2
     """
     return read(open_setup(path).with_settings(weights=weights, **settings), layout)
 

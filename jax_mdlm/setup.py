@@ -79,6 +79,13 @@ class Setup:
 
         Raises:
           ConfigError: there is no such setting, or it cannot be used.
+
+        Example:
+          >>> import jax_mdlm
+          >>> model = jax_mdlm.load("runs/quickstart")
+          >>> quick = model.with_settings(steps=2, temperature=0.5)
+          >>> quick.settings.steps, quick.params is model.params
+          (2, True)
         """
         strategy = None if "strategy" in settings else self.strategy
         if isinstance(settings.get("strategy"), Strategy):
@@ -111,7 +118,7 @@ def open_setup(path: epath.PathLike, config: Config | None = None) -> Setup:
     """Everything of a model but its parameters.
 
     Args:
-      path: As in `load`.
+      path: A work directory or a folder of published weights.
       config: Instead of the one that is kept there.
 
     Raises:

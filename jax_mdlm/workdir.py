@@ -308,7 +308,7 @@ def _restore_merged(
     finally:
         base.close()
     joined = lora.join(frozen, adapters, scale=about.scale, slack_id=about.slack_id)
-    return lora.merge(joined, abstract)
+    return lora.merge_adapters(joined, abstract)
 
 
 def _whole(place: Sharding) -> Sharding:

@@ -189,7 +189,6 @@ KNOWN_TWICE = {
     "load",
     "measure",
     "members",
-    "merge",
     "number",
     "parse",
     "parse_question",

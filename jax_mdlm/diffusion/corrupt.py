@@ -31,6 +31,21 @@ def corrupt(key: jax.Array, batch: Batch, ids: SpecialIds, config: ObjectiveConf
 
     Returns:
       The corrupted rows, [B, L] and [B, U].
+
+    Example:
+      >>> row = [[8, 9, 5, 6, 3, 0, 0, 0]]  # two slots of prompt, 5 6 and their terminator, padding
+      >>> slots = jnp.arange(8)[None]
+      >>> batch = Batch(
+      ...     tokens=jnp.array(row),
+      ...     response=slots >= 2,
+      ...     valid=slots >= 0,
+      ...     labels=jnp.array([[5, 6, 3]]),
+      ...     label_count=jnp.array([3]),
+      ... )
+      >>> ids = SpecialIds(mask=1, slack=2, pad=0, eos=0, terminator=3)
+      >>> corrupted = corrupt(jax.random.key(0), batch, ids, ObjectiveConfig())
+      >>> bool(jnp.all((corrupted.inputs == 1) == corrupted.masked))
+      True
     """
     slack_key, level_key, mask_key = jax.random.split(key, 3)
     augmented = insert_slack(

@@ -46,6 +46,16 @@ def ctc_loss(
     Returns:
       `nll`, float [B], in nats per row, in the dtype of `log_probs`; exactly 0 with a gradient of
       exactly 0 where no alignment fits. `feasible`, bool [B].
+
+    Example:
+      Three slots, the label 7 once: it may stand at each of them, or at several side by side.
+
+      >>> log_probs = jnp.log(jnp.full((1, 3, 2), 0.5))  # slack and the label are as likely
+      >>> rows = jnp.ones((1, 3), bool), jnp.array([[7]]), jnp.array([1])
+      >>> jnp.exp(-ctc_loss(log_probs, *rows, collapse="slack_only")[0]).round(4)  # 3 of 8
+      Array([0.375], dtype=float32)
+      >>> jnp.exp(-ctc_loss(log_probs, *rows, collapse="merge")[0]).round(4)  # and 3 more
+      Array([0.75], dtype=float32)
     """
     rows = _rows(frames, labels, label_count)
     nll: Any = lattice.negative_log_likelihood(log_probs, rows, _RULES[collapse])
@@ -71,11 +81,11 @@ def ctc_feasible(
     Args:
       tokens: int [B, L]; what stands at the slots.
       observed: bool [B, L]; slots that may hold only their token.
-      frames: As in `ctc_loss`.
-      labels: As in `ctc_loss`.
-      label_count: As in `ctc_loss`.
+      frames: bool [B, L]; slots that are aligned.
+      labels: int [B, U].
+      label_count: int [B]; labels of each row.
       classes: int [B, 1 + U]; slack's id, then the labels.
-      collapse: As in `ctc_loss`.
+      collapse: The map from frames to labels.
 
     Returns:
       bool [B].

@@ -12,7 +12,7 @@ back, the probability mass of a state is split by these shares (the derivative o
 weighted mean): products only, and the mass of a frame stays 1 to rounding. Kept are one number
 (`SlackOnly`) or two (`Merge`) per frame and label, the order of the input.
 
-Precision. States are logarithms: a state that is e^-200 behind now may be the only one that a
+Precision. States are logarithms: a state that is e^-200 of the best now may be the only one that a
 later, observed slot allows. They reach -1e5 at a few thousand frames, where one rounding of float32
 is 0.004, and it is their differences that make the shares. So a state also carries what its
 roundings took from it (`Sum`). (Moving each frame's largest state to 0 instead leaves the states
@@ -63,7 +63,7 @@ Sums = tuple[Sum, ...]
 
 
 class Rows(NamedTuple):
-    """What is known of the rows before any score."""
+    """Holds what is known of the rows before any score."""
 
     first: jax.Array  # int [B], slot of the first frame
     frames: jax.Array  # int [B], number of frames
@@ -108,7 +108,7 @@ class Merge:
     def step(
         here: Sums, before: Sums, slack: jax.Array, label: jax.Array, repeats: jax.Array
     ) -> tuple[Sums, Arrays]:
-        """As in `SlackOnly`; between equal labels only slack leads on.
+        """Sums what leads to each state; between equal labels only slack leads on.
 
         `label'(k) = label(k) (label(k) + any(k - 1))`, `slack'(k) = slack any(k)`.
         """
@@ -121,7 +121,7 @@ class Merge:
     def split(
         mass: Arrays, shares: Arrays, repeats: jax.Array
     ) -> tuple[Arrays, Arrays, jax.Array, jax.Array]:
-        """As in `SlackOnly`."""
+        """Divides the mass of each state among those that lead to it."""
         stays, is_label = shares
         label = mass[0] + mass[2] * is_label
         slack = mass[1] + (mass[2] - mass[2] * is_label)
@@ -164,8 +164,8 @@ def fits(
     Args:
       scores_at: Takes a slot of each row, int [B]; gives float [B, 1 + U], 0 or `IMPOSSIBLE`.
       shape: (B, L, 1 + U).
-      rows: As in `negative_log_likelihood`.
-      rule: As there.
+      rows: Frames and labels of each row.
+      rule: The collapse map, as a rule of sums.
 
     Returns:
       bool [B].

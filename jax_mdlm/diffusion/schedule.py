@@ -37,5 +37,9 @@ def mask_probability(level: jax.Array, floor: float) -> jax.Array:
 
     Returns:
       Probability that a slot is masked, in (eps, 1]; the shape of `level`.
+
+    Example:
+      >>> mask_probability(jnp.array([0.0, 0.5, 1.0]), floor=0.01)
+      Array([0.01 , 0.505, 1.   ], dtype=float32)
     """
     return (1.0 - floor) * level + floor

@@ -97,8 +97,8 @@ def insert_slack(
     exists = jnp.arange(labels.shape[1]) < batch.label_count[:, None]
     # Labels that do not exist go to slot L, which is out of bounds and dropped.
     slots = jnp.where(exists, start[:, None] + places, length)
-    behind = jnp.where(frames, ids.slack, jnp.where(response, ids.eos, ids.pad))
-    tokens = jnp.where(inside, behind, batch.tokens).astype(batch.tokens.dtype)
+    rest = jnp.where(frames, ids.slack, jnp.where(response, ids.eos, ids.pad))
+    tokens = jnp.where(inside, rest, batch.tokens).astype(batch.tokens.dtype)
     tokens = tokens.at[rows, slots].set(labels, mode="drop")
     valid = jnp.where(inside, response, batch.valid)
     return Augmented(tokens=tokens, response=response, valid=valid, frames=frames)
@@ -118,6 +118,13 @@ def collapse_tokens(tokens: Sequence[int], ids: SpecialIds, collapse: Collapse) 
 
     Returns:
       Token ids without slack.
+
+    Example:
+      >>> ids = SpecialIds(mask=1, slack=2, pad=0, eos=0, terminator=3)
+      >>> collapse_tokens([7, 7, 2, 7, 8], ids, "merge")
+      [7, 7, 8]
+      >>> collapse_tokens([7, 7, 2, 7, 8], ids, "slack_only")
+      [7, 7, 7, 8]
     """
     kept = []
     previous = None

@@ -90,13 +90,13 @@ def attention_forward(
     XLA there multiplies heads in place, in strides, a quarter slower than after a copy.
 
     Args:
-      q: As in `attention`.
-      k: As in `attention`.
-      v: As in `attention`.
-      valid: As in `attention`.
+      q: Queries [B, Q, N, H].
+      k: Keys [B, S, K, H].
+      v: Values [B, S, K, H].
+      valid: bool [B, S]; keys that exist. None = all.
 
     Returns:
-      As `attention`.
+      [B, Q, N, H] in the dtype of `q`.
     """
     if valid is None:
         valid = jnp.ones(k.shape[:2], bool)

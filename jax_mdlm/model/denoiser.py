@@ -91,6 +91,11 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
 
     Returns:
       Nested dict of `config.param_dtype` arrays with the paths and shapes of `table.rows`.
+
+    Example:
+      >>> config = ModelConfig(vocab_size=9, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8)
+      >>> init(jax.random.key(0), config)["blocks"]["k_proj"].shape
+      (2, 16, 1, 8)
     """
     rows = table.rows(config)
     keys = jax.random.split(jax.random.fold_in(key, len(rows)), config.layers)
@@ -163,17 +168,15 @@ def apply(
     valid: jax.Array | None = None,
     layout: Layout | None = None,
 ) -> jax.Array:
-    """Logits of every slot; training uses `encode` and never holds these.
-
-    Args:
-      params: As in `encode`.
-      tokens: As in `encode`.
-      config: As in `encode`.
-      valid: As in `encode`.
-      layout: As in `encode`.
+    """Logits of every slot, with the arguments of `encode`; training never holds them.
 
     Returns:
       float32 [B, L, V], accumulated in float32 from `compute_dtype` factors.
+
+    Example:
+      >>> config = ModelConfig(9, 16, 2, 2, 2, 8, 24, max_length=16)
+      >>> apply(init(jax.random.key(0), config), jnp.zeros((1, 5), jnp.int32), config).shape
+      (1, 5, 9)
     """
     hidden = encode(params, tokens, config, valid, layout)
     return project(hidden, head(params), layout)
@@ -185,7 +188,7 @@ def project(hidden: jax.Array, head: jax.Array | Weight, layout: Layout | None =
     Args:
       hidden: [B, L, D].
       head: [D, V], cast to the dtype of `hidden`; or quantised.
-      layout: As in `encode`.
+      layout: Mesh and rules; None = leave it to the compiler.
 
     Returns:
       float32 [B, L, V].

@@ -71,7 +71,7 @@ def positions(tokens: jax.Array, uncounted_id: int, first: int | jax.Array = 0) 
     """What rotary angles are made of: the number of a slot, padding counts.
 
     With `uncounted_id` (exploratory) the number of slots before it that hold another token: what
-    stands behind a slack keeps the position that it has in the text, and moves when a mask turns
+    stands after a slack keeps the position that it has in the text, and moves when a mask turns
     out to be slack.
 
     Args:

@@ -212,7 +212,7 @@ def join(frozen: Params, adapters: Params, *, scale: float, slack_id: int) -> Pa
     return jax.tree_util.tree_map_with_path(wrap, frozen)
 
 
-def merge(params: Params, like: Params) -> Params:
+def merge_adapters(params: Params, like: Params) -> Params:
     """Plain parameters of a joined tree, array by array; what was joined is used up.
 
     Args:

@@ -68,7 +68,7 @@ def to_sample(
 
     Args:
       config: The network.
-      weights: As `prepare` has it.
+      weights: What `prepare` makes of them.
       read: Row of the parameter table -> where it is read, quantised and flattened.
       end: Where the result goes, the same or another.
     """

@@ -65,10 +65,10 @@ def encode_window(
 
     Without a cache they are those of `encode`, bit for bit up to the order of sums. With one, the
     slots that run attend to the cached keys and values of the slots before `window.start` and
-    behind the slots that run (Fast-dLLM, arXiv 2505.22618: both of its caches).
+    after the slots that run (Fast-dLLM, arXiv 2505.22618: both of its caches).
 
     Args:
-      params: As in `encode`; layers stacked or `unstack`ed, matrices perhaps `Int8`.
+      params: Of a network, as `encode` takes them; layers stacked or `unstack`ed.
       tokens: int32 [B, Q]; the slots that run, columns `window.first` and on.
       config: Layout; static.
       window: Where the block and the slots that run are.

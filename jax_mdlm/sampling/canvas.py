@@ -45,7 +45,7 @@ def bucket_length(length: int) -> int:
 
 
 def why_too_long(prompt: Sequence[int], options: SampleOptions, max_length: int) -> str:
-    """Why a prompt cannot be decoded, to be put behind what it is called; "" where it fits.
+    """Why a prompt cannot be decoded, to be put after what it is called; "" where it fits.
 
     Args:
       prompt: Token ids.
@@ -74,7 +74,7 @@ def check_prompts(
 
     Args:
       prompts: Token ids of each prompt; None = is not decoded.
-      options: As in `why_too_long`.
+      options: Lengths, and the mask's id.
       max_length: Slots that the model can take.
 
     Raises:
@@ -99,8 +99,8 @@ def batches(
     the model together. The rows of each batch are filled up, so that cuts compile nothing.
 
     Args:
-      prompts: As `check_prompts` accepts them.
-      options: As in `make_canvas`.
+      prompts: What `check_prompts` accepts.
+      options: Lengths, and the mask's id.
       max_length: Slots that the model can take.
       batch_size: Prompts per batch, at most.
 
@@ -205,7 +205,7 @@ def make_canvas(
 def response_end(
     response: Sequence[int] | np.ndarray, ids: SpecialIds, given: np.ndarray | None = None
 ) -> int:
-    """The slot of the first terminator or EOS behind all given text; G if there is none.
+    """The slot of the first terminator or EOS after all given text; G if there is none.
 
     Args:
       response: int [G]; a decoded region.

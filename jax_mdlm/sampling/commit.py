@@ -43,6 +43,16 @@ class Strategy:
 
     A strategy says `score` and `select`. All else has a default: a block takes a call per slot at
     most, what is committed stays, and nothing is kept from call to call.
+
+    Example:
+      >>> import jax_mdlm
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class FromTheLeft(Quota):
+      ...     def score(self, offer, key):
+      ...         return -jnp.arange(offer.tokens.shape[1]) + jnp.zeros(offer.tokens.shape)
+      >>> model = jax_mdlm.load("runs/quickstart", length=4, block_length=4, steps=4)
+      >>> model.with_settings(strategy=FromTheLeft()).answers(["ab"])[0].committed_at.tolist()
+      [0, 1, 2, 3]
     """
 
     # --- which slots are fixed ---
@@ -145,7 +155,7 @@ class Quota(Strategy):
         return masked & (place < _quota(masked, call.left))
 
     def keep(self, masked: jax.Array, committed: jax.Array, call: Call) -> jax.Array:
-        """As many more as `select` fixes."""
+        """Keeps as many more as `select` fixes."""
         return _quota(masked, call.left) + jnp.sum(committed, axis=1, keepdims=True)
 
     def calls(self, quota: int, width: int) -> int:
@@ -198,7 +208,7 @@ class AtRandom(Quota):
 
     @property
     def draws(self) -> bool:
-        """Yes."""
+        """It does."""
         return True
 
 
@@ -222,12 +232,12 @@ class _Confident(Strategy):
 
     @property
     def lingers(self) -> bool:
-        """As Fast-dLLM's loops do."""
+        """It does, as in Fast-dLLM's loops."""
         return True
 
     @property
     def draws(self) -> bool:
-        """As `order`."""
+        """It does where `order` does."""
         return self.order.draws
 
 
@@ -285,7 +295,7 @@ NAMED: dict[str, Strategy] = {
 
 
 def strategy_of(settings: SampleConfig) -> Strategy:
-    """What `strategy`, `threshold` and `factor` of the settings say."""
+    """The strategy that `strategy`, `threshold` and `factor` of the settings name."""
     order = NAMED[settings.strategy]
     if settings.threshold > 0:
         return AboveThreshold(settings.threshold, order=order)

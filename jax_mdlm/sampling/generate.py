@@ -83,6 +83,20 @@ def sample(
     Raises:
       ConfigError: no prompts, or one that does not fit (see `make_canvas`); a strength that is no
         probability, or that the strategy does not take.
+
+    Example:
+      >>> import jax
+      >>> from jax_mdlm import model
+      >>> from jax_mdlm.config import ModelConfig, SampleConfig
+      >>> from jax_mdlm.containers import SpecialIds
+      >>> from jax_mdlm.sampling import options_from, read_answers
+      >>> network = ModelConfig(9, 16, 2, 2, 2, 8, 24, max_length=16, compute_dtype="float32")
+      >>> params = model.init(jax.random.key(0), network)
+      >>> ids = SpecialIds(mask=1, slack=2, pad=0, eos=0, terminator=3)
+      >>> options = options_from(SampleConfig(length=8, block_length=8, steps=4), "merge", ids)
+      >>> state = sample(params, network, [[5, 6], [7]], options, jax.random.key(1))
+      >>> [len(answer.response) for answer in read_answers(state, 2, options)]
+      [8, 8]
     """
     inputs, region = _place(config, prompts, options, key, rows, first_row, strength, layout)
     return decode_batch(params, *inputs, config, options, region, layout)
@@ -99,17 +113,10 @@ def stream(
     strength: float = 0.0,
     layout: Layout | None = None,
 ) -> Iterator[SampleState]:
-    """Decodes one batch of prompts like `sample`, and shows it on the way.
+    """Decodes one batch of prompts like `sample`, with its arguments, and shows them on the way.
 
     Args:
-      params: As in `sample`.
-      config: As in `sample`.
-      prompts: As in `sample`.
-      options: As in `sample`.
-      key: As in `sample`.
       every: Model calls between two states, at least 1; a function is asked before each part.
-      strength: As in `sample`.
-      layout: As in `sample`.
 
     Yields:
       The state after every `every` calls and the final one; before the next is asked for, read
@@ -140,22 +147,15 @@ def generate(
     strength: float = 0.0,
     layout: Layout | None = None,
 ) -> Iterator[Answer]:
-    """Decodes any number of prompts, batch after batch, in order.
+    """Decodes any number of prompts like `sample`, whose arguments it takes, batch after batch.
 
     Args:
-      params: As in `sample`.
-      config: As in `sample`.
-      prompts: As in `sample`; prompts with masks and prompts without may stand in one list. None
-        keeps a place: its answer is empty, and what the others get does not change.
-      options: As in `sample`.
-      key: As in `sample`.
+      prompts: Prompts with masks and prompts without may stand in one list. None keeps a place: its
+        answer is empty, and what the others get does not change.
       batch_size: Prompts per compiled call; batches are filled up with empty rows.
-      first_row: As in `sample`.
-      strength: As in `sample`.
-      layout: As in `sample`.
 
     Returns:
-      An iterator over the answers, one per prompt.
+      An iterator over the answers, one per prompt, in order.
 
     Raises:
       ConfigError: as `sample`, for all prompts and before the first call.
@@ -190,7 +190,7 @@ def read_answers(state: SampleState, count: int, options: SampleOptions) -> list
 
     Args:
       state: From `sample` or `stream`; may be unfinished.
-      count: Prompts in the batch; the rows behind them fill it up.
+      count: Prompts in the batch; the rows after them fill it up.
       options: As used for decoding.
 
     Returns:

@@ -29,12 +29,12 @@ class Guided:
     mask_id: int
 
     def full(self, canvas: jax.Array, start: jax.Array, end: jax.Array) -> tuple[jax.Array, Any]:
-        """As in `Denoise`; the cache holds 2 B rows."""
+        """Runs the 2 B rows; the cache holds so many."""
         logits, cache = self.denoise.full(self._both(canvas), start, end)
         return self._guide(logits), cache
 
     def cached(self, cache: Any, canvas: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
-        """As in `Denoise`."""
+        """Runs the windows of 2 B rows."""
         return self._guide(self.denoise.cached(cache, self._both(canvas), start, end))
 
     def _both(self, canvas: jax.Array) -> jax.Array:

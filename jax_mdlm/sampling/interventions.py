@@ -56,35 +56,35 @@ class Intervention(Strategy):
             raise ConfigError(f"an intervention wraps a plain strategy, got {self.inner}")
 
     def score(self, offer: Offer, key: jax.Array) -> jax.Array:
-        """As `inner`."""
+        """Asks `inner`."""
         return self.inner.score(offer, key)
 
     def select(self, offer: Offer, score: jax.Array, masked: jax.Array, call: Call) -> jax.Array:
-        """As `inner`."""
+        """Asks `inner`."""
         return self.inner.select(offer, score, masked, _inner(call))
 
     def write(
         self, slots: jax.Array, tokens: jax.Array, chosen: jax.Array, masked: jax.Array, call: Call
     ) -> jax.Array:
-        """As `inner`."""
+        """Asks `inner`."""
         return self.inner.write(slots, tokens, chosen, masked, _inner(call))
 
     def calls(self, quota: int, width: int) -> int:
-        """As `inner`."""
+        """Asks `inner`."""
         return self.inner.calls(quota, width)
 
     def commits(self, width: int) -> int:
-        """As `inner`."""
+        """Asks `inner`."""
         return self.inner.commits(width)
 
     @property
     def lingers(self) -> bool:
-        """As `inner`."""
+        """Asks `inner`."""
         return self.inner.lingers
 
     @property
     def draws(self) -> bool:
-        """As `inner`."""
+        """Asks `inner`."""
         return self.inner.draws
 
     def begin(self, rows: int, strength: jax.Array) -> Disturbed:
@@ -92,7 +92,7 @@ class Intervention(Strategy):
         return Disturbed(strength, jnp.zeros(rows, bool), self.inner.begin(rows, strength))
 
     def after(self, state: SampleState, call: Call) -> SampleState:
-        """What `inner` keeps stands inside of what is kept here."""
+        """Keeps what `inner` keeps, inside of its own."""
         found = self.inner.after(dataclasses.replace(state, own=state.own.inner), _inner(call))
         return dataclasses.replace(found, own=dataclasses.replace(state.own, inner=found.own))
 
@@ -116,7 +116,7 @@ class Displace(Intervention):
     many slots as without intervention, and the loop runs until no mask is left.
 
     Attributes:
-      inner: As in `Intervention`.
+      inner: The strategy that is disturbed.
       direction: Where a token slips to; `both`: a fair coin for each token.
     """
 
@@ -166,10 +166,10 @@ class Boundary(Intervention):
     It happens with probability `strength` in each row, after the first call at which a share of
     the row's slots is committed (and a call of the block is left, to fill the new mask). The slot
     is drawn among those of the block that is being decoded; what stood on the last slot of the
-    canvas is lost. Rows with text of the caller behind the prompt are left alone.
+    canvas is lost. Rows with text of the caller after the prompt are left alone.
 
     Attributes:
-      inner: As in `Intervention`.
+      inner: The strategy that is disturbed.
       share: Of the row's slots, in [0, 1); 0: after the first call.
     """
 
@@ -260,7 +260,7 @@ def shift(slots: jax.Array, at: jax.Array, end: jax.Array, fill: int) -> jax.Arr
     Args:
       slots: [B, L].
       at: int32 [B]; first column that moves; L or more: nothing does.
-      end: int32 []; the column behind the last one that exists.
+      end: int32 []; the column after the last one that exists.
       fill: Value of the slot that opens.
     """
     column = jnp.arange(slots.shape[1])

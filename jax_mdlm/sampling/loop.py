@@ -136,7 +136,7 @@ def decode(
 
 
 def _columns(state: SampleState, options: SampleOptions) -> tuple[jax.Array, jax.Array]:
-    """First column of the block; the column behind the last slot that exists so far."""
+    """First column of the block; the column after the last slot that exists so far."""
     region = state.region
     start = region.start + state.block * options.settings.block_length
     end = jnp.maximum(region.start + region.length, start + options.settings.block_length)

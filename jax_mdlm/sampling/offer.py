@@ -59,8 +59,8 @@ def propose(
       key: Typed PRNG keys [B].
       ids: Special tokens; static.
       temperature: T, 0 or more; static.
-      top_k: As in `keep_top`; static. No effect at T = 0.
-      top_p: As in `keep_top`; static. No effect at T = 0.
+      top_k: Tokens that are kept; 0 = all. Static, no effect at T = 0.
+      top_p: Share of the probability that is kept; 1 = all. Static, no effect at T = 0.
       suppress_eos: EOS has no probability at all; static.
       defer_eos: Confidence is measured without EOS and terminator, and a slot that offers one of
         them is `last`; static.
@@ -82,7 +82,7 @@ def propose(
         logits = jnp.where(closing, -jnp.inf, logits)
         last = (tokens == ids.eos) | (tokens == ids.terminator)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    # Relative to the largest: behind a log-sum-exp of 100, float32 cannot tell 0.99999 from 1.
+    # Relative to the largest: beside a log-sum-exp of 100, float32 cannot tell 0.99999 from 1.
     top = jnp.max(logits, axis=-1)
     confidence = jnp.exp(chosen - top) / jnp.sum(jnp.exp(logits - top[..., None]), axis=-1)
     return Offer(tokens, confidence, logits, last, mask_id=ids.mask)

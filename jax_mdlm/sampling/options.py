@@ -43,7 +43,7 @@ class SampleOptions:
         return self.settings.length // self.settings.block_length
 
     def region(self, start: int) -> Region:
-        """The part of a canvas that is decoded behind prompts of `start` columns."""
+        """The part of a canvas that is decoded after prompts of `start` columns."""
         length = self.settings.length
         return Region(start, length, max(self.settings.limit, length))
 
@@ -68,13 +68,21 @@ def options_from(
       collapse: From `objective.collapse`; the map that the model was trained with.
       ids: Special tokens.
       strategy: Which slots are fixed by a call, instead of what `config` names.
-      trace: As in `SampleOptions`.
+      trace: Whether the final state has a `Trace`.
 
     Returns:
       Options for `sample` and `generate`.
 
     Raises:
       ConfigError: settings that cannot work together.
+
+    Example:
+      >>> from jax_mdlm.config import SampleConfig
+      >>> from jax_mdlm.containers import SpecialIds
+      >>> ids = SpecialIds(mask=1, slack=2, pad=0, eos=0, terminator=3)
+      >>> options = options_from(SampleConfig(length=64, steps=16), "slack_only", ids)
+      >>> options.strategy, options.num_blocks
+      (ByConfidence(), 2)
     """
     check_sample(config)
     default = SampleConfig()

@@ -74,7 +74,7 @@ def first_state(
     region: Region,
     layout: Layout | None,
 ) -> SampleState:
-    """The state before the first call; arguments as in `decode_batch`."""
+    """The state before the first call of `decode_batch`, whose arguments it takes."""
     there = jnp.arange(canvas.shape[1]) < region.start + region.length
     given = valid & there & (canvas != options.ids.mask)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(
@@ -117,10 +117,10 @@ def lower(
     """The program of `sample` without parameters or devices: to compile it for a machine elsewhere.
 
     Args:
-      config: As in `sample`.
-      options: As in `sample`.
+      config: The network.
+      options: The decoding.
       layout: Mesh, perhaps of devices that are only described.
-      weights: As in `model.prepare`.
+      weights: What `model.prepare` makes of the parameters.
       prompt_slots: Columns before the region.
       rows: B.
 

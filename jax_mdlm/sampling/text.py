@@ -36,8 +36,8 @@ def stop_at_terminator(
     """Fills a row with EOS once its text is complete.
 
     Complete: a terminator or EOS was committed, no slot before it is masked, and no text of the
-    caller stands behind it. What stands behind it is cut from the text anyway; filling it spares
-    the calls.
+    caller stands after it. What stands after it is cut from the text anyway; filling it spares the
+    calls.
 
     Args:
       canvas: int32 [B, L].

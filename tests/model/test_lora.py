@@ -94,7 +94,7 @@ def test_beside_the_weights_is_merged_into_them(
     want = model.apply(plainly(frozen, adapters), tokens, CONFIG)
     np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
     assert np.abs(got - model.apply(frozen, tokens, CONFIG)).max() > 0.5
-    merged = lora.merge(join(jax.tree.map(jnp.copy, frozen), adapters), like(frozen))
+    merged = lora.merge_adapters(join(jax.tree.map(jnp.copy, frozen), adapters), like(frozen))
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), merged, plainly(frozen, adapters)
     )
@@ -142,7 +142,7 @@ def test_the_stream_keeps_its_dtype(frozen: Params, adapters: Params, tokens: ja
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_merge_is_rounded_once(frozen: Params, adapters: Params, dtype: str) -> None:
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen)
-    merged = lora.merge(join(narrow, adapters), like(frozen, dtype))
+    merged = lora.merge_adapters(join(narrow, adapters), like(frozen, dtype))
     factors = jax.tree.map(lambda x: np.asarray(x, np.float64), adapters["blocks"]["v_proj"])
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen)  # the merge used it up
     exact = np.asarray(narrow["blocks"]["v_proj"], np.float64)
