@@ -36,7 +36,7 @@ TERM = '''def _sharpness(seen: Seen) -> tuple[jax.Array, dict[str, Mean]]:
     return jnp.sum(rows), {"sharpness": Mean.of(rows, jnp.any(there, axis=1))}
 
 
-SHARPNESS = Term("sharpness", _sharpness, weight=lambda config: Weight(config.sharpness))
+SHARPNESS = Term("sharpness", _sharpness, weight=lambda config: TermWeight(config.sharpness))
 TERMS = (CE, CTC, SHARPNESS)
 '''
 ROWS = """    normed = "q_norm", "k_norm"

@@ -11,14 +11,14 @@ from jax_mdlm.diffusion.objectives import (
 )
 from jax_mdlm.diffusion.schedule import mask_probability, sample_levels
 from jax_mdlm.diffusion.slack import Augmented, collapse_tokens, insert_slack
-from jax_mdlm.diffusion.terms import TERMS, Seen, Term, Weight
+from jax_mdlm.diffusion.terms import TERMS, Seen, Term, TermWeight
 
 __all__ = [
     "TERMS",
     "Augmented",
     "Seen",
     "Term",
-    "Weight",
+    "TermWeight",
     "collapse_tokens",
     "corrupt",
     "count_rows",

@@ -44,7 +44,7 @@ class Seen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
+class TermWeight:
     """What a term is multiplied by: constant, or linear from `start` over `steps`, then constant.
 
     Attributes:
@@ -97,7 +97,7 @@ class Term:
     name: str
     value: Callable[[Seen], tuple[jax.Array, dict[str, Mean]]]
     rows: Callable[[Corruption, SpecialIds, ObjectiveConfig], jax.Array] = rows_with_response
-    weight: Callable[[ObjectiveConfig], Weight] | None = None
+    weight: Callable[[ObjectiveConfig], TermWeight] | None = None
     shown: tuple[str, ...] = ()
     validated: tuple[str, ...] = ()
     written: tuple[str, ...] = ()
@@ -232,7 +232,7 @@ CTC = Term(
     "ctc",
     _ctc,
     rows=_rows_with_alignment,
-    weight=lambda config: Weight(
+    weight=lambda config: TermWeight(
         config.ctc_weight, config.ctc_weight_start, config.ctc_weight_steps
     ),
     shown=("infeasible",),

@@ -22,11 +22,11 @@ def linear(x: jax.Array, weight: jax.Array | Weight) -> jax.Array:
     """
     if isinstance(weight, Weight):
         return weight.multiply(x).astype(x.dtype)
-    return product(x, weight)
+    return matmul(x, weight)
 
 
 @jax.custom_vjp
-def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+def matmul(x: jax.Array, weight: jax.Array) -> jax.Array:
     """`x weight` of two arrays, with its derivative written out.
 
     JAX transposes the weight's gradient after the product, for which XLA on CPU writes a transposed
@@ -45,7 +45,7 @@ def _backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]
     return cotangent @ weight.T, jnp.einsum("bli,blo->io", x, cotangent)
 
 
-product.defvjp(_forward, _backward)
+matmul.defvjp(_forward, _backward)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, *, eps: float) -> jax.Array:

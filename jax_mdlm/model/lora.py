@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax_mdlm.config import ConfigError, LoraConfig, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
-from jax_mdlm.model.layers import product
+from jax_mdlm.model.layers import matmul
 from jax_mdlm.model.weights import Weight, is_weight
 
 # Where the slack token has a row or a column of its own, and the axis of the vocabulary there.
@@ -51,8 +51,8 @@ class Adapted(Weight):
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """Both products, in the dtype of `x`; the change is never multiplied out."""
-        narrow = self.scale * product(x, self.down)  # [B, L, r]
-        return product(x, self.weight) + product(narrow, self.up)
+        narrow = self.scale * matmul(x, self.down)  # [B, L, r]
+        return matmul(x, self.weight) + matmul(narrow, self.up)
 
     def merged(self, dtype: jax.typing.DTypeLike) -> jax.Array:
         """The sum, made in float32 and rounded once: the shape of the weight in `dtype`.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jax_mdlm.config import ObjectiveConfig
-from jax_mdlm.diffusion import Weight, corrupt, count_rows, objective
+from jax_mdlm.diffusion import TermWeight, corrupt, count_rows, objective
 from jax_mdlm.diffusion.logits import Parts
 from tests.diffusion.rows import IDS, batch_of
 from tests.reference import objective as reference
@@ -236,7 +236,7 @@ def test_constraints_see_logical_axes():
     ],
 )
 def test_ctc_weight_schedule(start, steps, at, expected):
-    weights = [jax.jit(Weight(0.5, start, steps).at)(step) for step in at]
+    weights = [jax.jit(TermWeight(0.5, start, steps).at)(step) for step in at]
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
     assert weights[0].dtype == jnp.float32
 

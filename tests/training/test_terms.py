@@ -11,7 +11,7 @@ from etils import epath
 from jax_mdlm.config import Config, MeshConfig
 from jax_mdlm.containers import Mean, TrainState
 from jax_mdlm.data.corpus import Corpus, load_corpus
-from jax_mdlm.diffusion import TERMS, Seen, Term, Weight, validation_metrics
+from jax_mdlm.diffusion import TERMS, Seen, Term, TermWeight, validation_metrics
 from jax_mdlm.evaluation.periodic import make_evaluation
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import make_layout
@@ -33,7 +33,7 @@ def sharpness(seen: Seen) -> tuple[jax.Array, dict[str, Mean]]:
     return jnp.sum(rows), metrics
 
 
-TOY = Term("sharpness", sharpness, weight=lambda config: Weight(0.5), shown=("largest",))
+TOY = Term("sharpness", sharpness, weight=lambda config: TermWeight(0.5), shown=("largest",))
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_parts_of_a_batch_add_up_with_a_term(tiny: Config, corpus: Corpus) -> No
 
 
 def test_a_weight_of_zero_leaves_a_term_out(tiny: Config, corpus: Corpus) -> None:
-    off = dataclasses.replace(TOY, weight=lambda config: Weight(0.0))
+    off = dataclasses.replace(TOY, weight=lambda config: TermWeight(0.0))
     values, _ = run(tiny, corpus, (*TERMS, off))
     assert not {"sharpness", "largest"} & values.keys()
 
