@@ -4,7 +4,8 @@ Enters: log-probabilities of slack and of the row's own labels at each slot, fro
 Leaves: a negative log-likelihood per row, and whether any alignment exists at all.
 
 A row needs only `1 + U` of the V classes, so nothing of size V (optax builds `one_hot [B, U, K]`)
-appears. The sum over alignments is `lattice`'s; tests hold it to `optax.ctc_loss` on the same
+appears. An alignment takes one class per frame: a column "everything else" would have no part in
+it. The sum over alignments is `lattice`'s; tests hold it to `optax.ctc_loss` on the same
 classes, which in float32 loses accuracy with the length and keeps several copies of its input.
 """
 

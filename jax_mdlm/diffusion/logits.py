@@ -7,7 +7,11 @@ The head is taken a part of its columns at a time, and a tile of logits [B, L, V
 exists. Columns and not slots, because of meshes: where the head is cut over `fsdp` each part is
 gathered once, used by all slots and dropped, and the gradient of its columns is complete and
 scattered at once. Parts of the slots would want the whole head gathered, and its whole gradient
-added up over all devices for every part.
+added up over all devices for every part: 124 GB a chip and step of LLaDA-8B on v5e 4x4, 2.3 s of
+links where the matrices need 1.4.
+
+The target's logit comes from the tile's own product: from a gathered column it would differ in
+rounding, and `target >= largest` would count right answers as wrong.
 
 The backward pass makes each tile again (one product), and from it the gradients of hidden states
 and head (two): nothing else is computed twice.

@@ -2,6 +2,10 @@
 
 Enters: the denoiser's last hidden states, its head, and a `Corruption`. Leaves: the loss that
 `training` differentiates, and its metrics. What the terms are is said in `terms`.
+
+With gradient accumulation the parts of a batch must be divided by counts of the whole batch. How
+many rows have an alignment is known before the model runs (frames, labels and observed slots decide
+it), so `count_rows` asks first, and the sum of the parts is the gradient of the batch exactly.
 """
 
 from collections.abc import Mapping, Sequence

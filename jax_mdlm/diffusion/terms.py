@@ -2,7 +2,8 @@
 
 Enters: what the head says of every slot (`Seen`). Leaves: per term a total that is differentiated,
 and its metrics. A new term is a function here and an entry of `TERMS`; the training log, the
-validation and the console take its metrics from there.
+validation and the console take its metrics from there, in the order in which terms name them (`jit`
+sorts what it returns); a term that gives other metrics than it names is refused.
 
 Cross-entropy needs four numbers per slot (`logits`), CTC the `1 + U` columns of the head that the
 row's labels name (`lattice`).

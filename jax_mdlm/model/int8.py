@@ -2,7 +2,8 @@
 
 Enters: parameters of any float dtype. Leaves: the same tree, in which every matrix and the
 embedding are `Int8`. Only weights are quantised; activations stay in the compute dtype. For
-sampling: there is no gradient through these.
+sampling: there is no gradient through these. Weight-only and symmetric it is a product, a cast and
+a scale, for which no library is needed.
 """
 
 import functools

@@ -2,7 +2,8 @@
 
 Two things are left out that training needs: the output of slots that nobody reads (in the last
 block of layers only the window's queries run), and, with a cache, the slots outside the window.
-The layers are `denoiser.block`, the same as in training.
+The layers are `denoiser.block`, the same as in training, which scans over stacked weights as its
+gradient needs it; here layers are taken by index, since a slice without the last would copy them.
 """
 
 import dataclasses

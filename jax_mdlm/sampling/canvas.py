@@ -4,7 +4,8 @@ Enters: lists of token ids. Leaves: the arrays that `loop` fills, and afterwards
 the answers. `generate` is the neighbour on both sides.
 
 A prompt without masks is followed by `length` of them. One with masks is filled in: what stands
-before its first mask is the prompt, everything from there on the region that is decoded.
+before its first mask is the prompt, everything from there on the region that is decoded. Padding
+goes to both sides: rotary positions see distances only, so rows of any shape share a batch exactly.
 """
 
 import dataclasses

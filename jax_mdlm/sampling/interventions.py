@@ -2,8 +2,9 @@
 
 The experiment of arXiv 2601.22947: how much is lost when a share of the tokens lands beside its
 slot? An intervention is a strategy that wraps another: the inner one chooses the slots, the outer
-one disturbs their commit (`write`) or what stands after it (`after`). Its `strength` is traced, in
-the state it keeps: a whole curve is one program.
+one disturbs their commit (`write`) or what stands after it (`after`). A displaced token takes a
+masked slot and leaves its own masked, so that a call commits as many slots as it would have. The
+`strength` is traced, in the state it keeps: a whole curve is one program.
 
 Draws come from the key of the row and call, as all others: a row's text does not depend on what
 is decoded beside it.

@@ -1,4 +1,8 @@
-"""A decoding as one static value, and the one place where settings become it."""
+"""A decoding as one static value, and the one place where settings become it.
+
+It holds the `sample` section itself. What settings must hold together is asked in `config/checks`,
+what a strategy needs of them by the strategy.
+"""
 
 import dataclasses
 from typing import Any
