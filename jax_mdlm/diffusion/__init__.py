@@ -1,6 +1,6 @@
 """The mathematics of masked diffusion with slack, in pure jnp: noise, slack, CTC, the objective."""
 
-from jax_mdlm.diffusion.corrupt import corrupt
+from jax_mdlm.diffusion.corrupt import corrupt, mask_probability, sample_levels
 from jax_mdlm.diffusion.ctc import ctc_loss
 from jax_mdlm.diffusion.objectives import (
     count_rows,
@@ -9,7 +9,6 @@ from jax_mdlm.diffusion.objectives import (
     validation_metrics,
     weights_at,
 )
-from jax_mdlm.diffusion.schedule import mask_probability, sample_levels
 from jax_mdlm.diffusion.slack import Augmented, collapse_tokens, insert_slack
 from jax_mdlm.diffusion.terms import TERMS, Seen, Term, TermWeight
 

@@ -1,14 +1,18 @@
 """The parameter table: every tensor's path, axes and published name, once.
 
-Init shapes, shardings and the conversion of checkpoints are all read off these rows. Shapes follow
+Init shapes, shardings and the conversion of checkpoints are all read off these rows, and what
+checkpoints are restored into before there are parameters. Shapes follow
 LLaDA's layout; matrices are stored inputs first (`x @ w`), PyTorch stores them `[out, in]`.
 """
 
 import math
 from typing import Any
 
+import jax
+
 from jax_mdlm.config import ModelConfig
-from jax_mdlm.containers import ParamRow
+from jax_mdlm.containers import ParamRow, Params
+from jax_mdlm.sharding import Layout
 
 _BLOCK = "model.transformer.blocks.{layer}."
 _TOP = "model.transformer."
@@ -110,3 +114,30 @@ def at(params: dict[str, Any], path: tuple[str, ...]) -> Any:
     for name in path:
         value = value[name]
     return value
+
+
+def check_mesh(config: ModelConfig, layout: Layout) -> None:
+    """Raises ConfigError if a mesh axis does not divide a parameter's axis."""
+    for row in rows(config):
+        layout.check_divides("model", row.axes, shape(row, config))
+
+
+def abstract_params(config: ModelConfig, layout: Layout) -> Params:
+    """Shapes, dtypes and shardings of the parameters; allocates nothing.
+
+    Raises:
+      ConfigError: a mesh axis does not divide a parameter's axis.
+    """
+    check_mesh(config, layout)
+    leaves = {
+        row.path: jax.ShapeDtypeStruct(
+            shape(row, config), config.param_dtype, sharding=layout.sharding(row.axes)
+        )
+        for row in rows(config)
+    }
+    return tree(leaves)
+
+
+def param_shardings(config: ModelConfig, layout: Layout) -> Params:
+    """A sharding per parameter, nested like the parameters."""
+    return tree({row.path: layout.sharding(row.axes) for row in rows(config)})

@@ -20,8 +20,8 @@ from jax_mdlm.sampling.commit import (
     Call,
     Strategy,
 )
+from jax_mdlm.sampling.denoise import Guided
 from jax_mdlm.sampling.generate import Answer, generate, read_answers, sample, stream
-from jax_mdlm.sampling.guidance import Guided
 from jax_mdlm.sampling.interventions import Boundary, Displace, Intervention
 from jax_mdlm.sampling.loop import Denoise, decode, init_state
 from jax_mdlm.sampling.options import SampleOptions, options_from

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax_mdlm import model
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Params, Region
+from jax_mdlm.sampling.loop import Denoise
 from jax_mdlm.sampling.options import SampleOptions
 from jax_mdlm.sharding import Layout, constrain
 
@@ -97,6 +98,42 @@ class ModelDenoise:
 
     def _project(self, hidden: jax.Array) -> jax.Array:
         return model.project(hidden, model.head(self.params), self.layout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guided:
+    """Guidance without a classifier: `uncond + (scale + 1) (cond - uncond)`, LLaDA's form.
+
+    The unconditional row is the same canvas with everything that the caller gave masked: the
+    prompt, and in infilling the text around the gaps. Padding stays padding in both.
+
+    Attributes:
+      denoise: Takes 2 B rows: the canvases, then their unconditional twins.
+      given: bool [B, L].
+      scale: Above 0.
+      mask_id: Id of the mask.
+    """
+
+    denoise: Denoise
+    given: jax.Array
+    scale: float
+    mask_id: int
+
+    def full(self, canvas: jax.Array, start: jax.Array, end: jax.Array) -> tuple[jax.Array, Any]:
+        """Runs the 2 B rows; the cache holds so many."""
+        logits, cache = self.denoise.full(self._both(canvas), start, end)
+        return self._guide(logits), cache
+
+    def cached(self, cache: Any, canvas: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
+        """Runs the windows of 2 B rows."""
+        return self._guide(self.denoise.cached(cache, self._both(canvas), start, end))
+
+    def _both(self, canvas: jax.Array) -> jax.Array:
+        return jnp.concatenate([canvas, jnp.where(self.given, self.mask_id, canvas)])
+
+    def _guide(self, logits: jax.Array) -> jax.Array:
+        with_prompt, without = jnp.split(logits, 2)
+        return without + (self.scale + 1) * (with_prompt - without)
 
 
 def _doublings(least: int, most: int) -> list[int]:

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax_mdlm import model
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Params, Region, SampleState
-from jax_mdlm.sampling.denoise import ModelDenoise
-from jax_mdlm.sampling.guidance import Guided
+from jax_mdlm.sampling.denoise import Guided, ModelDenoise
 from jax_mdlm.sampling.loop import Denoise, decode, init_state
 from jax_mdlm.sampling.options import SampleOptions
 from jax_mdlm.sharding import Layout

@@ -17,7 +17,7 @@ from jax_mdlm import model
 from jax_mdlm.config import Config, ModelConfig
 from jax_mdlm.containers import Params, SpecialIds, TrainState
 from jax_mdlm.model import lora
-from jax_mdlm.model.places import check_mesh, param_shardings
+from jax_mdlm.model.table import check_mesh, param_shardings
 from jax_mdlm.sharding import Layout
 
 

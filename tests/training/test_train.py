@@ -16,7 +16,7 @@ from jax_mdlm import command, evaluate, train
 from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.corpus import open_tokenizer
-from jax_mdlm.model.places import abstract_params
+from jax_mdlm.model.table import abstract_params
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import CheckpointError, open_checkpoints

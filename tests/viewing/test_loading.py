@@ -14,7 +14,7 @@ from jax_mdlm import model
 from jax_mdlm.config import MeshConfig
 from jax_mdlm.mdlm import read
 from jax_mdlm.model.int8 import Int8
-from jax_mdlm.model.places import abstract_params
+from jax_mdlm.model.table import abstract_params
 from jax_mdlm.setup import open_setup
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.workdir import load_config, restore_params
