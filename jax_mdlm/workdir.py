@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jax_mdlm.config import Config, ConfigError, from_json, to_json
+from jax_mdlm.config import Config, ConfigError, config_to_json, from_json
 from jax_mdlm.containers import Params
 from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import lora, table
@@ -104,7 +104,7 @@ def save_config(workdir: epath.Path, config: Config) -> None:
     """Writes the resolved config; a kill while writing leaves the old one, or none."""
     workdir.mkdir(parents=True, exist_ok=True)
     aside = workdir / "config.json.tmp"
-    aside.write_text(to_json(config))
+    aside.write_text(config_to_json(config))
     aside.replace(workdir / "config.json")
 
 

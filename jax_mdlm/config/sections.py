@@ -10,6 +10,11 @@ class ConfigError(ValueError):
     """A setting that cannot work; its text is one line that names the field and the remedy."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a package says, for an error's text; else what it raised."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The network (LLaDA's layout); static under `jit`."""
@@ -94,7 +99,6 @@ class DataConfig:
     draw_end_padding: bool = False  # 0 to end_padding of them, drawn per row and epoch; else all
     too_long: Literal["truncate", "drop", "error"] = "truncate"  # rows that do not fit; counted
     on_bad_row: Literal["error", "skip"] = "error"  # malformed rows; skipped ones are counted
-    keep_stress: bool = False  # pronunciations: keep the stress digits of vowels
     seed: int = 0  # order of rows, turn cuts, random lengths
     tokenizer: TokenizerConfig = TokenizerConfig()
 

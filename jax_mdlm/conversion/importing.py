@@ -26,7 +26,7 @@ from jax_mdlm.conversion.source import Source, copy_files, kept_files
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import keep_tokenizer
 from jax_mdlm.model import table
-from jax_mdlm.sharding import barrier
+from jax_mdlm.processes import barrier
 from jax_mdlm.storage import (
     CheckpointError,
     Piece,

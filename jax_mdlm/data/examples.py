@@ -1,10 +1,7 @@
 """The example: what every source yields and what `chat` renders."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jax_mdlm.config import ConfigError
 
@@ -136,35 +133,3 @@ def check_text(text: str, subject: str) -> str:
 def kind_of(value: Any) -> str:
     """What a value is called in an error's text."""
     return "null" if value is None else type(value).__name__
-
-
-def held_out(examples: Sequence[Example], percent: float) -> np.ndarray:
-    """Which rows belong to the validation split, by a hash of their content.
-
-    A row keeps its side when rows are added, moved or read from other files, and equal rows are on
-    one side. Where the hash holds out none, the rows with the smallest hash are taken, so that a
-    small file can be evaluated too; where it holds out all, those with the largest are left to
-    train on. Rows that are all equal have one hash: none of them is held out.
-
-    Args:
-      examples: The rows of the source.
-      percent: Expected share, in percent; 0 = none.
-
-    Returns:
-      bool [rows].
-    """
-    hashes = np.array([_content_hash(example) for example in examples], dtype=np.uint64)
-    if percent <= 0 or len(np.unique(hashes)) < 2:
-        return np.zeros(len(examples), bool)
-    chosen = hashes < np.uint64(min(percent / 100, 1 - 2**-52) * 2.0**64)
-    if not chosen.any():
-        return hashes == hashes.min()
-    if chosen.all():
-        return hashes != hashes.max()
-    return chosen
-
-
-def _content_hash(example: Example) -> int:
-    text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in example)
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")

@@ -8,7 +8,8 @@ from jax_mdlm import command
 from jax_mdlm.config import Config
 from jax_mdlm.containers import SpecialIds, TrainState
 from jax_mdlm.conversion import open_origin
-from jax_mdlm.sharding import Layout, anywhere, barrier, from_first_process
+from jax_mdlm.processes import anywhere, barrier, from_first_process
+from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError
 from jax_mdlm.training import checkpoint
 from jax_mdlm.training.state import abstract_state, begun_from, create_state, with_slack_row

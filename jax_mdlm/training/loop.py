@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from etils import epath
 
-from jax_mdlm.config import Config, profile_steps, to_json
+from jax_mdlm.config import Config, config_to_json, profile_steps
 from jax_mdlm.containers import Params, TrainState
 from jax_mdlm.data.corpus import Corpus
 from jax_mdlm.diffusion import TERMS, Term
@@ -66,7 +66,7 @@ def train(
     capture = Capture(profile_steps(config.profile), workdir)
     stop = Stop()
     compiled: set[tuple[int, ...]] = set()
-    resolved = to_json(config)
+    resolved = config_to_json(config)
 
     def save() -> None:
         window.check()  # never save what is not finite
@@ -107,7 +107,7 @@ def train(
     for warning in counts.warnings(config.data, max(config.sample.length, config.sample.limit)):
         progress.note(f"warning: {warning}")
     if config.data.buckets:
-        shapes = ", ".join(f"{canvas.rows:,} x {canvas.length:,}" for canvas in order.canvases)
+        shapes = ", ".join(f"{bucket.rows:,} x {bucket.length:,}" for bucket in order.buckets)
         progress.note(f"batches (rows x slots): {shapes}; mean rows {order.mean_rows:,.1f}")
     trained = ""
     if state.frozen is not None:

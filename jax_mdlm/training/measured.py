@@ -7,7 +7,7 @@ Enters: from `evaluation.periodic`, which training does not know. Leaves: lines 
 import dataclasses
 from typing import Any
 
-from jax_mdlm.data.signs import visible
+from jax_mdlm.data.tokenizer import visible
 
 SHOWN = 3  # samples on the console and in TensorBoard
 _PROMPT, _LINE = 60, 160  # characters on the console

@@ -3,7 +3,7 @@
 import dataclasses
 
 from jax_mdlm.config import Config, ConfigError
-from jax_mdlm.data.buckets import canvases
+from jax_mdlm.data.order import length_buckets
 from jax_mdlm.sharding import Layout
 
 
@@ -18,7 +18,7 @@ def fit_batch(config: Config, layout: Layout) -> Config:
     train, shards = config.train, layout.batch_shards
     if train.microbatches == 0:
         train = dataclasses.replace(train, microbatches=max(train.batch_size // shards, 1))
-    for canvas in canvases(config.data, config.objective, train.batch_size):
+    for canvas in length_buckets(config.data, config.objective, train.batch_size):
         rows, rest = divmod(canvas.rows, train.microbatches)
         if rest or rows % shards:
             raise ConfigError(

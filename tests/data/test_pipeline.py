@@ -11,9 +11,8 @@ from scipy.stats import chisquare
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.containers import Batch
 from jax_mdlm.data import draws
-from jax_mdlm.data.assemble import assemble
-from jax_mdlm.data.choices import choose_pairs, end_paddings, random_lengths
-from jax_mdlm.data.pipeline import evaluation_batches, train_batches
+from jax_mdlm.data.batches import assemble, evaluation_batches, train_batches
+from jax_mdlm.data.draws import choose_pairs, end_paddings, random_lengths
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sharding import Share

@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 
 from jax_mdlm import command, plan
-from jax_mdlm.config import ConfigError, to_json
+from jax_mdlm.config import ConfigError, config_to_json
 from jax_mdlm.containers import TrainState
 from jax_mdlm.planning import program, report, topologies
 from jax_mdlm.planning.plan import Plan, make_plan
@@ -53,7 +53,7 @@ def config_file(tmp_path: Path) -> str:
     file = tmp_path / "tiny.py"
     file.write_text(
         "from jax_mdlm.config import from_json\n\n"
-        f"TEXT = {to_json(tiny_config())!r}\n\n"
+        f"TEXT = {config_to_json(tiny_config())!r}\n\n"
         "def get_config(preset=''):\n"
         "    return from_json(TEXT, 'tiny')\n"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jax_mdlm.config import Config, MeshConfig, ModelConfig, to_json, validate
+from jax_mdlm.config import Config, MeshConfig, ModelConfig, config_to_json, validate
 from jax_mdlm.data.corpus import Corpus, load_corpus
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.training import metrics
@@ -121,9 +121,9 @@ def test_epochs_become_steps(config: Config, tmp_path: Path) -> None:
     train = dataclasses.replace(config.train, steps=0, epochs=2.0)
     resolved, corpus = claim(dataclasses.replace(config, train=train), epath.Path(tmp_path / "run"))
     order = corpus.order(resolved)
-    rows = [order.at(step).canvas.rows for step in range(resolved.train.steps)]
+    rows = [order.at(step).bucket.rows for step in range(resolved.train.steps)]
     assert sum(rows) >= 2 * len(corpus.train) > sum(rows[:-1])
-    assert '"buckets": [' in to_json(resolved)
+    assert '"buckets": [' in config_to_json(resolved)
 
 
 def test_mfu_of_several_canvases(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,15 @@ the processes.
 import dataclasses
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from jax_mdlm.config import DataConfig, ObjectiveConfig
 from jax_mdlm.containers import Batch
-from jax_mdlm.data.assemble import assemble
-from jax_mdlm.data.choices import choose, choose_pairs, end_paddings
+from jax_mdlm.data.draws import choose_pairs, draw_epochs, end_paddings
 from jax_mdlm.data.order import Order, make_order
-from jax_mdlm.data.table import Table
+from jax_mdlm.data.table import EOS, PAD, START, TERMINATOR, Table
 from jax_mdlm.sharding import Share
 
 _PREFETCH = 4  # batches that are assembled ahead
@@ -36,10 +36,10 @@ class TrainBatches(Iterator[Batch]):
         import grain  # half a second, and whoever samples needs none of it
 
         self._table, self._order = table, order
-        self._own = {canvas: share.rows(canvas.rows) for canvas in order.canvases}
+        self._own = {bucket: share.rows(bucket.rows) for bucket in order.buckets}
         self._configs = {
-            canvas: dataclasses.replace(config, length=canvas.length, max_labels=canvas.labels)
-            for canvas in order.canvases
+            bucket: dataclasses.replace(config, length=bucket.length, max_labels=bucket.labels)
+            for bucket in order.buckets
         }
         steps = grain.MapDataset.range(start_step, sys.maxsize).map(self.batch_at)
         # No worker processes: a batch takes less time than to send it to another process. One
@@ -56,10 +56,10 @@ class TrainBatches(Iterator[Batch]):
 
     def batch_at(self, step: int) -> Batch:
         """This process's rows of one step."""
-        canvas, epochs, rows = self._order.at(step)
-        own, config = self._own[canvas], self._configs[canvas]
-        choice = choose(self._table, config, epochs[own], rows[own])
-        return assemble(self._table, choice.pairs, config, choice.lengths, choice.end_padding)
+        bucket, epochs, rows = self._order.at(step)
+        own, config = self._own[bucket], self._configs[bucket]
+        drawn = draw_epochs(self._table, config, epochs[own], rows[own])
+        return assemble(self._table, drawn.pairs, config, drawn.lengths, drawn.end_padding)
 
 
 def train_batches(
@@ -76,7 +76,7 @@ def train_batches(
     Args:
       table: Token rows; the same on every process.
       config: Sizes and seed.
-      batch_size: Rows per step over all processes, on the full canvas.
+      batch_size: SplitRows per step over all processes, on the full canvas.
       objective: How much slack a row may get; read where there are buckets.
       share: Which of the rows this process holds.
       start_step: The first step whose rows are wanted.
@@ -104,8 +104,8 @@ def evaluation_batches(
     Args:
       table: Token rows.
       config: Sizes and seed.
-      batch_size: Rows per batch over all processes.
-      limit: Rows at most; 0 = all.
+      batch_size: SplitRows per batch over all processes.
+      limit: SplitRows at most; 0 = all.
       share: Which of them this process holds.
 
     Raises:
@@ -119,3 +119,79 @@ def evaluation_batches(
     for begin in range(0, count, batch_size):
         padding = end_paddings(config, np.zeros(len(own)), begin + own)
         yield assemble(table, pairs[begin + own], config, end_padding=padding)
+
+
+def assemble(
+    table: Table,
+    pairs: np.ndarray,
+    config: DataConfig,
+    lengths: np.ndarray | None = None,
+    end_padding: np.ndarray | None = None,
+) -> Batch:
+    """Rows of a batch from their pairs, with one gather.
+
+    Args:
+      table: Token rows.
+      pairs: int [b]; which prompt and response; -1 = a row that only fills up the batch.
+      config: Sizes.
+      lengths: int [b]; tokens of the response to keep (pre-training); None = all.
+      end_padding: int [b]; EOS slots after the terminator; None = `config.end_padding`.
+
+    Returns:
+      A `Batch` of int32 and bool arrays, [b, L] and [b, U]. A filling row has one valid slot (a
+      pad token), since attention over no keys is NaN.
+    """
+    filling = pairs < 0
+    history, response = table.history[pairs], table.response[pairs]
+    terminated = table.terminated[pairs]
+    past, opening, begin, labels = table.spans(pairs, lengths)
+    labels = np.where(filling, 0, labels)
+    begin = np.where(filling, 1, begin)
+    learned = labels - (terminated & ~filling)
+    close = begin + learned  # the terminator's slot
+    stop = begin + labels  # after the last label
+    padding = config.end_padding if end_padding is None else end_padding
+    padding = np.where(terminated & ~filling, padding, 0)
+    end = np.minimum(stop + padding, config.length)  # after the last valid slot
+
+    def column(per_row: np.ndarray) -> np.ndarray:
+        return per_row[:, None]
+
+    slot = np.arange(config.length)
+    index = np.select(  # the first condition that holds
+        [
+            column(filling),
+            (slot < table.start)[None],
+            slot < column(past),
+            slot < column(opening),
+            slot < column(begin),
+            slot < column(close),
+            slot < column(stop),
+            slot < column(end),
+        ],
+        [
+            np.asarray(PAD),
+            START + slot,
+            column(history[:, 0]) - table.start + slot,
+            np.asarray(PAD),
+            START + table.start - column(opening) + slot,
+            column(response[:, 0] - begin) + slot,
+            TERMINATOR,
+            EOS,
+        ],
+        PAD,
+    )
+    number = np.arange(config.max_labels)
+    label_index = np.select(
+        [number < column(learned), number < column(labels)],
+        [column(response[:, 0]) + number, TERMINATOR],
+        PAD,
+    )
+    fields: dict[str, Any] = {
+        "tokens": table.tokens[index],
+        "response": (slot >= column(begin)) & (slot < column(end)),
+        "valid": slot < column(end),
+        "labels": table.tokens[label_index],
+        "label_count": labels.astype(np.int32),
+    }
+    return Batch(**fields)
