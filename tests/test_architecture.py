@@ -19,14 +19,15 @@ MAY_IMPORT = {
     "sharding": BASE,
     "storage": BASE,
     "foreign": {"config"},
-    "workdir": BASE | {"foreign", "storage", "model"},
+    "workdir": BASE | {"foreign", "storage"},
+    "parameters": BASE | {"workdir", "storage", "model"},
     "diffusion": BASE,
     "model": BASE | {"sharding"},
     "data": BASE | {"processes", "sharding"},
     "sampling": BASE | {"sharding", "storage", "diffusion", "model", "data"},
     "likelihood": BASE | {"sharding", "diffusion", "model", "sampling"},
     "conversion": BASE
-    | {"foreign", "processes", "sharding", "storage", "workdir", "model", "data"},
+    | {"foreign", "processes", "sharding", "storage", "workdir", "parameters", "model", "data"},
 }
 MAY_IMPORT["training"] = MAY_IMPORT["conversion"] | {"conversion", "diffusion"}
 MAY_IMPORT["setup"] = MAY_IMPORT["conversion"] | {"conversion", "sampling"}
@@ -169,7 +170,6 @@ KNOWN_TWICE = {
     "Question",
     "Refused",
     "Run",
-    "Window",
     "WithSlack",
     "decode",
     "describe",

@@ -23,8 +23,7 @@ from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import why_too_long
 from jax_mdlm.setup import Setup
 from jax_mdlm.sharding import Layout
-from jax_mdlm.training.measured import Measured, Sample
-from jax_mdlm.training.metrics import mean_value
+from jax_mdlm.training.log import Measured, Sample, mean_value
 from jax_mdlm.training.step import make_evaluation_step
 
 Evaluation = Callable[[Params], Measured]

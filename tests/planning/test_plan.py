@@ -22,7 +22,7 @@ from jax_mdlm.planning.plan import Plan, make_plan
 from jax_mdlm.planning.topologies import Machine, describe, topology_of
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.training.checkpoint import save_state
+from jax_mdlm.training.begin import save_state
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import abstract_state
 from tests.planning.conftest import cpu_machine, tiny_config

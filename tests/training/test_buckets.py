@@ -11,7 +11,7 @@ from etils import epath
 from jax_mdlm.config import Config, MeshConfig, ModelConfig, config_to_json, validate
 from jax_mdlm.data.corpus import Corpus, load_corpus
 from jax_mdlm.sharding import Layout, make_layout
-from jax_mdlm.training import metrics
+from jax_mdlm.training import timing
 from jax_mdlm.training.claim import claim
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import create_state
@@ -130,13 +130,13 @@ def test_mfu_of_several_canvases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal slots on 1,024 and on 4,096: attention counts as on 2,560."""
     config = ModelConfig()
     chip = dataclasses.make_dataclass("Chip", ["peak_flops"])(1e18)
-    monkeypatch.setattr(metrics, "find_chip", lambda kind: chip)
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: 0.0)
-    throughput = metrics.Throughput(config, 4096)
+    monkeypatch.setattr(timing, "find_chip", lambda kind: chip)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 0.0)
+    throughput = timing.Throughput(config, 4096)
     for length in (1024, None):
         throughput.step(length)
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: 2.0)
-    per_token = sum(metrics.training_flops(config, 2560))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 2.0)
+    per_token = sum(timing.training_flops(config, 2560))
     assert throughput.read(500.0)["mfu"] == pytest.approx(
         500 * per_token / (1e18 * jax.device_count())
     )
