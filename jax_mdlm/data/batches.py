@@ -15,7 +15,7 @@ import numpy as np
 from jax_mdlm.config import DataConfig, ObjectiveConfig
 from jax_mdlm.containers import Batch
 from jax_mdlm.data.draws import choose_pairs, draw_epochs, end_paddings
-from jax_mdlm.data.order import Order, make_order
+from jax_mdlm.data.order import make_order
 from jax_mdlm.data.table import EOS, PAD, START, TERMINATOR, Table
 from jax_mdlm.sharding import Share
 
@@ -31,15 +31,35 @@ class TrainBatches(Iterator[Batch]):
     """
 
     def __init__(
-        self, table: Table, config: DataConfig, order: Order, *, share: Share, start_step: int
+        self,
+        table: Table,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        objective: ObjectiveConfig = _OBJECTIVE,
+        share: Share = _WHOLE,
+        start_step: int = 0,
     ):
+        """Begins to assemble.
+
+        Args:
+          table: Token rows; the same on every process.
+          config: Sizes and seed.
+          batch_size: Rows per step over all processes, on the full canvas.
+          objective: How much slack a row may get; read where there are buckets.
+          share: Which of the rows this process holds.
+          start_step: The first step whose rows are wanted.
+
+        Raises:
+          ConfigError: the batch cannot be shared evenly.
+        """
         import grain  # half a second, and whoever samples needs none of it
 
-        self._table, self._order = table, order
-        self._own = {bucket: share.rows(bucket.rows) for bucket in order.buckets}
+        self._table, self._order = table, make_order(table, config, objective, batch_size)
+        self._own = {bucket: share.rows(bucket.rows) for bucket in self._order.buckets}
         self._configs = {
             bucket: dataclasses.replace(config, length=bucket.length, max_labels=bucket.labels)
-            for bucket in order.buckets
+            for bucket in self._order.buckets
         }
         steps = grain.MapDataset.range(start_step, sys.maxsize).map(self.batch_at)
         # No worker processes: a batch takes less time than to send it to another process. One
@@ -62,32 +82,6 @@ class TrainBatches(Iterator[Batch]):
         return assemble(self._table, drawn.pairs, config, drawn.lengths, drawn.end_padding)
 
 
-def train_batches(
-    table: Table,
-    config: DataConfig,
-    *,
-    batch_size: int,
-    objective: ObjectiveConfig = _OBJECTIVE,
-    share: Share = _WHOLE,
-    start_step: int = 0,
-) -> TrainBatches:
-    """Training batches from `start_step` on, without end.
-
-    Args:
-      table: Token rows; the same on every process.
-      config: Sizes and seed.
-      batch_size: SplitRows per step over all processes, on the full canvas.
-      objective: How much slack a row may get; read where there are buckets.
-      share: Which of the rows this process holds.
-      start_step: The first step whose rows are wanted.
-
-    Raises:
-      ConfigError: the batch cannot be shared evenly.
-    """
-    order = make_order(table, config, objective, batch_size)
-    return TrainBatches(table, config, order, share=share, start_step=start_step)
-
-
 def evaluation_batches(
     table: Table,
     config: DataConfig,
@@ -104,8 +98,8 @@ def evaluation_batches(
     Args:
       table: Token rows.
       config: Sizes and seed.
-      batch_size: SplitRows per batch over all processes.
-      limit: SplitRows at most; 0 = all.
+      batch_size: Rows per batch over all processes.
+      limit: Rows at most; 0 = all.
       share: Which of them this process holds.
 
     Raises:

@@ -5,9 +5,10 @@ import dataclasses
 from etils import epath
 
 from jax_mdlm.config import Config, ConfigError, DataConfig
-from jax_mdlm.data.batches import TrainBatches, train_batches
+from jax_mdlm.data.batches import TrainBatches
+from jax_mdlm.data.examples import SplitRows
 from jax_mdlm.data.order import Order, make_order
-from jax_mdlm.data.rows import Split, SplitRows, open_rows, pronunciation_references
+from jax_mdlm.data.rows import Split, open_rows, pronunciation_references
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer, is_kept, load_tokenizer, read_tokenizer
 from jax_mdlm.sharding import Share
@@ -37,7 +38,7 @@ class Corpus:
 
     def batches(self, config: Config, start_step: int, share: Share) -> TrainBatches:
         """This process's share of the training batches, from a step on."""
-        return train_batches(
+        return TrainBatches(
             self.train,
             config.data,
             batch_size=config.train.batch_size,

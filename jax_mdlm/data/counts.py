@@ -33,7 +33,7 @@ class RowCounts:
     """What became of the rows.
 
     Attributes:
-      rows: SplitRows of the table.
+      rows: Rows of the table.
       responses: Prompt-response pairs of the table.
       skipped: Malformed rows that were left out.
       dropped: Pairs that did not fit and were left out.

@@ -1,6 +1,7 @@
-"""The example: what every source yields and what `chat` renders."""
+"""The example: what every source yields and what `chat` renders; all of a split."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jax_mdlm.config import ConfigError
@@ -40,6 +41,39 @@ class Message(NamedTuple):
 
 
 Example = tuple[Message, ...]  # a conversation; a text for pre-training is one message
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitRows:
+    """The examples of a split, in memory.
+
+    Attributes:
+      name: For messages, e.g. "pronunciations/train".
+      examples: Conversations.
+      origins: Where each comes from, e.g. "train.jsonl:17".
+      skipped: Malformed rows that were left out.
+      note: What was done that nobody asked for; "" = nothing.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    origins: Sequence[str]
+    skipped: int = 0
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def origin(self, index: int) -> str:
+        """Where row `index` comes from."""
+        return self.origins[index]
+
+    def texts(self) -> Iterator[str]:
+        """All contents, for the training of a tokenizer."""
+        return (message.content for example in self.examples for message in example)
 
 
 def pair(prompt: str, response: str) -> Example:

@@ -20,6 +20,7 @@ from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.examples import (
     Example,
     Message,
+    SplitRows,
     answers,
     check_text,
     kind_of,
@@ -178,21 +179,7 @@ def to_line(row: Any) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-class JsonlRows(NamedTuple):
-    """What was read.
-
-    Attributes:
-      examples: The rows.
-      origins: "file:line" of each row, from line 1.
-      skipped: Malformed rows that were left out (`data.on_bad_row=skip`).
-    """
-
-    examples: list[Example]
-    origins: list[str]
-    skipped: int
-
-
-def read_jsonl(config: DataConfig) -> JsonlRows:
+def read_jsonl(config: DataConfig) -> SplitRows:
     """Reads all files of `data.files`, in the order given, globs in alphabetical order.
 
     Raises:
@@ -216,10 +203,10 @@ def read_jsonl(config: DataConfig) -> JsonlRows:
         raise ConfigError(
             f"all {skipped} rows of data.files={config.files} are malformed; the first: {first}"
         )
-    return JsonlRows(examples, origins, skipped)
+    return SplitRows("chat_jsonl", examples, origins, skipped)
 
 
-def read_rows(files: str, flag: str, pretraining: bool = False) -> JsonlRows:
+def read_rows(files: str, flag: str, pretraining: bool = False) -> SplitRows:
     """Reads the rows of a command's own flag; none of them can be skipped.
 
     Args:
@@ -232,7 +219,7 @@ def read_rows(files: str, flag: str, pretraining: bool = False) -> JsonlRows:
     """
     lines = [line for path in find_files(files, flag) for line in read_lines(path)]
     parse = functools.partial(parse_row, pretraining=pretraining)
-    return JsonlRows(list(parse_lines(lines, parse)), [line.origin for line in lines], 0)
+    return SplitRows(flag, list(parse_lines(lines, parse)), [line.origin for line in lines])
 
 
 def parse_row(row: dict[str, Any], origin: str, pretraining: bool = False) -> Example:

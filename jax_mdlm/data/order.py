@@ -66,7 +66,7 @@ def length_buckets(
     Args:
       config: `length`, `max_labels`, `buckets`; without buckets there is one shape.
       objective: `slack_max`.
-      batch_size: SplitRows on the full canvas.
+      batch_size: Rows on the full canvas.
     """
     shapes = [
         Bucket(
@@ -89,7 +89,7 @@ class Order:
 
     Attributes:
       buckets: Every kind of batch that there is.
-      mean_rows: SplitRows of a step on average.
+      mean_rows: Rows of a step on average.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ def make_order(
       table: Token rows.
       config: Seed, sizes, `buckets`.
       objective: How much slack a row may get.
-      batch_size: SplitRows of a step on the full canvas.
+      batch_size: Rows of a step on the full canvas.
     """
     kind = BucketOrder if config.buckets else Order
     return kind(table, config, objective, batch_size)
@@ -227,7 +227,7 @@ def pack(bucket: np.ndarray, sizes: Sequence[int]) -> Packed:
 
     Args:
       bucket: int [n]; the bucket of each row, 0 the shortest.
-      sizes: SplitRows of a batch, per bucket.
+      sizes: Rows of a batch, per bucket.
 
     Returns:
       The batches in the order in which their queues are full.

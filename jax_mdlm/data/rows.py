@@ -3,58 +3,21 @@
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.examples import Example, pair
+from jax_mdlm.data.examples import Example, SplitRows, pair
 from jax_mdlm.data.jsonl import read_jsonl
 from jax_mdlm.data.numbers import load_numbers
 
 Split = Literal["train", "validation", "test"]
 
 
-@dataclasses.dataclass(frozen=True)
-class SplitRows:
-    """The examples of a split, in memory.
-
-    Attributes:
-      name: For messages, e.g. "pronunciations/train".
-      examples: Conversations.
-      origins: Where each comes from, e.g. "train.jsonl:17".
-      skipped: Malformed rows that were left out.
-      note: What was done that nobody asked for; "" = nothing.
-    """
-
-    name: str
-    examples: Sequence[Example]
-    origins: Sequence[str]
-    skipped: int = 0
-    note: str = ""
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-    def origin(self, index: int) -> str:
-        """Where row `index` comes from."""
-        return self.origins[index]
-
-    def texts(self) -> Iterator[str]:
-        """All contents, for the training of a tokenizer."""
-        return (message.content for example in self.examples for message in example)
-
-
-def open_rows(
-    config: DataConfig,
-    data_dir: epath.Path,
-    split: Split,
-) -> SplitRows:
+def open_rows(config: DataConfig, data_dir: epath.Path, split: Split) -> SplitRows:
     """Reads the rows of a split; prepares them on disk first where that is needed.
 
     Every process reads the whole split (token rows are small; see `table`). Where the source has
@@ -73,10 +36,7 @@ def open_rows(
     if config.source == "chat_jsonl":
         if split == "test":
             raise _no_test_split(config)
-        read = read_jsonl(config)
-        return _part(
-            config, SplitRows("chat_jsonl", read.examples, read.origins, read.skipped), split
-        )
+        return _part(config, read_jsonl(config), split)
     names = {"train": config.split, "validation": config.validation_split, "test": "test"}
     flags = {"train": "data.split", "validation": "data.validation_split", "test": "the split"}
     name, flag = names[split], flags[split]

@@ -17,8 +17,7 @@ import numpy as np
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.chat import Template, Written, encode_written, make_template
 from jax_mdlm.data.counts import Extent, RowCounts
-from jax_mdlm.data.examples import Example, answers
-from jax_mdlm.data.rows import SplitRows
+from jax_mdlm.data.examples import Example, SplitRows, answers
 from jax_mdlm.data.tokenizer import Tokenizer
 
 PAD, EOS, TERMINATOR, START = range(4)  # where these stand in `Table.tokens`
@@ -50,7 +49,7 @@ class EncodedRows:
       history: int64 [pairs, 2]; start and end.
       response: int64 [pairs, 2]; start and end, no terminator.
       row: int64 [pairs]; number of the pair's row, ascending.
-      skipped: SplitRows left out (`data.on_bad_row=skip`).
+      skipped: Rows left out (`data.on_bad_row=skip`).
     """
 
     tokens: np.ndarray

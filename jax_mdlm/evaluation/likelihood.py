@@ -12,8 +12,8 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.batches import assemble
+from jax_mdlm.data.examples import SplitRows
 from jax_mdlm.data.jsonl import find_files, parse_lines, read_lines, read_rows
-from jax_mdlm.data.rows import SplitRows
 from jax_mdlm.data.table import make_table
 from jax_mdlm.evaluation.choices import choose, parse_question
 from jax_mdlm.evaluation.intervals import share_of

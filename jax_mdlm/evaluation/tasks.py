@@ -14,9 +14,9 @@ from etils import epath
 from jax_mdlm.config import Config, ConfigError, DataConfig
 from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.corpus import open_references, open_split
-from jax_mdlm.data.examples import Example, answers, without_answer
+from jax_mdlm.data.examples import Example, SplitRows, answers, without_answer
 from jax_mdlm.data.jsonl import read_rows
-from jax_mdlm.data.rows import Split, SplitRows
+from jax_mdlm.data.rows import Split
 from jax_mdlm.evaluation.scores import METRICS, Metric, Score, metric_named, nearest
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import Answer, SampleOptions, response_end, why_too_long

@@ -22,8 +22,7 @@ from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.batches import evaluation_batches
 from jax_mdlm.data.chat import Conversation
-from jax_mdlm.data.examples import Example, Message, parse_messages
-from jax_mdlm.data.rows import SplitRows
+from jax_mdlm.data.examples import Example, Message, SplitRows, parse_messages
 from jax_mdlm.data.table import make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.diffusion import corrupt

@@ -13,8 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from jax_mdlm.config import DataConfig, TokenizerConfig
 from jax_mdlm.data import special
 from jax_mdlm.data.chat import Template, render_prompt
-from jax_mdlm.data.examples import Example, Message, answers, pair
-from jax_mdlm.data.rows import SplitRows
+from jax_mdlm.data.examples import Example, Message, SplitRows, answers, pair
 from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [

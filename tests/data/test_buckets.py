@@ -17,7 +17,7 @@ from jax_mdlm.config import (
 )
 from jax_mdlm.containers import Batch
 from jax_mdlm.data import draws
-from jax_mdlm.data.batches import assemble, train_batches
+from jax_mdlm.data.batches import TrainBatches, assemble
 from jax_mdlm.data.draws import Drawn, draw_epochs
 from jax_mdlm.data.examples import Message, pair
 from jax_mdlm.data.order import (
@@ -227,7 +227,7 @@ def test_the_mean_step_weighs_one(table: Table, config: DataConfig) -> None:
 
 def take(table: Table, config: DataConfig, count: int, **settings) -> list[Batch]:
     settings = {"objective": OBJECTIVES[0], "batch_size": BATCH, **settings}
-    with contextlib.closing(train_batches(table, config, **settings)) as batches:
+    with contextlib.closing(TrainBatches(table, config, **settings)) as batches:
         return list(itertools.islice(batches, count))
 
 

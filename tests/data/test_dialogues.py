@@ -9,7 +9,8 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data import demo
-from jax_mdlm.data.rows import SplitRows, open_rows
+from jax_mdlm.data.examples import SplitRows
+from jax_mdlm.data.rows import open_rows
 
 CONFIG = DataConfig(source="dialogues")
 

@@ -12,8 +12,7 @@ from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.containers import Batch
 from jax_mdlm.data.batches import assemble, evaluation_batches
 from jax_mdlm.data.chat import make_template
-from jax_mdlm.data.examples import Example, Message, answers, pair
-from jax_mdlm.data.rows import SplitRows
+from jax_mdlm.data.examples import Example, Message, SplitRows, answers, pair
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from tests.data.conftest import dialogue, example, plain_config, render_example

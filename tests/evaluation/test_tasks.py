@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from jax_mdlm.config import Config, DataConfig, MeshConfig, ModelConfig, SampleConfig, TrainConfig
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.chat import plain_template
-from jax_mdlm.data.examples import Message
-from jax_mdlm.data.rows import SplitRows
+from jax_mdlm.data.examples import Message, SplitRows
 from jax_mdlm.evaluation.tasks import (
     ErrorRates,
     error_rates,
