@@ -143,7 +143,7 @@ def apply_overrides(
 
     Args:
       config: What is changed.
-      overrides: As in `parse_config`.
+      overrides: Arguments `--config.section.field=value`.
       section: The only section that may be changed, e.g. `sample` for a finished run; "" = all.
       unfixed: Asked where a setting of the tokenizer is given: those that the run leaves open
         (`data.corpus.unfixed`), by their beginnings.

@@ -6,10 +6,24 @@ from jax_mdlm.config.sections import (
     Config,
     ConfigError,
     DataConfig,
-    LoraConfig,
     SampleConfig,
     TrainConfig,
 )
+
+_POSITIVE = {
+    "model": "embed layers heads kv_heads mlp",
+    "data": "length max_labels",
+    "train": "batch_size log_every save_every keep_checkpoints",
+    "objective": "loss_tile",
+    "sample": "batch_size",
+}
+_NOT_NEGATIVE = {
+    "train": "steps epochs microbatches evaluate_every evaluate_rows keep_every",
+    "model": "vocab_size",
+    "objective": "ctc_weight slack_max ctc_weight_steps",
+    "data": "end_padding prompt_slots",
+    "optimizer": "learning_rate clip_norm",
+}
 
 
 def validate(config: Config) -> Config:
@@ -20,39 +34,14 @@ def validate(config: Config) -> Config:
     """
     model, data, train, objective = config.model, config.data, config.train, config.objective
 
-    for path, value in (
-        ("model.embed", model.embed),
-        ("model.layers", model.layers),
-        ("model.heads", model.heads),
-        ("model.kv_heads", model.kv_heads),
-        ("model.mlp", model.mlp),
-        ("data.length", data.length),
-        ("data.max_labels", data.max_labels),
-        ("train.batch_size", train.batch_size),
-        ("train.log_every", train.log_every),
-        ("train.save_every", train.save_every),
-        ("train.keep_checkpoints", train.keep_checkpoints),
-        ("objective.loss_tile", objective.loss_tile),
-        ("sample.batch_size", config.sample.batch_size),
+    for least, names, expected in (
+        (1, _POSITIVE, "at least 1"),
+        (0, _NOT_NEGATIVE, "0 or more"),
     ):
-        _require(value >= 1, f"{path} must be at least 1, got {value}")
-    for path, value in (
-        ("train.steps", train.steps),
-        ("train.epochs", train.epochs),
-        ("train.microbatches", train.microbatches),
-        ("model.vocab_size", model.vocab_size),
-        ("objective.ctc_weight", objective.ctc_weight),
-        ("objective.slack_max", objective.slack_max),
-        ("objective.ctc_weight_steps", objective.ctc_weight_steps),
-        ("data.end_padding", data.end_padding),
-        ("data.prompt_slots", data.prompt_slots),
-        ("optimizer.learning_rate", config.optimizer.learning_rate),
-        ("optimizer.clip_norm", config.optimizer.clip_norm),
-        ("train.evaluate_every", train.evaluate_every),
-        ("train.evaluate_rows", train.evaluate_rows),
-        ("train.keep_every", train.keep_every),
-    ):
-        _require(value >= 0, f"{path} must be 0 or more, got {value}")
+        for section, fields in names.items():
+            for field in fields.split():
+                value = getattr(getattr(config, section), field)
+                _require(value >= least, f"{section}.{field} must be {expected}, got {value}")
     _require(
         train.decode_rows >= -1,
         f"train.decode_rows must be -1 (by the source) or more, got {train.decode_rows}",
@@ -100,17 +89,14 @@ def validate(config: Config) -> Config:
         f"mesh axes must be positive, with at most one -1, got {axes}",
     )
     profile_steps(config.profile)
-    _check_lora(config.lora)
+    # The paths of lora.targets are the parameter table's to know (`model/lora.target_rows`).
+    lora = config.lora
+    _require(lora.rank >= 0, f"lora.rank must be 0 (off) or more, got {lora.rank}")
+    _require(
+        lora.alpha > 0, f"lora.alpha must be above 0, got {lora.alpha}; set lora.rank=0 for off"
+    )
     _check_buckets(config.data, config.train)
     return config
-
-
-def _check_lora(lora: LoraConfig) -> None:
-    # The paths of lora.targets are the parameter table's to know (`model/lora.target_rows`).
-    if lora.rank < 0:
-        raise ConfigError(f"lora.rank must be 0 (off) or more, got {lora.rank}")
-    if lora.alpha <= 0:
-        raise ConfigError(f"lora.alpha must be above 0, got {lora.alpha}; set lora.rank=0 for off")
 
 
 def _check_buckets(data: DataConfig, train: TrainConfig) -> None:

@@ -221,7 +221,7 @@ class SampleConfig:
     refresh: int = 0  # calls between runs on the whole canvas, with a cache; 0 = one a block
     weights: Literal["full", "int8"] = "full"  # as loaded for sampling; int8: a quarter of float32
     batch_size: int = 16  # prompts per compiled call
-    early_stop: bool = True  # a row ends at its terminator; the masks behind it become EOS
+    early_stop: bool = True  # a row ends at its terminator; the masks after it become EOS
     seed: int = 0  # of the Gumbel noise
 
 

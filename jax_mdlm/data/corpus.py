@@ -61,10 +61,14 @@ def load_corpus(config: Config, workdir: epath.Path) -> Corpus:
     train_rows = open_split(config.data, workdir, "train")
     validation_rows = open_split(config.data, workdir, "validation")
     tokenizer = open_tokenizer(config.data, workdir, train_rows)
+    train, validation = (
+        make_table(rows, config.data, tokenizer, slack_max=config.objective.slack_max)
+        for rows in (train_rows, validation_rows)
+    )
     return Corpus(
         tokenizer=tokenizer,
-        train=_table(train_rows, config, tokenizer),
-        validation=_table(validation_rows, config, tokenizer),
+        train=train,
+        validation=validation,
         held_out=None if config.data.pretraining else validation_rows,
         note=train_rows.note,
     )
@@ -143,7 +147,3 @@ def unfixed(config: DataConfig, workdir: epath.Path) -> tuple[str, ...]:
         roles = ("mask", "slack", "pad", "eos", "terminator")
         return tuple(f"data.tokenizer.{role}_id" for role in roles)
     return ()
-
-
-def _table(rows: SplitRows, config: Config, tokenizer: Tokenizer) -> Table:
-    return make_table(rows, config.data, tokenizer, slack_max=config.objective.slack_max)

@@ -55,14 +55,7 @@ class Drawn(NamedTuple):
 
 
 def draw_epochs(table: Table, config: DataConfig, epochs: np.ndarray, rows: np.ndarray) -> Drawn:
-    """All draws for some rows of training.
-
-    Args:
-      table: Token rows.
-      config: Seed and sizes.
-      epochs: int [n], or [] for all rows.
-      rows: int [n].
-    """
+    """All draws for some rows of training; `epochs` is int [n], or [] for all `rows` int [n]."""
     pairs = choose_pairs(table, config.seed, epochs, rows)
     if config.pretraining:
         lengths = random_lengths(table, config, epochs, rows, pairs)

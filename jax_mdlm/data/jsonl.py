@@ -207,12 +207,7 @@ def read_jsonl(config: DataConfig) -> SplitRows:
 
 
 def read_rows(files: str, flag: str, pretraining: bool = False) -> SplitRows:
-    """Reads the rows of a command's own flag; none of them can be skipped.
-
-    Args:
-      files: As in `data.files`.
-      flag: Of the command, e.g. "--file".
-      pretraining: As in `parse_row`.
+    """Reads the rows of a command's own flag, e.g. "--file"; none of them can be skipped.
 
     Raises:
       ConfigError: as `read_jsonl`.

@@ -62,11 +62,7 @@ def length_buckets(
 
     Every batch has as many slots as `batch_size` rows on the full canvas. U of a shorter bucket is
     the most labels that it holds together with their slack.
-
-    Args:
-      config: `length`, `max_labels`, `buckets`; without buckets there is one shape.
-      objective: `slack_max`.
-      batch_size: Rows on the full canvas.
+    Without buckets there is one shape.
     """
     shapes = [
         Bucket(
@@ -147,7 +143,7 @@ class BucketOrder(Order):
         return Owned(self.buckets[kind], self._epochs[members], self._rows[members])
 
     def num_steps(self, epochs: float) -> int:
-        """Steps whose rows add up to at least `epochs` times all rows."""
+        """See `Order`."""
         missing = epochs * len(self._table)
         self._start()
         while True:
@@ -184,14 +180,7 @@ class BucketOrder(Order):
 def make_order(
     table: Table, config: DataConfig, objective: ObjectiveConfig, batch_size: int
 ) -> Order:
-    """The order of training, with or without buckets.
-
-    Args:
-      table: Token rows.
-      config: Seed, sizes, `buckets`.
-      objective: How much slack a row may get.
-      batch_size: Rows of a step on the full canvas.
-    """
+    """The order of training, with or without buckets; `batch_size` rows on the full canvas."""
     kind = BucketOrder if config.buckets else Order
     return kind(table, config, objective, batch_size)
 
@@ -259,11 +248,8 @@ def slots_needed(
 
     `stochastic_round(s * U)` with `s < slack_max` is at most `floor(slack_max * U) + 1`; separators
     of equal neighbours may be more (`diffusion.slack`).
-
     Args:
-      table: Token rows.
       drawn: What their epochs drew, [n].
-      objective: How much slack.
       separators: int [pairs]; from `count_separators`.
 
     Returns:

@@ -131,6 +131,7 @@ def make_table(
     head = [special.pad, special.eos, special.terminator]
     if config.pretraining:
         return _pack(encode_rows(rows, config, tokenizer, None), config, head, slack_max)
+    # What the template takes of every canvas.
     template = make_template(config.template, tokenizer, config.prompt_slots)
     start, opening = encode_written(tokenizer, [template.start, template.opening])
     fixed = len(start) + len(opening)
@@ -140,6 +141,7 @@ def make_table(
             f"data.length must be at least {least} for data.template={config.template}, "
             f"got {config.length}"
         )
+    # Which pairs fit, and which are kept.
     head += [*start, *opening]
     encoded = encode_rows(rows, config, tokenizer, template)
     filled = max(template.slots, len(start))  # slots before the opening, at least
@@ -153,6 +155,7 @@ def make_table(
             f"no row of {rows.name} fits data.length={config.length} and "
             f"data.max_labels={config.max_labels}; raise them or set data.too_long=truncate"
         )
+    # They are cut, and counted.
     history, response, room = _cut(encoded, config, sizes)
     terminated = sizes.labels <= room
     misfit = ~(kept & terminated)

@@ -47,6 +47,7 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
     Raises:
       ConfigError: data, tokenizer or parameters cannot be used, or another run lives there.
     """
+    # What is recorded here, or comes along with the parameters, is filled in.
     check_place(workdir)
     check_finished(workdir)
     recorded = workdir / "config.json"
@@ -55,7 +56,7 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
         config = _resumed(config, load_config(workdir), workdir)
     else:
         if jax.process_index() == 0:
-            # That of an attempt which was refused later on would win over these settings.
+            # The tokenizer of an attempt that was refused would win over these settings.
             forget(tokenizer_folder(workdir))
         if config.init.source:
             origin = open_origin(config.init.source)
@@ -65,6 +66,7 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
                 command.note(line)
             if not named and jax.process_index() == 0:
                 origin.keep_tokenizer(workdir)
+    # Data and tokenizer decide the rest.
     corpus = load_corpus(config, workdir)
     if config.train.steps == 0:
         steps = corpus.order(config).num_steps(config.train.epochs)

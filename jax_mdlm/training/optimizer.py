@@ -85,7 +85,7 @@ def _muon(config: OptimizerConfig) -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(lambda path, x: function(row_of(path), x), tree)
 
     def dimensions(row: ParamRow, x: jax.Array) -> optax.contrib.MuonDimensionNumbers:
-        outputs = 1 + row.num_inputs  # behind the stacked layers
+        outputs = 1 + row.num_inputs  # after the stacked layers
         return optax.contrib.MuonDimensionNumbers(range(1, outputs), range(outputs, x.ndim))
 
     def to_size(row: ParamRow, x: jax.Array) -> jax.Array:

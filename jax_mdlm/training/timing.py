@@ -79,12 +79,8 @@ def training_flops(config: ModelConfig, length: int) -> tuple[int, int]:
     6 per parameter that is multiplied (all but the embedding) and 12 * layers * L * N * H for
     attention (arXiv 2204.02311, appendix B).
 
-    Args:
-      config: The network.
-      length: Slots of the canvas.
-
     Returns:
-      Those of the matrices, and those of attention.
+      FLOPs of the matrices, and of attention on a canvas of `length` slots.
     """
     multiplied = table.num_parameters(config) - config.vocab_size * config.embed
     return 6 * multiplied, 12 * config.layers * length * config.heads * config.head_dim

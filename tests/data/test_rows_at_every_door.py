@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_mdlm.config import Config, ConfigError, DataConfig, TokenizerConfig
-from jax_mdlm.data.chat import make_template
+from jax_mdlm.data.chat import make_template, render_prompt
 from jax_mdlm.data.corpus import load_corpus
 from jax_mdlm.data.examples import Message, without_answer
 from jax_mdlm.data.jsonl import find_files, parse_lines, read_jsonl, read_lines, to_line
@@ -415,10 +416,14 @@ NAMES = st.sampled_from(["rows.jsonl", "rows.json", "rows.txt", "rows.csv"])
 def check_all_doors(path: Path, tokenizer: Tokenizer) -> None:
     """Reads a file wherever one is read, and encodes what was read."""
     template = make_template("llada", tokenizer)
+    setup: Any = types.SimpleNamespace(
+        tokenizer=tokenizer,
+        encode=lambda conversation: render_prompt(tokenizer, conversation, template),
+    )
 
     def tokens(path: Path) -> None:
         for prompt in read_prompts([], str(path), None):
-            encode_prompt(prompt, tokenizer, template)
+            encode_prompt(prompt, setup)
 
     def table(path: Path) -> None:
         config = DataConfig(files=str(path), on_bad_row="skip", length=64)
