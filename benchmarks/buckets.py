@@ -35,9 +35,8 @@ from jax_mdlm.config import (
     TrainConfig,
     validate,
 )
-from jax_mdlm.data.assemble import place
-from jax_mdlm.data.choices import choose
 from jax_mdlm.data.corpus import Corpus, load_corpus
+from jax_mdlm.data.draws import draw_epochs
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import create_state
@@ -70,14 +69,14 @@ def count_epoch(config: Config, corpus: Corpus) -> Epoch:
     """The first epoch of a run."""
     order = corpus.order(config)
     tokens, slots = 0, 0
-    steps_on: dict[int, list[int]] = {canvas.length: [] for canvas in order.canvases}
+    steps_on: dict[int, list[int]] = {bucket.length: [] for bucket in order.buckets}
     for step in range(order.num_steps(1)):
-        canvas, epochs, rows = order.at(step)
-        choice = choose(corpus.train, config.data, epochs, rows)
-        places = place(corpus.train, choice.pairs, choice.lengths)
-        tokens += int((places.begin + places.labels).sum())
-        slots += canvas.rows * canvas.length
-        steps_on[canvas.length].append(step)
+        bucket, epochs, rows = order.at(step)
+        drawn = draw_epochs(corpus.train, config.data, epochs, rows)
+        spans = corpus.train.spans(drawn.pairs, drawn.lengths)
+        tokens += int((spans.begin + spans.labels).sum())
+        slots += bucket.rows * bucket.length
+        steps_on[bucket.length].append(step)
     return Epoch(tokens, slots, {length: steps for length, steps in steps_on.items() if steps})
 
 

@@ -23,7 +23,6 @@ from typing import Any
 
 import pydantic
 
-from jax_mdlm.cloud import on_pod
 from jax_mdlm.config import Config, ConfigError, from_json, validate
 
 AGAIN = 75  # exit code (EX_TEMPFAIL): nothing is wrong with the run, start it again
@@ -144,7 +143,7 @@ def apply_overrides(
 
     Args:
       config: What is changed.
-      overrides: As in `parse_config`.
+      overrides: Arguments `--config.section.field=value`.
       section: The only section that may be changed, e.g. `sample` for a finished run; "" = all.
       unfixed: Asked where a setting of the tokenizer is given: those that the run leaves open
         (`data.corpus.unfixed`), by their beginnings.
@@ -218,8 +217,11 @@ def start_processes(*, detect: bool = True) -> None:
                 )
         number, own = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
         _join(address, number, own)
-    elif detect and on_pod():
-        _join()
+    elif detect:
+        from jax_mdlm.processes import on_pod  # loads JAX
+
+        if on_pod():
+            _join()
 
 
 def _join(*where: Any) -> None:

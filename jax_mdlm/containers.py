@@ -92,8 +92,8 @@ class Corruption:
       response: bool [B, L]; supervised slots of the augmented row, end padding included.
       valid: bool [B, L]; slots of the augmented row that exist.
       frames: bool [B, L]; response slots up to the terminator: where CTC aligns. Contiguous.
-      labels: int32 [B, U]; as in `Batch`.
-      label_count: int32 [B]; as in `Batch`.
+      labels: int32 [B, U]; the batch's.
+      label_count: int32 [B]; the batch's.
       level: float32 [B]; noise level t in (0, 1].
       weight: float32 [B]; 1 / p, the weight of a masked slot in CE.
     """
@@ -136,7 +136,7 @@ class Region:
     Attributes:
       start: Its first column; blocks are counted from here.
       length: Slots that are there from the beginning.
-      limit: Slots at most; blocks behind `length` are appended when they are needed.
+      limit: Slots at most; blocks after `length` are appended when they are needed.
     """
 
     start: int
@@ -154,7 +154,7 @@ class Trace:
 
     Attributes:
       frames: int32 [C + 1, B, R]; the region before the first call and after each. C: the most
-        calls there can be; rows behind the last call are 0.
+        calls there can be; rows after the last call are 0.
       confidence: float32 [C, B, R]; probability of the token offered at each slot that was masked
         before the call and in its block; 0 elsewhere.
     """

@@ -28,11 +28,12 @@ from jax_mdlm.data.examples import Message
 from jax_mdlm.likelihood import Estimate, log_likelihood
 from jax_mdlm.model import memory
 from jax_mdlm.model.table import abstract_params
+from jax_mdlm.parameters import restore_params
 from jax_mdlm.sampling import Answer, SampleOptions, generate, read_answers, stream
 from jax_mdlm.setup import Prompt, Setup, open_setup
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.storage import reaching
-from jax_mdlm.workdir import newest_step, restore_params
+from jax_mdlm.workdir import newest_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_mdlm.config import ConfigError, MeshConfig
@@ -202,26 +202,6 @@ def _over_slices(sizes: dict[str, int], slices: int, devices: Sequence[Any]) -> 
     within = sizes | {"data": sizes["data"] // slices}
     across = [slices if name == "data" else 1 for name in MESH_AXES]
     return mesh_utils.create_hybrid_device_mesh(tuple(within.values()), across, devices)
-
-
-def barrier(name: str) -> None:
-    """Waits until all processes have come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
-def from_first_process(number: int) -> int:
-    """The number that the first process passed, on all of them."""
-    if jax.process_count() == 1:
-        return number
-    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-
-
-def anywhere(here: bool) -> bool:
-    """Whether it is so in any process."""
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.int32(here)).any())
 
 
 def _names(entry: Any) -> tuple[str, ...]:

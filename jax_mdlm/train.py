@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_mdlm import command
-from jax_mdlm.config import Config, listing
+from jax_mdlm.config import Config, text
 
 _EPILOG = """\
 settings: --config.SECTION.FIELD=VALUE; --settings lists all of them, with --config FILE as that
@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = command.split_overrides(parser, argv)
     if args.settings:
         config = command.parse_config(args.config, overrides) if args.config else Config()
-        show = {"text": listing.as_text, "markdown": listing.as_markdown}[args.settings]
-        print(show(config), end="")
+        as_text, as_table = text.settings_as_text, text.settings_as_markdown
+        print({"text": as_text, "markdown": as_table}[args.settings](config), end="")
         return
     command.run_of("jax_mdlm.training.run")(args, overrides, _make_evaluation)
 

@@ -10,27 +10,15 @@ Training makes work directories, and so does the import of published weights; sa
 and export read them.
 """
 
-import dataclasses
 import difflib
 import os
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jax_mdlm.config import Config, ConfigError, from_json, to_json
-from jax_mdlm.containers import Params
+from jax_mdlm.config import Config, ConfigError, config_to_json, from_json
 from jax_mdlm.foreign import check_folder
-from jax_mdlm.model import lora, table
-from jax_mdlm.storage import (
-    CheckpointError,
-    Checkpoints,
-    DamagedError,
-    named_steps,
-    open_checkpoints,
-)
+from jax_mdlm.storage import Checkpoints, named_steps, open_checkpoints
 
 _QUICKSTART = "runs/quickstart"  # what launch/quickstart.sh trains, seen from the checkout
 _UNFINISHED = "import_unfinished"  # exists while weights are imported
@@ -40,11 +28,6 @@ _IMPORTED = {_UNFINISHED, "checkpoints", "source", "tokenizer", "config.json", "
 def checkpoint_folder(workdir: epath.Path) -> epath.Path:
     """Where a work directory keeps its checkpoints."""
     return workdir / "checkpoints"
-
-
-def base_folder(workdir: epath.Path) -> epath.Path:
-    """Where a LoRA run keeps its frozen parameters: a checkpoint of step 0."""
-    return workdir / "base"
 
 
 def source_folder(workdir: epath.Path) -> epath.Path:
@@ -104,7 +87,7 @@ def save_config(workdir: epath.Path, config: Config) -> None:
     """Writes the resolved config; a kill while writing leaves the old one, or none."""
     workdir.mkdir(parents=True, exist_ok=True)
     aside = workdir / "config.json.tmp"
-    aside.write_text(to_json(config))
+    aside.write_text(config_to_json(config))
     aside.replace(workdir / "config.json")
 
 
@@ -182,33 +165,6 @@ def newest_step(workdir: epath.Path) -> int:
     return max(named_steps(checkpoint_folder(workdir)), default=-1)
 
 
-def restore_params(
-    workdir: epath.Path, abstract: Params, step: int | None = None
-) -> tuple[int, Params]:
-    """Reads only the parameters of a checkpoint, cast to the dtypes of `abstract`.
-
-    Args:
-      workdir: The directory.
-      abstract: `jax.ShapeDtypeStruct` with shardings, nested like the parameters.
-      step: Which checkpoint; None: the newest.
-
-    Returns:
-      The step, and the parameters in their places; of a LoRA run with its adapters merged.
-
-    Raises:
-      ConfigError: the work directory has no checkpoint, or not that one.
-      CheckpointError: damaged, or of another shape.
-    """
-    checkpoints = open_existing(workdir)
-    try:
-        step = choose_step(checkpoints, step)
-        if has_adapters(checkpoints, step):
-            return step, _restore_merged(workdir, checkpoints, step, abstract)
-        return step, checkpoints.restore(step, {"params": abstract}, cast=True)["params"]
-    finally:
-        checkpoints.close()
-
-
 def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
     """`step` if it is there; the newest where it is None.
 
@@ -222,97 +178,3 @@ def choose_step(checkpoints: Checkpoints, step: int | None) -> int:
         shown = ", ".join(map(str, steps))
         raise ConfigError(f"step must be one of {shown} in {checkpoints.folder}, got {step}")
     return step
-
-
-@dataclasses.dataclass(frozen=True)
-class Base:
-    """What is recorded beside the frozen parameters of a LoRA run.
-
-    Attributes:
-      scale: alpha / r of its adapters.
-      slack_id: The slack token, whose rows may be trained beside the adapters.
-      published: The weights that it was read from, as `init.from` named them; empty: no published
-        ones.
-      slack_row_set: Whether the slack token's rows were set at the start, so that they are not
-        those of `published`.
-    """
-
-    scale: float
-    slack_id: int
-    published: str = ""
-    slack_row_set: bool = False
-
-
-def has_adapters(checkpoints: Checkpoints, step: int) -> bool:
-    """Whether a checkpoint is a LoRA run's: adapters, to be read with its base."""
-    return any(name.startswith("adapters/") for name in checkpoints.shapes(step))
-
-
-def has_base(workdir: epath.Path) -> bool:
-    """Whether the frozen parameters of a LoRA run are there, and whole."""
-    if not base_folder(workdir).is_dir():
-        return False
-    base = open_checkpoints(base_folder(workdir))
-    try:
-        return base.latest() == 0
-    finally:
-        base.close()
-
-
-def open_base(workdir: epath.Path) -> tuple[Checkpoints, Base]:
-    """Opens the frozen parameters of a LoRA run: step 0 of the result.
-
-    Raises:
-      CheckpointError: they are missing or damaged. It is no `DamagedError`: an older checkpoint of
-        the run would not help.
-    """
-    if has_base(workdir):
-        base = open_checkpoints(base_folder(workdir))
-        try:
-            return base, Base(**base.record(0)["base"])
-        except DamagedError as error:
-            raise damaged_base(workdir, error) from error
-    raise damaged_base(workdir, "they are not there")
-
-
-def damaged_base(workdir: epath.Path, reason: object) -> CheckpointError:
-    """What to say where the frozen parameters of a LoRA run cannot be read."""
-    return CheckpointError(
-        f"work directory {workdir} holds adapters and must hold their frozen parameters in base/0, "
-        f"but {reason}; bring that folder back, the adapters mean nothing without it"
-    )
-
-
-def _restore_merged(
-    workdir: epath.Path, checkpoints: Checkpoints, step: int, abstract: Params
-) -> Params:
-    """Frozen parameters with the adapters of a step added, in the places of `abstract`."""
-    whole = _whole(jax.tree.leaves(abstract)[0].sharding)
-    adapters = {
-        tuple(name.split("/")[1:]): jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-        for name, (shape, dtype) in checkpoints.shapes(step).items()
-        if name.startswith("adapters/")
-    }
-    adapters = checkpoints.restore(step, {"adapters": table.tree(adapters)})["adapters"]
-    base, about = open_base(workdir)
-    try:
-        dtypes = {dtype for _, dtype in base.shapes(0).values()}
-        # Read as stored, or wider: the sum is then rounded once, to what is asked for.
-        read = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, jnp.result_type(leaf.dtype, *dtypes), sharding=leaf.sharding
-            ),
-            abstract,
-        )
-        frozen = base.restore(0, {"params": read}, cast=True)["params"]
-    finally:
-        base.close()
-    joined = lora.join(frozen, adapters, scale=about.scale, slack_id=about.slack_id)
-    return lora.merge_adapters(joined, abstract)
-
-
-def _whole(place: Sharding) -> Sharding:
-    """On the devices of `place`, not cut: adapters are small."""
-    if isinstance(place, NamedSharding):
-        return NamedSharding(place.mesh, PartitionSpec())
-    return place

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jax_mdlm import command
-from jax_mdlm.config import Config, ConfigError, differences, from_json, to_json
+from jax_mdlm.config import Config, ConfigError, config_to_json, differences, from_json
 
 
 def parse(*overrides: str, config: str = "llada_ctc") -> Config:
@@ -122,7 +122,7 @@ def test_the_settings_of_a_run_are_a_config_file(tmp_path: Path) -> None:
     """So that what was typed for one run need not be typed again for the next."""
     config = parse("--config.mesh.rules=embed=", "--config.train.seed=3")
     file = tmp_path / "config.json"
-    file.write_text(to_json(config))
+    file.write_text(config_to_json(config))
     assert command.parse_config(str(file), []) == config
     changed = command.parse_config(str(file), ["--config.train.seed=4"])
     assert differences(config, changed, []) == ["train.seed=3 there, 4 here"]
@@ -139,12 +139,12 @@ def test_the_settings_of_a_run_are_a_config_file(tmp_path: Path) -> None:
 
 def test_json_round_trip_and_differences() -> None:
     config = parse("--config.mesh.rules=embed=")
-    again = from_json(to_json(config), "config.json")
+    again = from_json(config_to_json(config), "config.json")
     assert again == config
     other = parse("--config.mesh.rules=embed=", "--config.model.embed=64", "--config.train.seed=3")
     assert differences(config, other, ["train."]) == ["model.embed=4096 there, 64 here"]
     with pytest.raises(ConfigError, match=r"here.json is not a config: model.embed: .*integer"):
-        from_json(to_json(config).replace('"embed": 4096', '"embed": "x"'), "here.json")
+        from_json(config_to_json(config).replace('"embed": 4096', '"embed": "x"'), "here.json")
 
 
 def test_a_finished_run_only_takes_other_sample_settings() -> None:

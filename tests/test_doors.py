@@ -18,7 +18,7 @@ from rich.console import Console
 from jax_mdlm import mdlm
 from jax_mdlm.config import Config, DataConfig, MeshConfig, ModelConfig, SampleConfig
 from jax_mdlm.config import TokenizerConfig as Kind
-from jax_mdlm.data.assemble import assemble
+from jax_mdlm.data.batches import assemble
 from jax_mdlm.data.chat import template_of
 from jax_mdlm.data.corpus import open_split, open_tokenizer
 from jax_mdlm.data.examples import Message

@@ -25,10 +25,11 @@ from jax_mdlm.config import (
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluate import main as evaluate
 from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.parameters import restore_params
 from jax_mdlm.sample import main as sample
 from jax_mdlm.sampling import AtRandom
 from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.workdir import restore_params, save_config
+from jax_mdlm.workdir import save_config
 from tests.sampling.standin import random_params
 from tests.viewing.conftest import talking_config
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jax_mdlm import command, train
-from jax_mdlm.config import Config, listing
+from jax_mdlm.config import Config, text
 
 PAGE = Path(__file__).parent.parent / "docs" / "api" / "config.md"
 
@@ -21,10 +21,10 @@ def paths(section: object, prefix: str = "") -> list[str]:
 
 
 def test_every_setting_is_listed_with_a_sentence() -> None:
-    listed = [one for _, settings in listing.list_settings(Config()) for one in settings]
+    listed = [one for _, settings in text.list_settings(Config()) for one in settings]
     assert sorted(one.path for one in listed) == sorted(paths(Config()))
     assert [one.path for one in listed if not one.sentence or not one.kind] == []
-    assert all(sentence for sentence, _ in listing.list_settings(Config()))
+    assert all(sentence for sentence, _ in text.list_settings(Config()))
 
 
 @pytest.mark.parametrize("name", command.shipped_configs())
@@ -33,15 +33,15 @@ def test_what_is_listed_is_what_a_flag_takes(name: str) -> None:
     config = command.parse_config(name, [])
     flags = [
         f"--config.{one.path}={one.value}"
-        for _, settings in listing.list_settings(config)
+        for _, settings in text.list_settings(config)
         for one in settings
     ]
     assert command.parse_config(name, flags) == config
 
 
 def test_comments_above_and_beside_a_field_are_one_sentence() -> None:
-    listed = {one.path: one for _, settings in listing.list_settings(Config()) for one in settings}
-    assert listed["data.length"] == listing.Setting(
+    listed = {one.path: one for _, settings in text.list_settings(Config()) for one in settings}
+    assert listed["data.length"] == text.SettingLine(
         "data.length", "whole number", "4096", "L, slots of the canvas"
     )
     assert listed["sample.factor"].sentence.startswith("commit n slots while the n-th has")
@@ -66,4 +66,4 @@ def test_the_page_is_that_list() -> None:
     page = PAGE.read_text()
     begin, end = page.index("## All of them\n\n"), page.index("## Reading and checking")
     shown = page[begin:end].removeprefix("## All of them\n\n").rstrip("\n") + "\n"
-    assert shown == listing.as_markdown(Config())
+    assert shown == text.settings_as_markdown(Config())

@@ -1,12 +1,10 @@
 """Every setting of a run.
 
 A file in `configs/` returns one `Config`; `command.py` applies `--config.section.field=value` to it
-and calls `validate()` once. Everything behind that border receives finished values.
+and calls `validate()` once. Everything after that border receives finished values.
 """
 
-from jax_mdlm.config.captures import profile_steps
-from jax_mdlm.config.checks import check_sample, validate
-from jax_mdlm.config.record import differences, from_json, to_json
+from jax_mdlm.config.checks import check_sample, profile_steps, validate
 from jax_mdlm.config.sections import (
     Collapse,
     Config,
@@ -21,7 +19,9 @@ from jax_mdlm.config.sections import (
     SampleConfig,
     TokenizerConfig,
     TrainConfig,
+    first_line,
 )
+from jax_mdlm.config.text import config_to_json, differences, from_json
 
 __all__ = [
     "Collapse",
@@ -38,9 +38,10 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "check_sample",
+    "config_to_json",
     "differences",
+    "first_line",
     "from_json",
     "profile_steps",
-    "to_json",
     "validate",
 ]

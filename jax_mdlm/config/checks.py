@@ -1,14 +1,29 @@
 """What settings must hold together; asked once, after the command line was read."""
 
-from jax_mdlm.config.captures import profile_steps
+import re
+
 from jax_mdlm.config.sections import (
     Config,
     ConfigError,
     DataConfig,
-    LoraConfig,
     SampleConfig,
     TrainConfig,
 )
+
+_POSITIVE = {
+    "model": "embed layers heads kv_heads mlp",
+    "data": "length max_labels",
+    "train": "batch_size log_every save_every keep_checkpoints",
+    "objective": "loss_tile",
+    "sample": "batch_size",
+}
+_NOT_NEGATIVE = {
+    "train": "steps epochs microbatches evaluate_every evaluate_rows keep_every",
+    "model": "vocab_size",
+    "objective": "ctc_weight slack_max ctc_weight_steps",
+    "data": "end_padding prompt_slots",
+    "optimizer": "learning_rate clip_norm",
+}
 
 
 def validate(config: Config) -> Config:
@@ -19,97 +34,69 @@ def validate(config: Config) -> Config:
     """
     model, data, train, objective = config.model, config.data, config.train, config.objective
 
-    for path, value in (
-        ("model.embed", model.embed),
-        ("model.layers", model.layers),
-        ("model.heads", model.heads),
-        ("model.kv_heads", model.kv_heads),
-        ("model.mlp", model.mlp),
-        ("data.length", data.length),
-        ("data.max_labels", data.max_labels),
-        ("train.batch_size", train.batch_size),
-        ("train.log_every", train.log_every),
-        ("train.save_every", train.save_every),
-        ("train.keep_checkpoints", train.keep_checkpoints),
-        ("objective.loss_tile", objective.loss_tile),
-        ("sample.batch_size", config.sample.batch_size),
+    for least, names, expected in (
+        (1, _POSITIVE, "at least 1"),
+        (0, _NOT_NEGATIVE, "0 or more"),
     ):
-        require(value >= 1, f"{path} must be at least 1, got {value}")
-    for path, value in (
-        ("train.steps", train.steps),
-        ("train.epochs", train.epochs),
-        ("train.microbatches", train.microbatches),
-        ("model.vocab_size", model.vocab_size),
-        ("objective.ctc_weight", objective.ctc_weight),
-        ("objective.slack_max", objective.slack_max),
-        ("objective.ctc_weight_steps", objective.ctc_weight_steps),
-        ("data.end_padding", data.end_padding),
-        ("data.prompt_slots", data.prompt_slots),
-        ("optimizer.learning_rate", config.optimizer.learning_rate),
-        ("optimizer.clip_norm", config.optimizer.clip_norm),
-        ("train.evaluate_every", train.evaluate_every),
-        ("train.evaluate_rows", train.evaluate_rows),
-        ("train.keep_every", train.keep_every),
-    ):
-        require(value >= 0, f"{path} must be 0 or more, got {value}")
-    require(
+        for section, fields in names.items():
+            for field in fields.split():
+                value = getattr(getattr(config, section), field)
+                _require(value >= least, f"{section}.{field} must be {expected}, got {value}")
+    _require(
         train.decode_rows >= -1,
         f"train.decode_rows must be -1 (by the source) or more, got {train.decode_rows}",
     )
-    require(
+    _require(
         model.heads % model.kv_heads == 0,
         f"model.kv_heads must divide model.heads={model.heads}, got {model.kv_heads}",
     )
-    require(model.head_dim % 2 == 0, f"model.head_dim must be even, got {model.head_dim}")
-    require(
+    _require(model.head_dim % 2 == 0, f"model.head_dim must be even, got {model.head_dim}")
+    _require(
         data.length <= model.max_length,
         f"data.length must be at most model.max_length={model.max_length}, got {data.length}; "
         "shorten the canvas or raise model.max_length",
     )
-    require(
+    _require(
         data.max_labels <= data.length,
         f"data.max_labels must be at most data.length={data.length}, got {data.max_labels}",
     )
-    require(
+    _require(
         train.batch_size % (train.microbatches or 1) == 0,
         f"train.microbatches must divide train.batch_size={train.batch_size}, "
         f"got {train.microbatches}",
     )
-    require(
+    _require(
         train.steps > 0 or train.epochs > 0,
         "train.steps or train.epochs must be above 0, got 0 for both; set one of them",
     )
-    require(
+    _require(
         0 < objective.level_floor < 1,
         f"objective.level_floor must lie between 0 and 1, got {objective.level_floor}",
     )
     check_sample(config.sample)
-    require(
+    _require(
         model.uncounted_id < 0 or config.sample.cache == "none",
         "sample.cache keeps keys at the positions they had, and with model.uncounted_id positions "
         f"move; set sample.cache=none, got {config.sample.cache}",
     )
-    require(
+    _require(
         0 <= config.optimizer.decay_share <= 1,
         f"optimizer.decay_share must lie between 0 and 1, got {config.optimizer.decay_share}",
     )
     axes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.context)
-    require(
+    _require(
         all(axis == -1 or axis >= 1 for axis in axes) and axes.count(-1) <= 1,
         f"mesh axes must be positive, with at most one -1, got {axes}",
     )
     profile_steps(config.profile)
-    _check_lora(config.lora)
+    # The paths of lora.targets are the parameter table's to know (`model/lora.target_rows`).
+    lora = config.lora
+    _require(lora.rank >= 0, f"lora.rank must be 0 (off) or more, got {lora.rank}")
+    _require(
+        lora.alpha > 0, f"lora.alpha must be above 0, got {lora.alpha}; set lora.rank=0 for off"
+    )
     _check_buckets(config.data, config.train)
     return config
-
-
-def _check_lora(lora: LoraConfig) -> None:
-    # The paths of lora.targets are the parameter table's to know (`model/lora.target_rows`).
-    if lora.rank < 0:
-        raise ConfigError(f"lora.rank must be 0 (off) or more, got {lora.rank}")
-    if lora.alpha <= 0:
-        raise ConfigError(f"lora.alpha must be above 0, got {lora.alpha}; set lora.rank=0 for off")
 
 
 def _check_buckets(data: DataConfig, train: TrainConfig) -> None:
@@ -149,27 +136,27 @@ def check_sample(sample: SampleConfig) -> None:
     """
     # --- how many slots and calls ---
     length, width = sample.length, sample.block_length
-    require(length >= 1, f"sample.length must be at least 1, got {length}")
-    require(
+    _require(length >= 1, f"sample.length must be at least 1, got {length}")
+    _require(
         width >= 1 and length % width == 0,
         f"sample.block_length must be positive and divide sample.length={length}, got {width}",
     )
-    require(
+    _require(
         sample.limit == 0 or (sample.limit >= length and sample.limit % width == 0),
         f"sample.limit must be 0 or a multiple of sample.block_length={width} and at least "
         f"sample.length={length}, got {sample.limit}",
     )
-    require(
+    _require(
         sample.steps >= length // width,
         f"sample.steps must give each of the {length // width} blocks a step, got {sample.steps}; "
         "raise sample.steps or sample.block_length",
     )
     # --- which slots are fixed, what they may hold ---
-    require(
+    _require(
         0 <= sample.threshold <= 1,
         f"sample.threshold must lie between 0 and 1, got {sample.threshold}",
     )
-    require(
+    _require(
         sample.threshold <= 0 or sample.factor <= 0,
         f"sample.threshold={sample.threshold} and sample.factor={sample.factor} are two rules for "
         "one choice; set one of them to 0",
@@ -179,25 +166,47 @@ def check_sample(sample: SampleConfig) -> None:
         ("top_k", sample.top_k),
         ("guidance", sample.guidance),
     ):
-        require(value >= 0, f"sample.{name} must be 0 or more, got {value}")
-    require(
+        _require(value >= 0, f"sample.{name} must be 0 or more, got {value}")
+    _require(
         0 < sample.top_p <= 1,
         f"sample.top_p must lie above 0 and at most at 1, got {sample.top_p}",
     )
-    require(
+    _require(
         sample.temperature > 0 or (sample.top_k == 0 and sample.top_p == 1),
         "sample.top_k and sample.top_p choose among drawn tokens and need sample.temperature above "
         "0, got 0; raise it, or leave them at 0 and 1",
     )
     # --- what is kept from call to call ---
-    require(
+    _require(
         sample.refresh >= 0 and (sample.refresh == 0 or sample.cache != "none"),
         f"sample.refresh must be 0 or more, and 0 without a cache, got {sample.refresh} with "
         f"sample.cache={sample.cache}",
     )
 
 
-def require(holds: bool, message: str) -> None:
-    """Raises ConfigError with `message` unless `holds`."""
+def profile_steps(text: str) -> range:
+    """The updates that are profiled, counted from 1 as in the log.
+
+    Args:
+      text: `FIRST:LAST` (both included), `FIRST+COUNT`, or nothing.
+
+    Raises:
+      ConfigError: anything else.
+    """
+    if not text:
+        return range(0)
+    found = re.fullmatch(r"(\d+)([:+])(\d+)", text)
+    if found:
+        first, number = int(found[1]), int(found[3])
+        steps = range(first, first + number if found[2] == "+" else number + 1)
+        if first >= 1 and steps:
+            return steps
+    raise ConfigError(
+        f"profile must read FIRST:LAST or FIRST+COUNT, in steps from 1 on, got {text!r}; write "
+        "e.g. 10:12 or 10+3"
+    )
+
+
+def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)

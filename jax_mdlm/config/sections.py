@@ -10,6 +10,11 @@ class ConfigError(ValueError):
     """A setting that cannot work; its text is one line that names the field and the remedy."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a package says, for an error's text; else what it raised."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The network (LLaDA's layout); static under `jit`."""
@@ -93,7 +98,6 @@ class DataConfig:
     draw_end_padding: bool = False  # 0 to end_padding of them, drawn per row and epoch; else all
     too_long: Literal["truncate", "drop", "error"] = "truncate"  # rows that do not fit; counted
     on_bad_row: Literal["error", "skip"] = "error"  # malformed rows; skipped ones are counted
-    keep_stress: bool = False  # pronunciations: keep the stress digits of vowels
     seed: int = 0  # order of rows, turn cuts, random lengths
     tokenizer: TokenizerConfig = TokenizerConfig()
 
@@ -216,7 +220,7 @@ class SampleConfig:
     refresh: int = 0  # calls between runs on the whole canvas, with a cache; 0 = one a block
     weights: Literal["full", "int8"] = "full"  # as loaded for sampling; int8: a quarter of float32
     batch_size: int = 16  # prompts per compiled call
-    early_stop: bool = True  # a row ends at its terminator; the masks behind it become EOS
+    early_stop: bool = True  # a row ends at its terminator; the masks after it become EOS
     seed: int = 0  # of the Gumbel noise
 
 

@@ -21,16 +21,9 @@ from jax_mdlm.conversion.reading import Meter
 from jax_mdlm.conversion.source import HUB, copy_files, kept_files, to_json
 from jax_mdlm.conversion.tokens import token_ids_of, write_tokenizer
 from jax_mdlm.model import lora, table
+from jax_mdlm.parameters import Base, has_adapters, open_base
 from jax_mdlm.storage import Checkpoints, StoredArray, reaching
-from jax_mdlm.workdir import (
-    Base,
-    choose_step,
-    has_adapters,
-    load_config,
-    open_base,
-    open_existing,
-    source_folder,
-)
+from jax_mdlm.workdir import choose_step, load_config, open_existing, source_folder
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # PeftModel, then the tuner, wrap the network

@@ -24,7 +24,7 @@ from jax_mdlm.conversion.shards import Shard
 from jax_mdlm.conversion.source import CONFIG, INDEX, copy_files, kept_files, to_json
 from jax_mdlm.conversion.tokens import token_ids_of, write_tokenizer
 from jax_mdlm.model import table
-from jax_mdlm.sharding import barrier
+from jax_mdlm.processes import barrier
 from jax_mdlm.storage import CheckpointError, StoredArray, alone_in, reaching, run_pieces
 from jax_mdlm.workdir import choose_step, load_config, open_existing, source_folder
 

@@ -16,6 +16,7 @@ from jax_mdlm.config import (
     ObjectiveConfig,
     SampleConfig,
     TokenizerConfig,
+    first_line,
 )
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.conversion import boxes, published
@@ -26,7 +27,7 @@ from jax_mdlm.conversion.source import Source, copy_files, kept_files
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import keep_tokenizer
 from jax_mdlm.model import table
-from jax_mdlm.sharding import barrier
+from jax_mdlm.processes import barrier
 from jax_mdlm.storage import (
     CheckpointError,
     Piece,
@@ -97,7 +98,7 @@ def _write(
     except Exception as error:  # what a disk, a bucket or TensorStore answers
         raise CheckpointError(
             f"work directory {workdir} must take {source.num_bytes:,} bytes, but writing failed "
-            f"({_first_line(error)}); free space or choose another, then import again"
+            f"({first_line(error)[:300]}); free space or choose another, then import again"
         ) from error
     barrier("import_ended")
 
@@ -201,7 +202,3 @@ def _check_room(source: Source, workdir: epath.Path) -> None:
             f"work directory {workdir} must have room for {needed:,} bytes, its disk has "
             f"{free:,} free; free space or choose another"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -12,8 +12,9 @@ from jax_mdlm.conversion import published, shards
 from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.conversion.tokens import token_ids_of
 from jax_mdlm.foreign import check_folder
+from jax_mdlm.parameters import open_base
 from jax_mdlm.storage import place, reaching
-from jax_mdlm.workdir import check_finished, load_config, open_base, open_existing
+from jax_mdlm.workdir import check_finished, load_config, open_existing
 
 
 def inspect(path: epath.PathLike) -> dict[str, Any]:

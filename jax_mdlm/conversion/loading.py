@@ -14,9 +14,10 @@ from jax_mdlm.conversion.reading import read_params
 from jax_mdlm.conversion.source import is_published, open_source
 from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import memory, table
+from jax_mdlm.parameters import restore_params
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import place, reaching
-from jax_mdlm.workdir import check_finished, load_config, restore_params
+from jax_mdlm.workdir import check_finished, load_config
 
 
 def load(

@@ -15,9 +15,9 @@ from etils import epath
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.conversion import boxes
 from jax_mdlm.model import table
+from jax_mdlm.parameters import has_adapters, open_base
 from jax_mdlm.storage import Checkpoints, StoredArray
 from jax_mdlm.storage.chunks import Index
-from jax_mdlm.workdir import has_adapters, open_base
 
 
 @dataclasses.dataclass(frozen=True)

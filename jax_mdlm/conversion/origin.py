@@ -21,15 +21,10 @@ from jax_mdlm.conversion.source import (
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import holds_tokenizer, keep_tokenizer
 from jax_mdlm.foreign import check_folder
+from jax_mdlm.parameters import restore_params
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import place
-from jax_mdlm.workdir import (
-    checkpoint_folder,
-    load_config,
-    newest_step,
-    restore_params,
-    source_folder,
-)
+from jax_mdlm.workdir import checkpoint_folder, load_config, newest_step, source_folder
 
 # What two descriptions of one model must agree in.
 _LAYOUT = (

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jax_mdlm.config import ConfigError
+from jax_mdlm.config import ConfigError, first_line
 from jax_mdlm.conversion.shards import DTYPES, Tensor
 
 INDEX = "pytorch_model.bin.index.json"
@@ -38,7 +38,7 @@ def read_file(path: epath.Path) -> dict[str, Tensor]:
     try:
         state = torch.load(os.fspath(path), map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # whatever is not a plain file of tensors
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise ConfigError(
             f"{path} must be a whole file of nothing but tensors, as torch.save writes it today, "
             f"PyTorch refuses it ({first[:120]}); save it again, or take the safetensors files"

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jax_mdlm.config import Config, ConfigError, DataConfig, from_json, to_json
+from jax_mdlm.config import Config, ConfigError, DataConfig, config_to_json, from_json
 
 KEY = "jax_mdlm_prompting"
 _DATA = ("template", "prompt_slots", "pretraining")
@@ -52,7 +52,7 @@ def prompted(config: Config, settings: Mapping[str, Any], origin: str) -> Config
             f"{origin}: {KEY} must hold fields of data ({', '.join(_DATA)}) and of sample "
             f"({', '.join(_SAMPLE)}), got {str(told)[:200]}; correct or remove it"
         )
-    whole = json.loads(to_json(config))
+    whole = json.loads(config_to_json(config))
     for section, fields in told.items():
         whole[section] |= fields
     return from_json(json.dumps(whole), f"{origin}: {KEY}")

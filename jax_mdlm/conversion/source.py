@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jax_mdlm.config import ConfigError, ModelConfig
+from jax_mdlm.config import ConfigError, ModelConfig, first_line
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.conversion import boxes, pickles, published, shards
 from jax_mdlm.conversion.shards import Tensor
@@ -159,7 +159,7 @@ def _download(path: str) -> str:
             errors.RevisionNotFoundError: "no such revision",
             errors.LocalEntryNotFoundError: "it cannot be reached, and the cache holds no copy",
         }
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), first)
         raise ConfigError(
             f"the hub does not give {asked} ({reason}); correct the name, log in with "

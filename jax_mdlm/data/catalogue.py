@@ -12,35 +12,28 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import tensorflow_datasets as tfds
 from etils import epath
 
-from jax_mdlm.config import ConfigError, DataConfig
+from jax_mdlm.config import ConfigError, DataConfig, first_line
 from jax_mdlm.data.examples import Example, Message, pair
 from jax_mdlm.extras import how_to_install
+from jax_mdlm.processes import barrier
 
 FILE_FORMAT = "array_record"
 
 
-def prepare(
-    make: Callable[..., tfds.core.DatasetBuilder],
-    data_dir: epath.Path,
-    process_index: int,
-    barrier: Callable[[str], None],
+def prepare_builder(
+    make: Callable[..., tfds.core.DatasetBuilder], data_dir: epath.Path
 ) -> tfds.core.DatasetBuilder:
-    """Returns a builder of this package with its files on disk.
+    """Returns a builder of this package, made by its class, with its files on disk.
 
     Process 0 writes while the others wait; a process that does not see these files (a disk of its
-    own) writes its copy afterwards.
-
-    Args:
-      make: Class of the builder.
-      data_dir: Local folder for prepared datasets.
-      process_index: This process.
-      barrier: Waits for all processes; called once with the name "data".
+    own) writes its copy afterwards. `data_dir` must be local.
     """
     check_local(data_dir)
-    if process_index == 0:
+    if jax.process_index() == 0:
         _write(make, data_dir)
     barrier("data")
     return _write(make, data_dir)
@@ -107,10 +100,9 @@ def open_catalogue(config: DataConfig, data_dir: epath.Path) -> tfds.core.Datase
             builder = tfds.builder(config.source, data_dir=str(data_dir))
             prepared = builder.is_prepared()
     except Exception as error:  # not found, bad name, missing packages of the dataset's code
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
             f"data.source={config.source} is not pronunciations, dialogues, chat_jsonl or a "
-            f"dataset in {data_dir} ({reason}); set data.data_dir or {remedy}"
+            f"dataset in {data_dir} ({first_line(error)}); set data.data_dir or {remedy}"
         ) from error
     if not prepared:
         raise ConfigError(f"data.source={config.source} is not prepared in {data_dir}; {remedy}")
@@ -149,10 +141,9 @@ def read_all(builder: tfds.core.DatasetBuilder, split: str, **options: Any) -> S
         rows = source.__getitems__(range(expected))
         assert len(source) == len(rows) == expected
     except Exception as error:  # the packages raise nothing narrower
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
-            f"{builder.name} must hold {expected} rows in {split}, they cannot be read ({reason}); "
-            f"delete {builder.data_dir} to write it again"
+            f"{builder.name} must hold {expected} rows in {split}, they cannot be read "
+            f"({first_line(error)}); delete {builder.data_dir} to write it again"
         ) from error
     return rows
 
@@ -182,7 +173,7 @@ def catalogue_examples(
 
     def text(row: Mapping[str, Any], number: int, flag: str) -> str:
         field = getattr(config, flag)
-        return as_text(row[field], f"{builder.name}/{split}:{number} {field}")
+        return _decode_feature(row[field], f"{builder.name}/{split}:{number} {field}")
 
     rows = enumerate(read_all(builder, split))
     if len(flags) == 1:
@@ -190,7 +181,7 @@ def catalogue_examples(
     return [pair(*(text(row, i, flag) for flag in flags)) for i, row in rows]
 
 
-def as_text(value: Any, subject: str) -> str:
+def _decode_feature(value: Any, subject: str) -> str:
     """Text features come back as bytes.
 
     Raises:

@@ -2,16 +2,16 @@
 
 import dataclasses
 
-import jax
 from etils import epath
 
 from jax_mdlm.config import Config, ConfigError, DataConfig
-from jax_mdlm.data import rows as sources
+from jax_mdlm.data.batches import TrainBatches
+from jax_mdlm.data.examples import SplitRows
 from jax_mdlm.data.order import Order, make_order
-from jax_mdlm.data.pipeline import TrainBatches, train_batches
+from jax_mdlm.data.rows import Split, open_rows, pronunciation_references
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer, is_kept, load_tokenizer, read_tokenizer
-from jax_mdlm.sharding import Share, barrier
+from jax_mdlm.sharding import Share
 
 # Sources that this package prepares with TFDS.
 _TITLES = {"pronunciations": "CMUdict", "dialogues": "the dialogues of chitchat-dataset"}
@@ -33,12 +33,12 @@ class Corpus:
     tokenizer: Tokenizer
     train: Table
     validation: Table
-    held_out: sources.Rows | None = None
+    held_out: SplitRows | None = None
     note: str = ""
 
     def batches(self, config: Config, start_step: int, share: Share) -> TrainBatches:
         """This process's share of the training batches, from a step on."""
-        return train_batches(
+        return TrainBatches(
             self.train,
             config.data,
             batch_size=config.train.batch_size,
@@ -61,10 +61,14 @@ def load_corpus(config: Config, workdir: epath.Path) -> Corpus:
     train_rows = open_split(config.data, workdir, "train")
     validation_rows = open_split(config.data, workdir, "validation")
     tokenizer = open_tokenizer(config.data, workdir, train_rows)
+    train, validation = (
+        make_table(rows, config.data, tokenizer, slack_max=config.objective.slack_max)
+        for rows in (train_rows, validation_rows)
+    )
     return Corpus(
         tokenizer=tokenizer,
-        train=_table(train_rows, config, tokenizer),
-        validation=_table(validation_rows, config, tokenizer),
+        train=train,
+        validation=validation,
         held_out=None if config.data.pretraining else validation_rows,
         note=train_rows.note,
     )
@@ -90,32 +94,20 @@ def tokenizer_folder(workdir: epath.Path) -> epath.Path:
     return workdir / "tokenizer"
 
 
-def open_split(config: DataConfig, workdir: epath.Path, split: sources.Split) -> sources.Rows:
+def open_split(config: DataConfig, workdir: epath.Path, split: Split) -> SplitRows:
     """The rows of a split, prepared by the first process where that is needed."""
-    return sources.open_rows(
-        config,
-        data_folder(config, workdir),
-        split,
-        process_index=jax.process_index(),
-        barrier=barrier,
-    )
+    return open_rows(config, data_folder(config, workdir), split)
 
 
 def open_references(
-    config: DataConfig, workdir: epath.Path, split: sources.Split
+    config: DataConfig, workdir: epath.Path, split: Split
 ) -> list[tuple[str, tuple[str, ...]]]:
     """Each word of a split of `pronunciations` with all that count as right."""
-    return sources.pronunciation_references(
-        config,
-        data_folder(config, workdir),
-        split,
-        process_index=jax.process_index(),
-        barrier=barrier,
-    )
+    return pronunciation_references(data_folder(config, workdir), split)
 
 
 def open_tokenizer(
-    config: DataConfig, workdir: epath.Path, rows: sources.Rows | None = None
+    config: DataConfig, workdir: epath.Path, rows: SplitRows | None = None
 ) -> Tokenizer:
     """The tokenizer of a work directory; trained from `rows` where it is new and they are given.
 
@@ -138,13 +130,8 @@ def open_tokenizer(
             "--config.data.tokenizer.path=FOLDER (or a hub id), or import the model again with "
             "tokenizer.json beside its weights"
         )
-    return load_tokenizer(
-        config.tokenizer,
-        tokenizer_folder(workdir),
-        None if rows is None else rows.texts,
-        process_index=jax.process_index(),
-        barrier=barrier,
-    )
+    texts = None if rows is None else rows.texts
+    return load_tokenizer(config.tokenizer, tokenizer_folder(workdir), texts)
 
 
 def unfixed(config: DataConfig, workdir: epath.Path) -> tuple[str, ...]:
@@ -160,7 +147,3 @@ def unfixed(config: DataConfig, workdir: epath.Path) -> tuple[str, ...]:
         roles = ("mask", "slack", "pad", "eos", "terminator")
         return tuple(f"data.tokenizer.{role}_id" for role in roles)
     return ()
-
-
-def _table(rows: sources.Rows, config: Config, tokenizer: Tokenizer) -> Table:
-    return make_table(rows, config.data, tokenizer, slack_max=config.objective.slack_max)

@@ -10,7 +10,7 @@ from jax_mdlm.config import DataConfig
 MANY = 0.05  # a larger share of rows that do not fit is no accident, and is warned about
 
 
-class Need(NamedTuple):
+class Extent(NamedTuple):
     """How much of something the rows take.
 
     Attributes:
@@ -22,14 +22,14 @@ class Need(NamedTuple):
     all: int
 
     @classmethod
-    def of(cls, sizes: np.ndarray) -> "Need":
+    def of(cls, sizes: np.ndarray) -> "Extent":
         """Of sizes, int [n], n > 0."""
         nearly = np.quantile(sizes, 1 - MANY, method="inverted_cdf")
         return cls(int(nearly), int(sizes.max()))
 
 
 @dataclasses.dataclass(frozen=True)
-class Counts:
+class RowCounts:
     """What became of the rows.
 
     Attributes:
@@ -53,9 +53,9 @@ class Counts:
     truncated: int = 0
     by_labels: int = 0
     shortened: int = 0
-    labels: Need = Need(0, 0)
-    slots: Need = Need(0, 0)
-    prompt: Need = Need(0, 0)
+    labels: Extent = Extent(0, 0)
+    slots: Extent = Extent(0, 0)
+    prompt: Extent = Extent(0, 0)
 
     def line(self, config: DataConfig) -> str:
         """One line for the log.

@@ -1,10 +1,8 @@
-"""The example: what every source yields and what `chat` renders."""
+"""The example: what every source yields and what `chat` renders; all of a split."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jax_mdlm.config import ConfigError
 
@@ -43,6 +41,39 @@ class Message(NamedTuple):
 
 
 Example = tuple[Message, ...]  # a conversation; a text for pre-training is one message
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitRows:
+    """The examples of a split, in memory.
+
+    Attributes:
+      name: For messages, e.g. "pronunciations/train".
+      examples: Conversations.
+      origins: Where each comes from, e.g. "train.jsonl:17".
+      skipped: Malformed rows that were left out.
+      note: What was done that nobody asked for; "" = nothing.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    origins: Sequence[str]
+    skipped: int = 0
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+    def origin(self, index: int) -> str:
+        """Where row `index` comes from."""
+        return self.origins[index]
+
+    def texts(self) -> Iterator[str]:
+        """All contents, for the training of a tokenizer."""
+        return (message.content for example in self.examples for message in example)
 
 
 def pair(prompt: str, response: str) -> Example:
@@ -136,35 +167,3 @@ def check_text(text: str, subject: str) -> str:
 def kind_of(value: Any) -> str:
     """What a value is called in an error's text."""
     return "null" if value is None else type(value).__name__
-
-
-def held_out(examples: Sequence[Example], percent: float) -> np.ndarray:
-    """Which rows belong to the validation split, by a hash of their content.
-
-    A row keeps its side when rows are added, moved or read from other files, and equal rows are on
-    one side. Where the hash holds out none, the rows with the smallest hash are taken, so that a
-    small file can be evaluated too; where it holds out all, those with the largest are left to
-    train on. Rows that are all equal have one hash: none of them is held out.
-
-    Args:
-      examples: The rows of the source.
-      percent: Expected share, in percent; 0 = none.
-
-    Returns:
-      bool [rows].
-    """
-    hashes = np.array([_content_hash(example) for example in examples], dtype=np.uint64)
-    if percent <= 0 or len(np.unique(hashes)) < 2:
-        return np.zeros(len(examples), bool)
-    chosen = hashes < np.uint64(min(percent / 100, 1 - 2**-52) * 2.0**64)
-    if not chosen.any():
-        return hashes == hashes.min()
-    if chosen.all():
-        return hashes != hashes.max()
-    return chosen
-
-
-def _content_hash(example: Example) -> int:
-    text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in example)
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")

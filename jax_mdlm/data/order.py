@@ -1,72 +1,78 @@
-"""Which rows each step of training owns: a pure function of the step.
+"""Which rows each step of training owns, and on how many slots: a pure function of the step.
 
-An epoch is a permutation of all rows. Without buckets, step s owns the rows s * B to (s + 1) * B of
-the endless order that the epochs make. With buckets, the order is walked row by row: a row joins
-the queue of its bucket, and a full queue is a batch. Neither depends on processes or devices.
+An epoch is a permutation of all rows. Without length buckets, step s owns the rows s * B to
+(s + 1) * B of the endless order that the epochs make. With them, the order is walked row by row: a
+row joins the queue of its bucket, and a full queue is a batch. Neither depends on processes or
+devices.
+
+A bucket changes nothing about a row but the slots after it, which nobody attends to: a row goes
+where its prompt, its response, the most slack that it may draw and all of its end padding find
+room. So slack is cut, and end padding ends at the canvas, only where the full canvas does so too,
+and what the model can read off the number of valid slots is what it could on the full canvas. A
+bucket that cut the padding, or was filled up with it, would tell the answer's length to within a
+bucket.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from jax_mdlm.config import DataConfig, ObjectiveConfig
-from jax_mdlm.data import buckets, draws
-from jax_mdlm.data.buckets import Canvas
-from jax_mdlm.data.choices import choose
-from jax_mdlm.data.table import Table
+from jax_mdlm.data.draws import Drawn, draw_epochs, permutation
+from jax_mdlm.data.table import TERMINATOR, Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The shape of a batch; a step is compiled for each.
+
+    Attributes:
+      rows: B, over all processes.
+      length: L.
+      labels: U.
+    """
+
+    rows: int
+    length: int
+    labels: int
 
 
 class Owned(NamedTuple):
     """The rows of one step.
 
     Attributes:
-      canvas: What they are written on.
+      bucket: The shape of their batch.
       epochs: int64 [B]; the epoch that each row belongs to.
       rows: int64 [B]; numbers of rows of the table.
     """
 
-    canvas: Canvas
+    bucket: Bucket
     epochs: np.ndarray
     rows: np.ndarray
 
 
-class Order(Protocol):
-    """What `pipeline` asks.
+def length_buckets(
+    config: DataConfig, objective: ObjectiveConfig, batch_size: int
+) -> tuple[Bucket, ...]:
+    """The shapes of all training batches, the shortest first.
 
-    Attributes:
-      canvases: Every kind of batch that there is.
-      mean_rows: Rows of a step on average.
+    Every batch has as many slots as `batch_size` rows on the full canvas. U of a shorter bucket is
+    the most labels that it holds together with their slack.
+    Without buckets there is one shape.
     """
-
-    canvases: tuple[Canvas, ...]
-    mean_rows: float
-
-    def at(self, step: int) -> Owned:
-        """The rows of a step."""
-        ...
-
-    def num_steps(self, epochs: float) -> int:
-        """Steps whose rows add up to at least `epochs` times all rows."""
-        ...
-
-
-def make_order(
-    table: Table, config: DataConfig, objective: ObjectiveConfig, batch_size: int
-) -> Order:
-    """The order of training, with or without buckets.
-
-    Args:
-      table: Token rows.
-      config: Seed, sizes, `buckets`.
-      objective: How much slack a row may get.
-      batch_size: Rows of a step on the full canvas.
-    """
-    if config.buckets:
-        return BucketOrder(table, config, objective, batch_size)
-    return PlainOrder(table, config, objective, batch_size)
+    shapes = [
+        Bucket(
+            rows=batch_size * config.length // length,
+            length=length,
+            labels=min(config.max_labels, math.floor(length / (1 + objective.slack_max))),
+        )
+        for length in config.buckets[:-1]
+    ]
+    return (*shapes, Bucket(batch_size, config.length, config.max_labels))
 
 
 def count_steps(epochs: float, num_rows: int, batch_size: int) -> int:
@@ -74,13 +80,18 @@ def count_steps(epochs: float, num_rows: int, batch_size: int) -> int:
     return math.ceil(epochs * num_rows / batch_size)
 
 
-class PlainOrder:
-    """Every step owns the next `batch_size` rows, on the full canvas."""
+class Order:
+    """Every step owns the next `batch_size` rows, on the full canvas.
+
+    Attributes:
+      buckets: Every kind of batch that there is.
+      mean_rows: Rows of a step on average.
+    """
 
     def __init__(
         self, table: Table, config: DataConfig, objective: ObjectiveConfig, batch_size: int
     ) -> None:
-        self.canvases = buckets.canvases(config, objective, batch_size)
+        self.buckets = length_buckets(config, objective, batch_size)
         self.mean_rows = float(batch_size)
         self._batch_size, self._num_rows, self._seed = batch_size, len(table), config.seed
         self._order = functools.lru_cache(maxsize=2)(self._permutation)
@@ -92,18 +103,18 @@ class PlainOrder:
         rows = np.empty_like(at)
         for epoch in np.unique(epochs):
             rows[epochs == epoch] = self._order(int(epoch))[at[epochs == epoch]]
-        return Owned(self.canvases[0], epochs, rows)
+        return Owned(self.buckets[0], epochs, rows)
 
     def num_steps(self, epochs: float) -> int:
         """Steps whose rows add up to at least `epochs` times all rows."""
         return count_steps(epochs, self._num_rows, self._batch_size)
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        return draws.permutation(self._seed, epoch, self._num_rows)
+        return permutation(self._seed, epoch, self._num_rows)
 
 
-class BucketOrder:
-    """Steps of several canvases; see `pack` for what an epoch becomes.
+class BucketOrder(Order):
+    """Steps on several buckets; see `pack` for what an epoch becomes.
 
     The rows that an epoch leaves over are the first of the next. So what a step owns follows from
     the epochs before it: a run that resumes walks them again, in array operations (well under a
@@ -113,10 +124,10 @@ class BucketOrder:
     def __init__(
         self, table: Table, config: DataConfig, objective: ObjectiveConfig, batch_size: int
     ) -> None:
-        self.canvases = buckets.canvases(config, objective, batch_size)
+        self.buckets = length_buckets(config, objective, batch_size)
         self._table, self._config, self._objective = table, config, objective
-        self._separators = buckets.count_separators(table, objective)
-        self._sizes = np.array([canvas.rows for canvas in self.canvases])
+        self._separators = count_separators(table, objective)
+        self._sizes = np.array([bucket.rows for bucket in self.buckets])
         self._start()
         while not len(self._packed.kind):  # fewer rows than a batch has: an epoch may make none
             self._advance()
@@ -129,10 +140,10 @@ class BucketOrder:
         while step >= self._first_step + len(self._packed.kind):
             self._advance()
         kind, members = self._packed.batch(step - self._first_step)
-        return Owned(self.canvases[kind], self._epochs[members], self._rows[members])
+        return Owned(self.buckets[kind], self._epochs[members], self._rows[members])
 
     def num_steps(self, epochs: float) -> int:
-        """Steps whose rows add up to at least `epochs` times all rows."""
+        """See `Order`."""
         missing = epochs * len(self._table)
         self._start()
         while True:
@@ -156,12 +167,22 @@ class BucketOrder:
         self._walk(self._epochs[left], self._rows[left])
 
     def _walk(self, epochs: np.ndarray, rows: np.ndarray) -> None:
-        order = draws.permutation(self._config.seed, self._epoch, len(self._table))
+        order = permutation(self._config.seed, self._epoch, len(self._table))
         self._epochs = np.concatenate([epochs, np.full_like(order, self._epoch)])
         self._rows = np.concatenate([rows, order])
-        choice = choose(self._table, self._config, self._epochs, self._rows)
-        slots = buckets.slots_needed(self._table, choice, self._objective, self._separators)
-        self._packed = pack(buckets.find(slots, self.canvases), self._sizes.tolist())
+        drawn = draw_epochs(self._table, self._config, self._epochs, self._rows)
+        slots = slots_needed(self._table, drawn, self._objective, self._separators)
+        # The first bucket that has so many slots, else the last.
+        fits = np.searchsorted([bucket.length for bucket in self.buckets], slots)
+        self._packed = pack(np.minimum(fits, len(self.buckets) - 1), self._sizes.tolist())
+
+
+def make_order(
+    table: Table, config: DataConfig, objective: ObjectiveConfig, batch_size: int
+) -> Order:
+    """The order of training, with or without buckets; `batch_size` rows on the full canvas."""
+    kind = BucketOrder if config.buckets else Order
+    return kind(table, config, objective, batch_size)
 
 
 class Packed(NamedTuple):
@@ -218,3 +239,45 @@ def pack(bucket: np.ndarray, sizes: Sequence[int]) -> Packed:
         queues=queues,
         left=left,
     )
+
+
+def slots_needed(
+    table: Table, drawn: Drawn, objective: ObjectiveConfig, separators: np.ndarray
+) -> np.ndarray:
+    """Slots that a row fills at most, whatever slack it draws.
+
+    `stochastic_round(s * U)` with `s < slack_max` is at most `floor(slack_max * U) + 1`; separators
+    of equal neighbours may be more (`diffusion.slack`).
+    Args:
+      drawn: What their epochs drew, [n].
+      separators: int [pairs]; from `count_separators`.
+
+    Returns:
+      int64 [n]; may be more than the full canvas, which then cuts slack and padding.
+    """
+    spans = table.spans(drawn.pairs, drawn.lengths)
+    slack = np.zeros_like(spans.labels)
+    if objective.slack_max > 0:
+        # A response that is cut to a random length has no more separators than the whole.
+        forced = np.minimum(separators[drawn.pairs], spans.labels - 1)
+        slack = np.floor(objective.slack_max * spans.labels).astype(np.int64) + 1
+        slack = np.maximum(slack, forced)
+    padding = np.where(table.terminated[drawn.pairs], drawn.end_padding, 0)
+    return spans.begin + spans.labels + slack + padding
+
+
+def count_separators(table: Table, objective: ObjectiveConfig) -> np.ndarray:
+    """Equal neighbours among the labels of each pair, where slack has to part them; int64 [pairs].
+
+    All 0 where the objective puts no slack there (see `diffusion.corrupt`).
+    """
+    if not (objective.separate_repeats and objective.collapse == "merge"):
+        return np.zeros(len(table.response), np.int64)
+    first, stop = table.response[:, 0], table.response[:, 1]
+    repeated = np.append(table.tokens[1:] == table.tokens[:-1], False)  # by the next token
+    # Sums over [first, stop - 1); one of no element gives an element, which is not wanted.
+    edges = np.stack([first, np.maximum(stop - 1, first)], axis=1).reshape(-1)
+    inside = np.add.reduceat(repeated, edges, dtype=np.int64)[::2]
+    inside = np.where(stop - first > 1, inside, 0)
+    last = table.tokens[np.maximum(stop - 1, first)]
+    return inside + (table.terminated & (stop > first) & (last == table.tokens[TERMINATOR]))

@@ -1,61 +1,23 @@
 """Opens a source: `DataConfig` and a split enter, examples with their origins leave."""
 
 import dataclasses
+import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.examples import Example, held_out, pair
+from jax_mdlm.data.examples import Example, SplitRows, pair
+from jax_mdlm.data.jsonl import read_jsonl
 from jax_mdlm.data.numbers import load_numbers
 
 Split = Literal["train", "validation", "test"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """The examples of a split, in memory.
-
-    Attributes:
-      name: For messages, e.g. "pronunciations/train".
-      examples: Conversations.
-      origins: Where each comes from, e.g. "train.jsonl:17".
-      skipped: Malformed rows that were left out.
-      note: What was done that nobody asked for; "" = nothing.
-    """
-
-    name: str
-    examples: Sequence[Example]
-    origins: Sequence[str]
-    skipped: int = 0
-    note: str = ""
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
-
-    def origin(self, index: int) -> str:
-        """Where row `index` comes from."""
-        return self.origins[index]
-
-    def texts(self) -> Iterator[str]:
-        """All contents, for the training of a tokenizer."""
-        return (message.content for example in self.examples for message in example)
-
-
-def open_rows(
-    config: DataConfig,
-    data_dir: epath.Path,
-    split: Split,
-    *,
-    process_index: int = 0,
-    barrier: Callable[[str], None] = lambda name: None,
-) -> Rows:
+def open_rows(config: DataConfig, data_dir: epath.Path, split: Split) -> SplitRows:
     """Reads the rows of a split; prepares them on disk first where that is needed.
 
     Every process reads the whole split (token rows are small; see `table`). Where the source has
@@ -66,42 +28,42 @@ def open_rows(
       data_dir: Folder of prepared datasets.
       split: What the rows are for; `config.split` and `config.validation_split` name the TFDS
         splits of the first two.
-      process_index: Only process 0 prepares a dataset.
-      barrier: Waits for all processes.
 
     Raises:
       ConfigError: the source, a file, a split or a row cannot be used.
     """
     data_dir = epath.Path(data_dir)
     if config.source == "chat_jsonl":
-        return _open_jsonl(config, split)
+        if split == "test":
+            raise _no_test_split(config)
+        return _part(config, read_jsonl(config), split)
     names = {"train": config.split, "validation": config.validation_split, "test": "test"}
     flags = {"train": "data.split", "validation": "data.validation_split", "test": "the split"}
     name, flag = names[split], flags[split]
     if config.source == "numbers":
         numbers = load_numbers(name, flag)
         origins = [f"numbers/{name}:{row.prompt}" for row in numbers]
-        return Rows(f"numbers/{name}", [pair(row.prompt, row.response) for row in numbers], origins)
-    from jax_mdlm.data import catalogue  # TFDS: half a second, only where it is read
+        return SplitRows(
+            f"numbers/{name}", [pair(row.prompt, row.response) for row in numbers], origins
+        )
+    from jax_mdlm.data import catalogue, demo  # TFDS: half a second, only where it is read
 
+    full_name = f"{config.source}/{name}"
     match config.source:
         case "pronunciations":
-            from jax_mdlm.data.pronunciations import Pronunciations, load_entries
-
-            builder = catalogue.prepare(Pronunciations, data_dir, process_index, barrier)
+            builder = catalogue.prepare_builder(demo.Pronunciations, data_dir)
             catalogue.check_split(builder, name, flag)
-            entries = load_entries(builder, name, keep_stress=config.keep_stress)
-            examples = [pair(word, phonemes) for word, variants in entries for phonemes in variants]
-            origins = [
-                f"{config.source}/{name}:{word}" for word, variants in entries for _ in variants
+            words = [
+                (word, phonemes)
+                for word, variants in demo.load_entries(builder, name)
+                for phonemes in variants
             ]
-            return Rows(f"{config.source}/{name}", examples, origins)
+            origins = [f"{full_name}:{word}" for word, _ in words]
+            return SplitRows(full_name, [pair(*entry) for entry in words], origins)
         case "dialogues":
-            from jax_mdlm.data.dialogues import Dialogues, dialogue_examples
-
-            builder = catalogue.prepare(Dialogues, data_dir, process_index, barrier)
+            builder = catalogue.prepare_builder(demo.Dialogues, data_dir)
             catalogue.check_split(builder, name, flag)
-            return _number(f"{config.source}/{name}", dialogue_examples(builder, name))
+            return _number(full_name, demo.dialogue_examples(builder, name))
     builder = catalogue.open_catalogue(config, data_dir)
     holds_out = split != "test" and config.validation_split not in builder.info.splits
     if split == "test" and "test" not in builder.info.splits:
@@ -113,39 +75,53 @@ def open_rows(
 
 
 def pronunciation_references(
-    config: DataConfig,
-    data_dir: epath.Path,
-    split: Split,
-    *,
-    process_index: int = 0,
-    barrier: Callable[[str], None] = lambda name: None,
+    data_dir: epath.Path, split: Split
 ) -> list[tuple[str, tuple[str, ...]]]:
     """Every word of a split once, with all its pronunciations: the nearest one counts.
 
     Args:
-      config: `keep_stress` decides about the stress digits.
       data_dir: Folder of prepared datasets.
       split: Usually "validation" or "test".
-      process_index: Only process 0 prepares the dataset.
-      barrier: Waits for all processes.
 
     Returns:
       [(word, ("AH L AY N", ...)), ...]
     """
-    from jax_mdlm.data import catalogue
-    from jax_mdlm.data.pronunciations import Pronunciations, load_entries
+    from jax_mdlm.data import catalogue, demo
 
-    builder = catalogue.prepare(Pronunciations, epath.Path(data_dir), process_index, barrier)
-    return load_entries(builder, split, keep_stress=config.keep_stress)
+    builder = catalogue.prepare_builder(demo.Pronunciations, epath.Path(data_dir))
+    return demo.load_entries(builder, split)
 
 
-def _open_jsonl(config: DataConfig, split: Split) -> Rows:
-    from jax_mdlm.data.jsonl import read_jsonl
+def held_out(examples: Sequence[Example], percent: float) -> np.ndarray:
+    """Which rows belong to the validation split, by a hash of their content.
 
-    if split == "test":
-        raise _no_test_split(config)
-    read = read_jsonl(config)
-    return _part(config, Rows("chat_jsonl", read.examples, read.origins, read.skipped), split)
+    A row keeps its side when rows are added, moved or read from other files, and equal rows are on
+    one side. Where the hash holds out none, the rows with the smallest hash are taken, so that a
+    small file can be evaluated too; where it holds out all, those with the largest are left to
+    train on. Rows that are all equal have one hash: none of them is held out.
+
+    Args:
+      examples: The rows of the source.
+      percent: Expected share, in percent; 0 = none.
+
+    Returns:
+      bool [rows].
+    """
+    hashes = np.array([_content_hash(example) for example in examples], dtype=np.uint64)
+    if percent <= 0 or len(np.unique(hashes)) < 2:
+        return np.zeros(len(examples), bool)
+    chosen = hashes < np.uint64(min(percent / 100, 1 - 2**-52) * 2.0**64)
+    if not chosen.any():
+        return hashes == hashes.min()
+    if chosen.all():
+        return hashes != hashes.max()
+    return chosen
+
+
+def _content_hash(example: Example) -> int:
+    text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in example)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def _no_test_split(config: DataConfig) -> ConfigError:
@@ -155,7 +131,7 @@ def _no_test_split(config: DataConfig) -> ConfigError:
     )
 
 
-def _part(config: DataConfig, rows: Rows, split: Split) -> Rows:
+def _part(config: DataConfig, rows: SplitRows, split: Split) -> SplitRows:
     """The training or the held-out rows of a source that has no validation split.
 
     Rows that are all equal have no side of their own: they are on both.
@@ -175,5 +151,5 @@ def _part(config: DataConfig, rows: Rows, split: Split) -> Rows:
     )
 
 
-def _number(name: str, examples: Sequence[Example]) -> Rows:
-    return Rows(name, examples, [f"{name}:{i}" for i in range(len(examples))])
+def _number(name: str, examples: Sequence[Example]) -> SplitRows:
+    return SplitRows(name, examples, [f"{name}:{i}" for i in range(len(examples))])

@@ -101,7 +101,7 @@ def control_ids(
 
     Args:
       ids: As from `resolve_special_ids`.
-      find: As in `Vocabulary`.
+      find: Token string -> id, or None.
       unknown: What the tokenizer gives for text that it cannot write; it is the tokenizer's own,
         unless it has a role. None = it has no such token.
     """

@@ -10,12 +10,21 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+import jax
 from etils import epath
 
 from jax_mdlm.config import ConfigError, TokenizerConfig
 from jax_mdlm.containers import SpecialIds
+from jax_mdlm.processes import barrier
 
 MANIFEST = "kind.json"  # written last: a folder without it is unfinished and written again
+
+# How slots are shown to people.
+SLACK_SIGN = "·"
+MASK_SIGN = "░"
+# How vocabularies of bytes or SentencePiece write a space and a newline; blanks that take a line.
+BLANKS = {"\u0120": "␣", "\u2581": "␣", "\u010a": "↵", "\n": "↵", "\r": "␍", "\t": "⇥"}
+_SEEN = str.maketrans(BLANKS)
 
 
 class Tokenizer(Protocol):
@@ -67,28 +76,24 @@ def load_tokenizer(
     config: TokenizerConfig,
     folder: epath.Path,
     texts: Callable[[], Iterable[str]] | None = None,
-    *,
-    process_index: int = 0,
-    barrier: Callable[[str], None] = lambda name: None,
 ) -> Tokenizer:
     """Returns the tokenizer of a run and keeps it in `folder`.
 
     What `folder` holds wins, so that later runs and `sample` need neither the data nor the path.
-    Otherwise it is loaded from `config.path`, or trained from `texts` (same texts, same ids).
+    Otherwise process 0 loads it from `config.path`, or trains it from `texts` (same texts, same
+    ids), while the others wait.
 
     Args:
       config: Kind, path, size and special ids; the ids are resolved again on every load.
       folder: `<workdir>/tokenizer`; all processes must see it.
       texts: Yields the texts to train from; None where nothing may be trained.
-      process_index: Only process 0 trains and writes.
-      barrier: Waits for all processes; called once with the name "tokenizer".
 
     Raises:
       ConfigError: see `special.resolve_special_ids`; the path cannot be read, the folder holds
         another kind, or training is needed but not possible.
     """
     folder = epath.Path(folder)
-    if process_index == 0 and not (folder / MANIFEST).exists():
+    if jax.process_index() == 0 and not (folder / MANIFEST).exists():
         tokenizer = _create(config, texts, folder)
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
@@ -166,6 +171,25 @@ def keep_tokenizer(source: epath.Path, folder: epath.Path) -> bool:
     return True
 
 
+def slot_texts(slots: Sequence[int], tokenizer: Tokenizer) -> list[str]:
+    """The token of each slot; slack as a dot, masks as a shade."""
+    signs = {tokenizer.ids.slack: SLACK_SIGN, tokenizer.ids.mask: MASK_SIGN}
+    return [signs.get(slot) or tokenizer.token(slot) for slot in slots]
+
+
+def without_end(slots: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """Slots up to the last one that says something: no EOS and no padding after it."""
+    kept = list(slots)
+    while kept and kept[-1] in (tokenizer.ids.eos, tokenizer.ids.pad):
+        kept.pop()
+    return kept
+
+
+def visible(token: str) -> str:
+    """A token of one line in which something is seen: `↵` for a newline, `␣` for a lone space."""
+    return (token if token.strip(" ") else token.replace(" ", "␣")).translate(_SEEN)
+
+
 def _create(
     config: TokenizerConfig, texts: Callable[[], Iterable[str]] | None, folder: epath.Path
 ) -> Tokenizer:
@@ -174,7 +198,7 @@ def _create(
     if config.kind == "huggingface":
         return tokenizer_fast.load_pretrained(config)
     if config.kind == "sentencepiece" and config.path:
-        return tokenizer_sentencepiece.load(config, epath.Path(config.path))
+        return tokenizer_sentencepiece.load_sentencepiece(config, epath.Path(config.path))
     if texts is None:
         raise ConfigError(
             f"{folder} must hold a trained tokenizer, got none; train in this work directory first"
@@ -182,7 +206,7 @@ def _create(
     train = {
         "bpe": tokenizer_fast.train_bpe,
         "symbols": tokenizer_fast.train_symbols,
-        "sentencepiece": tokenizer_sentencepiece.train,
+        "sentencepiece": tokenizer_sentencepiece.train_sentencepiece,
     }[config.kind]
     return train(config, texts())
 
@@ -202,7 +226,9 @@ def _restore(config: TokenizerConfig, folder: epath.Path) -> Tokenizer:
     if kind == "sentencepiece":
         from jax_mdlm.data import tokenizer_sentencepiece
 
-        return tokenizer_sentencepiece.load(config, folder / tokenizer_sentencepiece.FILE)
+        return tokenizer_sentencepiece.load_sentencepiece(
+            config, folder / tokenizer_sentencepiece.FILE
+        )
     from jax_mdlm.data import tokenizer_fast
 
     return tokenizer_fast.load_kept(config, folder)

@@ -12,7 +12,7 @@ import tokenizers
 from etils import epath
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jax_mdlm.config import ConfigError, TokenizerConfig
+from jax_mdlm.config import ConfigError, TokenizerConfig, first_line
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.special import (
     TRAINED_TOKENS,
@@ -155,7 +155,7 @@ def _download(repository: str) -> str:
     except Exception as error:  # no network, no such repository, no access, not a repository's name
         raise ConfigError(
             f"data.tokenizer.path={repository} is not a folder, and the hub does not give it "
-            f"({_first_line(error)}); correct it or name a folder made by save_pretrained"
+            f"({first_line(error)}); correct it or name a folder made by save_pretrained"
         ) from error
 
 
@@ -174,7 +174,7 @@ def load_kept(config: TokenizerConfig, folder: epath.Path) -> FastTokenizer:
             raise
         except Exception as error:  # the package raises nothing narrower
             raise ConfigError(
-                f"{folder / FILE} cannot be read ({_first_line(error)}); delete the folder to "
+                f"{folder / FILE} cannot be read ({first_line(error)}); delete the folder to "
                 "train the tokenizer again"
             ) from error
 
@@ -248,7 +248,7 @@ def _from_pretrained(config: TokenizerConfig, source: str) -> FastTokenizer:
         wrapped = PreTrainedTokenizerFast.from_pretrained(source)
     except Exception as error:  # the packages raise nothing narrower
         raise ConfigError(
-            f"data.tokenizer.path={config.path}: {FILE} cannot be read ({_first_line(error)}); "
+            f"data.tokenizer.path={config.path}: {FILE} cannot be read ({first_line(error)}); "
             "save the tokenizer again with save_pretrained"
         ) from error
     with tempfile.TemporaryDirectory() as folder:
@@ -311,7 +311,3 @@ def _local_copy(folder: epath.Path) -> Iterator[str]:
             if path.name.startswith(BEGINNINGS):
                 (epath.Path(local) / path.name).write_text(path.read_text())
         yield local
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

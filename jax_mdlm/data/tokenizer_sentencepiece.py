@@ -4,14 +4,13 @@ import dataclasses
 import functools
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import sentencepiece
 from etils import epath
 
 from jax_mdlm.config import ConfigError, TokenizerConfig
 from jax_mdlm.containers import SpecialIds
-from jax_mdlm.data.sentencepiece_model import with_controls
 from jax_mdlm.data.special import (
     TRAINED_TOKENS,
     Vocabulary,
@@ -21,6 +20,8 @@ from jax_mdlm.data.special import (
 )
 
 FILE = "tokenizer.model"
+_PIECE = 1 << 3 | 2  # field 1 of a model's file, a length and so many bytes
+_CONTROL = bytes([3 << 3, 3])  # field 3 of a piece, a number: CONTROL
 TRAINING_CHARACTERS = 50_000_000  # more text does not change a vocabulary much and takes minutes
 
 
@@ -89,7 +90,7 @@ class SentencePieceTokenizer:
         (folder / FILE).write_bytes(self.processor.serialized_model_proto())
 
 
-def load(config: TokenizerConfig, path: epath.Path) -> SentencePieceTokenizer:
+def load_sentencepiece(config: TokenizerConfig, path: epath.Path) -> SentencePieceTokenizer:
     """A `.model` file.
 
     Raises:
@@ -109,7 +110,7 @@ def load(config: TokenizerConfig, path: epath.Path) -> SentencePieceTokenizer:
     return _wrap(config, processor)
 
 
-def train(config: TokenizerConfig, texts: Iterable[str]) -> SentencePieceTokenizer:
+def train_sentencepiece(config: TokenizerConfig, texts: Iterable[str]) -> SentencePieceTokenizer:
     """A unigram model with byte fallback that changes no character: every text round-trips.
 
     One thread, since the order of its float sums decides between pieces of equal score.
@@ -194,3 +195,46 @@ def _first(texts: Iterable[str], characters: int) -> Iterator[str]:
             return
         characters -= len(text)
         yield text
+
+
+def with_controls(model: bytes, pieces: Set[int]) -> bytes:
+    """A model's file with these pieces as control pieces.
+
+    The file is a protocol buffer. The package brings the classes for it, but they demand a newer
+    `protobuf` than others allow. `sentencepiece_model.proto`: field 1 of the model is a piece, and
+    is repeated; field 3 of a piece is its type; of a number that occurs twice the last one counts.
+    """
+    parts: list[bytes] = []
+    at = piece = 0
+    while at < len(model):
+        begin = at
+        tag, at = _read_varint(model, at)
+        size, at = _read_varint(model, at)  # every field of a model is a message
+        content = model[at : at + size]
+        at += size
+        if tag == _PIECE and piece in pieces:
+            content += _CONTROL
+            parts += [bytes([_PIECE]), _varint(len(content)), content]
+        else:
+            parts.append(model[begin:at])
+        piece += tag == _PIECE
+    return b"".join(parts)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """A varint, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = data[at]
+        number |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return number, at
+
+
+def _varint(number: int) -> bytes:
+    digits = []
+    while number > 127:
+        digits.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*digits, number])

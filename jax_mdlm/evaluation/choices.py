@@ -8,7 +8,7 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.examples import check_text
-from jax_mdlm.data.lines import shown_name
+from jax_mdlm.data.jsonl import shown_name
 from jax_mdlm.likelihood.estimate import Estimate
 
 

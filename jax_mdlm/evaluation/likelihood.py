@@ -11,10 +11,9 @@ import jax
 import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.assemble import assemble
-from jax_mdlm.data.jsonl import read_rows
-from jax_mdlm.data.lines import find_files, parse_lines, read_lines
-from jax_mdlm.data.rows import Rows
+from jax_mdlm.data.batches import assemble
+from jax_mdlm.data.examples import SplitRows
+from jax_mdlm.data.jsonl import find_files, parse_lines, read_lines, read_rows
 from jax_mdlm.data.table import make_table
 from jax_mdlm.evaluation.choices import choose, parse_question
 from jax_mdlm.evaluation.intervals import share_of
@@ -64,7 +63,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _rows(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, Any]:
     if args.file:
         read = read_rows(args.file, "--file", data.pretraining)
-        rows = Rows(args.file, read.examples, read.origins)
+        rows = SplitRows(args.file, read.examples, read.origins)
     else:
         rows = open_held_out(data, model.path, args.split)
     table = make_table(

@@ -12,10 +12,10 @@ from etils import epath
 
 from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import Params
+from jax_mdlm.data.batches import evaluation_batches
 from jax_mdlm.data.chat import Conversation, template_of
 from jax_mdlm.data.corpus import Corpus
-from jax_mdlm.data.pipeline import evaluation_batches
-from jax_mdlm.data.signs import slot_texts, without_end
+from jax_mdlm.data.tokenizer import slot_texts, without_end
 from jax_mdlm.diffusion import TERMS, Term, validation_metrics
 from jax_mdlm.evaluation.scores import metric_named
 from jax_mdlm.evaluation.tasks import Task, open_task, rows_decoded, slack_share, task_of_rows
@@ -23,8 +23,7 @@ from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import why_too_long
 from jax_mdlm.setup import Setup
 from jax_mdlm.sharding import Layout
-from jax_mdlm.training.measured import Measured, Sample
-from jax_mdlm.training.metrics import mean_value
+from jax_mdlm.training.log import Measured, Sample, mean_value
 from jax_mdlm.training.step import make_evaluation_step
 
 Evaluation = Callable[[Params], Measured]

@@ -14,9 +14,9 @@ from etils import epath
 from jax_mdlm.config import Config, ConfigError, DataConfig
 from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.corpus import open_references, open_split
-from jax_mdlm.data.examples import Example, answers, without_answer
+from jax_mdlm.data.examples import Example, SplitRows, answers, without_answer
 from jax_mdlm.data.jsonl import read_rows
-from jax_mdlm.data.rows import Rows, Split
+from jax_mdlm.data.rows import Split
 from jax_mdlm.evaluation.scores import METRICS, Metric, Score, metric_named, nearest
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import Answer, SampleOptions, response_end, why_too_long
@@ -115,7 +115,7 @@ def fitting(
     return None if reason else prompt
 
 
-def open_held_out(data: DataConfig, workdir: epath.Path, split: Split) -> Rows:
+def open_held_out(data: DataConfig, workdir: epath.Path, split: Split) -> SplitRows:
     """The rows of a split that training did not learn from.
 
     Raises:
@@ -204,7 +204,7 @@ def rows_decoded(config: Config) -> int | None:
     return min(most, rows or most) if most else rows or None
 
 
-def task_of_rows(config: Config, rows: Rows, fits: Callable[[Conversation], bool]) -> Task:
+def task_of_rows(config: Config, rows: SplitRows, fits: Callable[[Conversation], bool]) -> Task:
     """The first held-out rows that can be asked; a run leaves out the others, whatever they are.
 
     Args:

@@ -20,10 +20,9 @@ import numpy as np
 
 from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import SpecialIds
+from jax_mdlm.data.batches import evaluation_batches
 from jax_mdlm.data.chat import Conversation
-from jax_mdlm.data.examples import Example, Message, parse_messages
-from jax_mdlm.data.pipeline import evaluation_batches
-from jax_mdlm.data.rows import Rows
+from jax_mdlm.data.examples import Example, Message, SplitRows, parse_messages
 from jax_mdlm.data.table import make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.diffusion import corrupt
@@ -168,7 +167,7 @@ def draw_targets(config: Config, task: Task, tokenizer: Tokenizer) -> list[Respo
         (*_messages(conversation), Message("assistant", references[0]))
         for conversation, references in zip(task.conversations, task.references, strict=True)
     ]
-    rows = Rows(task.name, examples, [f"{task.name}:{at}" for at in range(len(examples))])
+    rows = SplitRows(task.name, examples, [f"{task.name}:{at}" for at in range(len(examples))])
     table = make_table(rows, config.data, tokenizer, slack_max=config.objective.slack_max)
     # The training step's own draw, so that targets are what the model learned from.
     draw = jax.jit(functools.partial(corrupt, ids=ids, config=config.objective))

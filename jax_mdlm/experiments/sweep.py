@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from jax_mdlm import command
-from jax_mdlm.config import Config, ConfigError, to_json
+from jax_mdlm.config import Config, ConfigError, config_to_json
 from jax_mdlm.experiments import intervention
 from jax_mdlm.experiments.children import Children, cores_of
 from jax_mdlm.experiments.figures import draw_rows, pyplot
@@ -130,7 +130,7 @@ def parse(words: Sequence[str]) -> Config:
 def digest(config: Config) -> str:
     """Names what is trained: settings without the run's name and training seed."""
     train = dataclasses.replace(config.train, seed=0)
-    plain = to_json(dataclasses.replace(config, name="", train=train))
+    plain = config_to_json(dataclasses.replace(config, name="", train=train))
     return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
 

@@ -15,8 +15,8 @@ from jax_mdlm.planning.program import Argument, Memory
 from jax_mdlm.planning.roofline import Roofline, roofline
 from jax_mdlm.planning.topologies import Machine
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.training.metrics import training_flops
-from jax_mdlm.training.parts import fit_batch
+from jax_mdlm.training.step import fit_batch
+from jax_mdlm.training.timing import training_flops
 
 # Left free of what a program may use: the program's own code, the runtime, fragmentation.
 HEADROOM = 0.03

@@ -23,9 +23,8 @@ from jax_mdlm.sampling import options_from
 from jax_mdlm.sampling.loop import max_calls
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.training.optimizer import make_optimizer
-from jax_mdlm.training.parts import fit_batch
 from jax_mdlm.training.state import abstract_state
-from jax_mdlm.training.step import make_train_step
+from jax_mdlm.training.step import fit_batch, make_train_step
 
 # LLaDA's published ids: without a tokenizer the numbers matter to nobody, only that there are some.
 _PUBLISHED = {"mask": 126336, "slack": 126084, "pad": 126081, "eos": 126081, "terminator": 126348}

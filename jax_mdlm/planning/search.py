@@ -13,7 +13,7 @@ from jax_mdlm.config import Config, ConfigError, MeshConfig, ModelConfig
 from jax_mdlm.model import table
 from jax_mdlm.planning.plan import HEADROOM, Plan, make_plan
 from jax_mdlm.planning.topologies import Machine
-from jax_mdlm.training.metrics import training_flops
+from jax_mdlm.training.timing import training_flops
 
 # Of a layer and slot: what is kept for the backward pass, in rows of the stream (D), of the heads
 # (N * H) and of the MLP (F), and the share of the forward pass that is computed again. A policy

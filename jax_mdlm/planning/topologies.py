@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.training.chips import CHIPS, Chip
+from jax_mdlm.training.timing import CHIPS, Chip
 
 # What the vendor rents; libtpu also knows other shapes.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

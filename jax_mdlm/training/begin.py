@@ -1,4 +1,10 @@
-"""What a run begins with: the newest checkpoint that is whole, or parameters at step 0."""
+"""What a run begins with, and how it comes back bit by bit: checkpoints of its state.
+
+A checkpoint holds the state, the position in the data and the config. The position is the step
+itself: step s owns fixed rows of a seeded order (`data.order`).
+"""
+
+from typing import Any
 
 import jax
 import optax
@@ -8,11 +14,11 @@ from jax_mdlm import command
 from jax_mdlm.config import Config
 from jax_mdlm.containers import SpecialIds, TrainState
 from jax_mdlm.conversion import open_origin
-from jax_mdlm.sharding import Layout, anywhere, barrier, from_first_process
+from jax_mdlm.parameters import Base, has_base, restore_base, save_base
+from jax_mdlm.processes import anywhere, barrier, from_first_process
+from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError
-from jax_mdlm.training import checkpoint
 from jax_mdlm.training.state import abstract_state, begun_from, create_state, with_slack_row
-from jax_mdlm.workdir import Base, has_base
 
 
 def begin(
@@ -29,7 +35,7 @@ def begin(
         return resumed
     if abstract.frozen is not None and has_base(workdir):
         # Killed before its first checkpoint; what it began from is there.
-        params = checkpoint.restore_base(workdir, abstract.frozen)
+        params = restore_base(workdir, abstract.frozen)
         return create_state(config, optimizer, layout, params)
     if not config.init.source:
         return _keep_base(create_state(config, optimizer, layout), config, ids, workdir)
@@ -78,13 +84,36 @@ def resume(checkpoints: Checkpoints, abstract: TrainState) -> TrainState | None:
     return None
 
 
+def save_state(checkpoints: Checkpoints, state: TrainState, config_json: str) -> None:
+    """Starts an asynchronous save of state, data position and config under the state's step."""
+    step = int(jax.device_get(state.step))
+    record = {"step": step, "data_position": step, "config": config_json}
+    checkpoints.save(step, _as_tree(state), record)
+
+
+def restore_state(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainState:
+    """Reads a state into its places; what a LoRA run never changes from beside the checkpoints.
+
+    Raises:
+      CheckpointError: damaged, or of another shape.
+    """
+    tree = checkpoints.restore(step, _abstract_tree(abstract))
+    return TrainState(
+        step=tree["step"],
+        params=tree[_trained(abstract)],
+        opt_state=tree["opt_state"],
+        key=jax.random.wrap_key_data(tree["key_data"]),
+        frozen=abstract.frozen and restore_base(checkpoints.folder.parent, abstract.frozen),
+    )
+
+
 def _try(
     checkpoints: Checkpoints, step: int, abstract: TrainState
 ) -> tuple[TrainState | None, str]:
     """The state, or why the checkpoint is damaged."""
     try:
         checkpoints.record(step)
-        return checkpoint.restore_state(checkpoints, step, abstract), ""
+        return restore_state(checkpoints, step, abstract), ""
     except DamagedError as error:
         return None, str(error)
 
@@ -100,5 +129,30 @@ def _keep_base(
     """Writes what a LoRA run never changes, once; its checkpoints hold the adapters only."""
     if state.frozen is not None:
         about = Base(config.lora.scale, ids.slack, published, slack_row_set)
-        checkpoint.save_base(workdir, state.frozen, about)
+        save_base(workdir, state.frozen, about)
     return state
+
+
+def _trained(state: TrainState) -> str:
+    """The name of what is trained: adapters are no parameters that could be read alone."""
+    return "params" if state.frozen is None else "adapters"
+
+
+def _as_tree(state: TrainState) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        _trained(state): state.params,
+        "opt_state": state.opt_state,
+        "key_data": jax.random.key_data(state.key),
+    }
+
+
+def _abstract_tree(abstract: TrainState) -> dict[str, Any]:
+    data = jax.eval_shape(jax.random.key_data, abstract.key)
+    place = abstract.key.sharding
+    return {
+        "step": abstract.step,
+        _trained(abstract): abstract.params,
+        "opt_state": abstract.opt_state,
+        "key_data": jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=place),
+    }

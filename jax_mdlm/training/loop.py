@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from etils import epath
 
-from jax_mdlm.config import Config, profile_steps, to_json
+from jax_mdlm.config import Config, config_to_json, profile_steps
 from jax_mdlm.containers import Params, TrainState
 from jax_mdlm.data.corpus import Corpus
 from jax_mdlm.diffusion import TERMS, Term
@@ -14,16 +14,13 @@ from jax_mdlm.model import table
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.training import checkpoint, goodput
-from jax_mdlm.training.begin import begin
-from jax_mdlm.training.capture import Capture
-from jax_mdlm.training.goodput import Goodput
-from jax_mdlm.training.measured import SHOWN, Measured
-from jax_mdlm.training.metrics import Log, Throughput, Window
+from jax_mdlm.training.begin import begin, save_state
+from jax_mdlm.training.log import SHOWN, Log, Measured, StepMetrics
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import network_params
 from jax_mdlm.training.step import make_train_step, shown_metrics
 from jax_mdlm.training.stop import Stop
+from jax_mdlm.training.timing import Capture, Goodput, Throughput, goodput_line
 from jax_mdlm.workdir import checkpoint_folder
 
 # What is measured on the validation rows; the command brings it, for it also decodes.
@@ -62,16 +59,16 @@ def train(
     shown = (*shown_metrics(terms), *Throughput.SHOWN)
     batches = corpus.batches(config, step, layout.share())
     log = Log(workdir, resumed_at=step, tensorboard=config.train.tensorboard)
-    window, throughput = Window(), Throughput(config.model, config.data.length)
+    window, throughput = StepMetrics(), Throughput(config.model, config.data.length)
     capture = Capture(profile_steps(config.profile), workdir)
     stop = Stop()
     compiled: set[tuple[int, ...]] = set()
-    resolved = to_json(config)
+    resolved = config_to_json(config)
 
     def save() -> None:
         window.check()  # never save what is not finite
         with watch.doing("save"):
-            checkpoint.save_state(checkpoints, state, resolved)
+            save_state(checkpoints, state, resolved)
         log.write(step, "goodput", account())
 
     def evaluate() -> None:
@@ -107,14 +104,14 @@ def train(
     for warning in counts.warnings(config.data, max(config.sample.length, config.sample.limit)):
         progress.note(f"warning: {warning}")
     if config.data.buckets:
-        shapes = ", ".join(f"{canvas.rows:,} x {canvas.length:,}" for canvas in order.canvases)
+        shapes = ", ".join(f"{bucket.rows:,} x {bucket.length:,}" for bucket in order.buckets)
         progress.note(f"batches (rows x slots): {shapes}; mean rows {order.mean_rows:,.1f}")
     trained = ""
     if state.frozen is not None:
         count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         trained = f"frozen; {count:,} of adapters are trained (LoRA, rank {config.lora.rank}), "
     num_parameters = table.num_parameters(config.model)
-    progress.note(f"{num_parameters:,} parameters, {trained}{describe(layout)}")
+    progress.note(f"{num_parameters:,} parameters, {trained}{_describe(layout)}")
     if 0 < step < config.train.steps:
         again = f"; {log.lost_steps:,} steps after it are made again" if log.lost_steps else ""
         progress.note(f"going on from step {step:,}{again}")
@@ -170,7 +167,7 @@ def train(
                 checkpoints.wait()
             progress.note(f"stopped by a signal and saved at step {step}; run again to go on")
         if step > first_step:
-            progress.note(goodput.line(account()))
+            progress.note(goodput_line(account()))
     return state
 
 
@@ -198,7 +195,7 @@ def term_health(
     return heavy
 
 
-def describe(layout: Layout) -> str:
+def _describe(layout: Layout) -> str:
     """The mesh and its devices, for the log."""
     axes = [f"{name}={size}" for name, size in layout.mesh.shape.items() if size > 1]
     kind, count = layout.mesh.devices.flat[0].device_kind, layout.mesh.size

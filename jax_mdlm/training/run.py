@@ -13,10 +13,10 @@ from jax_mdlm.data.corpus import reading
 from jax_mdlm.model.lora import target_rows
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.training.claim import claim
-from jax_mdlm.training.goodput import Goodput
 from jax_mdlm.training.loop import MakeEvaluation, train
-from jax_mdlm.training.parts import fit_batch
-from jax_mdlm.training.peers import Peers
+from jax_mdlm.training.step import fit_batch
+from jax_mdlm.training.stop import Peers
+from jax_mdlm.training.timing import Goodput
 from jax_mdlm.workdir import newest_step, save_config
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.lines import to_line
-from jax_mdlm.sharding import from_first_process
+from jax_mdlm.data.jsonl import to_line
+from jax_mdlm.processes import from_first_process
 from jax_mdlm.viewing.prompts import Prompt
 from jax_mdlm.viewing.show import WRITTEN
 

@@ -16,7 +16,7 @@ import jax
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.examples import parse_messages, without_answer
-from jax_mdlm.data.signs import BLANKS, MASK_SIGN, SLACK_SIGN
+from jax_mdlm.data.tokenizer import BLANKS, MASK_SIGN, SLACK_SIGN
 from jax_mdlm.viewing.prompts import last_text
 from jax_mdlm.viewing.still import style
 from jax_mdlm.viewing.traces import TraceWriter, read_traces, trace_of

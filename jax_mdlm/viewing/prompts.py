@@ -15,14 +15,14 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.examples import check_text, without_answer
 from jax_mdlm.data.forms import is_object
-from jax_mdlm.data.jsonl import parse_question
-from jax_mdlm.data.lines import (
+from jax_mdlm.data.jsonl import (
     Line,
     checked,
     decode_text,
     find_files,
     number_lines,
     parse_lines,
+    parse_prompt,
     read_lines,
 )
 from jax_mdlm.data.tokenizer import Tokenizer
@@ -193,7 +193,7 @@ def _from_text(text: str, origin: str, response: str | None) -> Prompt:
 
 def _from_row(row: dict[str, Any], origin: str, response: str | None) -> Prompt:
     """A row's question; an answer that it ends with is kept aside, or is the text with gaps."""
-    conversation, reference = without_answer(parse_question(row, origin))
+    conversation, reference = without_answer(parse_prompt(row, origin))
     own = row.get("response")
     if isinstance(own, str) and _GAP.search(own):
         reference = None if reference == own else reference

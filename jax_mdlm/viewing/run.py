@@ -10,12 +10,12 @@ from typing import Any
 import jax
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.lines import to_line
+from jax_mdlm.data.jsonl import to_line
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.opening import open_workdir, read_kept
+from jax_mdlm.processes import barrier
 from jax_mdlm.progress import Progress
 from jax_mdlm.sampling import Answer, batches
-from jax_mdlm.sharding import barrier
 from jax_mdlm.viewing import chat, show, web
 from jax_mdlm.viewing.dialogue import Dialogue
 from jax_mdlm.viewing.job import Job

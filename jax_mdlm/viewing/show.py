@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_mdlm.data.signs import slot_texts, visible, without_end
-from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.data.tokenizer import Tokenizer, slot_texts, visible, without_end
 from jax_mdlm.sampling import Answer
 from jax_mdlm.viewing.prompts import Encoded, Prompt, Refused
 

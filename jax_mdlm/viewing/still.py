@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jax_mdlm.data.signs import MASK_SIGN, SLACK_SIGN, visible
+from jax_mdlm.data.tokenizer import MASK_SIGN, SLACK_SIGN, visible
 
 _END = re.compile(r"<\|.+\|>")
 

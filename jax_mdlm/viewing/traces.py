@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.lines import to_line
+from jax_mdlm.data.jsonl import to_line
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sampling import Answer
 from jax_mdlm.viewing.prompts import Prompt

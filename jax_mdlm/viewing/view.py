@@ -16,8 +16,7 @@ from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from jax_mdlm.data.signs import MASK_SIGN, SLACK_SIGN
-from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.data.tokenizer import MASK_SIGN, SLACK_SIGN, Tokenizer
 from jax_mdlm.sampling import Answer, response_end
 
 _END_SIGN = "■"

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jax_mdlm import conversion, model, train
-from jax_mdlm.config import ConfigError, LoraConfig, TokenizerConfig, to_json
+from jax_mdlm.config import ConfigError, LoraConfig, TokenizerConfig, config_to_json
 from jax_mdlm.containers import Params
 from jax_mdlm.convert import main as convert
 from jax_mdlm.model import lora
@@ -42,7 +42,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = folder / "tiny.py"
     file.write_text(
         "from jax_mdlm.config import from_json\n"
-        f"def get_config(preset=''):\n    return from_json({to_json(config)!r}, 'tiny')\n"
+        f"def get_config(preset=''):\n    return from_json({config_to_json(config)!r}, 'tiny')\n"
     )
     return file
 

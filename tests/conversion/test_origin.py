@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from jax_mdlm import conversion, convert, train
-from jax_mdlm.config import Config, ConfigError, TokenizerConfig, to_json
+from jax_mdlm.config import Config, ConfigError, TokenizerConfig, config_to_json
 from jax_mdlm.workdir import load_config
 from tests.conversion import folders
 from tests.training.conftest import tiny_config
@@ -34,7 +34,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = folder / "tiny.py"
     file.write_text(
         "from jax_mdlm.config import from_json\n"
-        f"def get_config(preset=''):\n    return from_json({to_json(settings)!r}, 'tiny')\n"
+        f"def get_config(preset=''):\n    return from_json({config_to_json(settings)!r}, 'tiny')\n"
     )
     return file
 

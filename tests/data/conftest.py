@@ -12,8 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from jax_mdlm.config import DataConfig, TokenizerConfig
 from jax_mdlm.data import special
-from jax_mdlm.data.examples import Example, Message, pair
-from jax_mdlm.data.rows import Rows
+from jax_mdlm.data.chat import Template, render_prompt
+from jax_mdlm.data.examples import Example, Message, SplitRows, answers, pair
 from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
@@ -89,9 +89,9 @@ def symbols(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def make_rows() -> Callable[[list[Example]], Rows]:
-    def make(examples: list[Example]) -> Rows:
-        return Rows("toy", examples, [f"toy.jsonl:{i + 1}" for i in range(len(examples))])
+def make_rows() -> Callable[[list[Example]], SplitRows]:
+    def make(examples: list[Example]) -> SplitRows:
+        return SplitRows("toy", examples, [f"toy.jsonl:{i + 1}" for i in range(len(examples))])
 
     return make
 
@@ -122,3 +122,13 @@ def plain_config(**changes: Any) -> DataConfig:
         "tokenizer": TokenizerConfig(kind="symbols"),
     }
     return DataConfig(**(values | changes))
+
+
+def render_example(
+    tokenizer: Tokenizer, example: Example, template: Template, turn: int = -1
+) -> tuple[list[int], list[int]]:
+    """Prompt and response of one assistant turn; what comes after that turn is left out."""
+    position = answers(example)[turn]
+    prompt = render_prompt(tokenizer, example[:position], template)
+    response = tokenizer.encode(example[position].content.strip())
+    return prompt, [*response, tokenizer.ids.terminator]

@@ -14,7 +14,7 @@ from jax_mdlm.config import (
     TrainConfig,
     validate,
 )
-from jax_mdlm.data import buckets
+from jax_mdlm.data.order import length_buckets
 
 
 def bucket_config(**data) -> Config:
@@ -64,7 +64,7 @@ def test_the_flags_that_llada_ctc_names() -> None:
     text = (Path(__file__).parents[2] / "configs" / "llada_ctc.py").read_text()
     assert all(flag in text for flag in flags)
     config = command.parse_config("llada_ctc", flags)
-    shapes = buckets.canvases(config.data, config.objective, config.train.batch_size)
+    shapes = length_buckets(config.data, config.objective, config.train.batch_size)
     assert [dataclasses.astuple(canvas) for canvas in shapes] == [
         (256, 512, 341),
         (128, 1024, 682),

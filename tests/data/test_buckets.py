@@ -16,12 +16,16 @@ from jax_mdlm.config import (
     ObjectiveConfig,
 )
 from jax_mdlm.containers import Batch
-from jax_mdlm.data import buckets, draws
-from jax_mdlm.data.assemble import assemble
-from jax_mdlm.data.choices import Choice, choose
+from jax_mdlm.data import draws
+from jax_mdlm.data.batches import TrainBatches, assemble
+from jax_mdlm.data.draws import Drawn, draw_epochs
 from jax_mdlm.data.examples import Message, pair
-from jax_mdlm.data.order import BucketOrder, PlainOrder, make_order, pack
-from jax_mdlm.data.pipeline import train_batches
+from jax_mdlm.data.order import (
+    BucketOrder,
+    count_separators,
+    make_order,
+    pack,
+)
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.diffusion.slack import insert_slack
@@ -108,8 +112,8 @@ def walk(table: Table, config: DataConfig, objective: ObjectiveConfig, epochs: i
         stream = left + [(epoch, int(row)) for row in order]
         kinds = []
         for number, row in stream:
-            choice = choose(table, config, np.array([number]), np.array([row]))
-            needed = slots_of(table, config, objective, choice)
+            drawn = draw_epochs(table, config, np.array([number]), np.array([row]))
+            needed = slots_of(table, config, objective, drawn)
             kinds.append(next((k for k, n in enumerate(config.buckets) if n >= needed), -1))
         kinds = [kind % len(sizes) for kind in kinds]
         batches, rest = loop(kinds, sizes)
@@ -118,10 +122,10 @@ def walk(table: Table, config: DataConfig, objective: ObjectiveConfig, epochs: i
     return steps
 
 
-def slots_of(table: Table, config: DataConfig, objective: ObjectiveConfig, choice: Choice) -> int:
+def slots_of(table: Table, config: DataConfig, objective: ObjectiveConfig, drawn: Drawn) -> int:
     """Slots of one row with the most slack, counted on a canvas that cuts nothing."""
     wide = dataclasses.replace(config, length=4 * config.length)
-    batch = assemble(table, choice.pairs, wide, choice.lengths, choice.end_padding)
+    batch = assemble(table, drawn.pairs, wide, drawn.lengths, drawn.end_padding)
     count = int(batch.label_count[0])
     labels = batch.labels[0][:count].tolist()
     slack = 0
@@ -149,7 +153,7 @@ def test_the_order_is_that_of_a_loop_over_rows(
     assert {kind for kind, _ in steps} == {0, 1, 2}
     for step, (kind, rows) in enumerate(steps):
         owned = order.at(step)
-        assert owned.canvas == order.canvases[kind]
+        assert owned.bucket == order.buckets[kind]
         assert list(zip(owned.epochs.tolist(), owned.rows.tolist(), strict=True)) == rows
 
 
@@ -172,8 +176,8 @@ def test_a_rare_length_waits_for_the_end_of_its_epoch_only(
     order = make_order(table, config, OBJECTIVES[0], BATCH)
     lengths = []
     for step in range(order.num_steps(3)):
-        canvas, _, numbers = order.at(step)
-        lengths += [canvas.length for row in numbers if row == 47]
+        bucket, _, numbers = order.at(step)
+        lengths += [bucket.length for row in numbers if row == 47]
     assert lengths == [64, 64, 64]
 
 
@@ -182,7 +186,7 @@ def test_without_buckets_steps_are_slices_of_the_permutations(
 ) -> None:
     plain = make_order(table, dataclasses.replace(config, buckets=()), OBJECTIVES[0], 8)
     single = make_order(table, dataclasses.replace(config, buckets=(64,)), OBJECTIVES[0], 8)
-    assert isinstance(plain, PlainOrder)
+    assert not isinstance(plain, BucketOrder)
     assert isinstance(single, BucketOrder)
     stream = [
         (epoch, int(row))
@@ -192,8 +196,8 @@ def test_without_buckets_steps_are_slices_of_the_permutations(
     for order in (plain, single):
         assert order.mean_rows == 8
         for step in (0, 1, 18, 19, 60, 2):
-            canvas, epochs, rows = order.at(step)
-            assert (canvas.rows, canvas.length, canvas.labels) == (8, 64, 48)
+            bucket, epochs, rows = order.at(step)
+            assert (bucket.rows, bucket.length, bucket.labels) == (8, 64, 48)
             found = list(zip(epochs.tolist(), rows.tolist(), strict=True))
             assert found == stream[8 * step : 8 * step + 8]
         for epochs in (0.3, 1, 2.5, 40):
@@ -202,28 +206,28 @@ def test_without_buckets_steps_are_slices_of_the_permutations(
 
 def test_epochs_are_steps_whose_rows_add_up(table: Table, config: DataConfig) -> None:
     order = make_order(table, config, OBJECTIVES[0], BATCH)
-    rows = np.cumsum([order.at(step).canvas.rows for step in range(80)])
+    rows = np.cumsum([order.at(step).bucket.rows for step in range(80)])
     for epochs in (0.01, 0.5, 1, 2, 3.7):
         steps = order.num_steps(epochs)
         assert rows[steps - 1] >= epochs * ROWS
         assert steps == 1 or rows[steps - 2] < epochs * ROWS
     few = make_order(table, config, OBJECTIVES[0], 512)  # more rows than an epoch has
     assert few.num_steps(1) == 1
-    assert few.at(0).canvas.rows == 512
+    assert few.at(0).bucket.rows == 512
 
 
 def test_the_mean_step_weighs_one(table: Table, config: DataConfig) -> None:
     """The mean over the steps of an epoch of (rows / mean rows)."""
     order = make_order(table, config, OBJECTIVES[0], BATCH)
     first = [kind for kind, _ in walk(table, config, OBJECTIVES[0], 1)]
-    weights = [order.canvases[kind].rows / order.mean_rows for kind in first]
+    weights = [order.buckets[kind].rows / order.mean_rows for kind in first]
     assert np.mean(weights) == pytest.approx(1.0)
     assert len(set(weights)) == 3
 
 
 def take(table: Table, config: DataConfig, count: int, **settings) -> list[Batch]:
     settings = {"objective": OBJECTIVES[0], "batch_size": BATCH, **settings}
-    with contextlib.closing(train_batches(table, config, **settings)) as batches:
+    with contextlib.closing(TrainBatches(table, config, **settings)) as batches:
         return list(itertools.islice(batches, count))
 
 
@@ -273,15 +277,15 @@ def test_a_bucket_changes_nothing_about_a_row(
         )
     )
     order = make_order(table, config, objective, BATCH)
-    short = [owned for owned in map(order.at, range(30)) if owned.canvas.length < config.length]
+    short = [owned for owned in map(order.at, range(30)) if owned.bucket.length < config.length]
     most = 0
-    for number, (canvas, epochs, rows) in enumerate(short):
-        pairs, lengths, padding = choose(table, config, epochs, rows)
-        small = dataclasses.replace(config, length=canvas.length, max_labels=canvas.labels)
+    for number, (bucket, epochs, rows) in enumerate(short):
+        pairs, lengths, padding = draw_epochs(table, config, epochs, rows)
+        small = dataclasses.replace(config, length=bucket.length, max_labels=bucket.labels)
         batch = assemble(table, pairs, small, lengths, padding)
         full = assemble(table, pairs, config, lengths, padding)
-        np.testing.assert_array_equal(batch.tokens, full.tokens[:, : canvas.length])
-        np.testing.assert_array_equal(batch.labels, full.labels[:, : canvas.labels])
+        np.testing.assert_array_equal(batch.tokens, full.tokens[:, : bucket.length])
+        np.testing.assert_array_equal(batch.labels, full.labels[:, : bucket.labels])
         np.testing.assert_array_equal(batch.label_count, full.label_count)
         np.testing.assert_array_equal(batch.valid.sum(1), full.valid.sum(1))
         for draws_of_slack in range(8):
@@ -293,7 +297,7 @@ def test_a_bucket_changes_nothing_about_a_row(
                 )
             if separates and objective.slack_max > 0:
                 assert not touching(here, symbols.ids.slack).any()
-            most = max(most, int(here.valid.sum(1).max() - canvas.length))
+            most = max(most, int(here.valid.sum(1).max() - bucket.length))
     assert most == 0, "some row fills its canvas"
 
 
@@ -312,8 +316,8 @@ def test_terminators_that_repeat_the_last_label_are_counted(
     tokens = table.tokens.copy()
     tokens[2] = closing  # the terminator
     changed = dataclasses.replace(table, tokens=tokens)
-    before = buckets.count_separators(table, OBJECTIVES[0])
-    after = buckets.count_separators(changed, OBJECTIVES[0])
+    before = count_separators(table, OBJECTIVES[0])
+    after = count_separators(changed, OBJECTIVES[0])
     last = table.tokens[table.response[:, 1] - 1]
     np.testing.assert_array_equal(after - before, (last == closing) & table.terminated)
 
@@ -335,7 +339,7 @@ def test_short_rows_of_pretraining_take_short_canvases(symbols: Tokenizer, make_
     steps = walk(table, config, OBJECTIVES[0], 2)
     for step, (kind, rows) in enumerate(steps):
         owned = order.at(step)
-        assert (owned.canvas, owned.rows.tolist()) == (
-            order.canvases[kind],
+        assert (owned.bucket, owned.rows.tolist()) == (
+            order.buckets[kind],
             [row for _, row in rows],
         )

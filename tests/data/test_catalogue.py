@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -41,7 +42,7 @@ class ToyQuestions(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> epath.Path:
     folder = epath.Path(tmp_path_factory.mktemp("catalogue"))
-    catalogue.prepare(ToyQuestions, folder, 0, lambda name: None)
+    catalogue.prepare_builder(ToyQuestions, folder)
     return folder
 
 
@@ -107,7 +108,7 @@ def test_errors(data_dir: epath.Path) -> None:
     with pytest.raises(ConfigError, match=message):
         load(response_field="level")
     with pytest.raises(ConfigError, match=r"^x must be UTF-8, it is not \(invalid start byte\)$"):
-        catalogue.as_text(b"\xff", "x")
+        catalogue._decode_feature(b"\xff", "x")
     message = r"data\.split must be a split of toy_questions, one of .*, got training"
     with pytest.raises(ConfigError, match=message):
         open_rows(config(split="training", validation_split="dev"), data_dir, "train")
@@ -150,22 +151,30 @@ def test_missing_rows_are_noticed(data_dir: epath.Path, tmp_path: Path) -> None:
         open_rows(config(), epath.Path(tmp_path), "train")
 
 
-def test_the_first_process_prepares_and_the_others_wait(tmp_path: Path) -> None:
+def test_the_first_process_prepares_and_the_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = epath.Path(tmp_path)
     written: list[bool] = []
 
     def barrier(name: str) -> None:
         assert name == "data"
         written.append((folder / "toy_questions" / "1.0.0").exists())
-        catalogue.prepare(ToyQuestions, folder, 0, lambda name: None)  # what process 0 does
+        monkeypatch.undo()
+        catalogue.prepare_builder(ToyQuestions, folder)  # what process 0 does
 
-    builder = catalogue.prepare(ToyQuestions, folder, 1, barrier)
+    monkeypatch.setattr(catalogue, "barrier", barrier)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    builder = catalogue.prepare_builder(ToyQuestions, folder)
     assert written == [False]  # nothing was written before the barrier
     assert len(catalogue.read_all(builder, "train")) == 100
 
 
-def test_a_process_with_its_own_disk_writes_its_copy(tmp_path: Path) -> None:
-    builder = catalogue.prepare(ToyQuestions, epath.Path(tmp_path), 1, lambda name: None)
+def test_a_process_with_its_own_disk_writes_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    builder = catalogue.prepare_builder(ToyQuestions, epath.Path(tmp_path))
     assert len(catalogue.read_all(builder, "train")) == 100
 
 
@@ -180,8 +189,8 @@ def test_two_runs_prepare_one_folder_at_the_same_time(tmp_path: Path) -> None:
 
         def _generate_examples(self, count: int) -> Any:
             if not (folder / "toy_questions" / "1.0.0").exists():
-                catalogue.prepare(ToyQuestions, folder, 0, lambda name: None)
+                catalogue.prepare_builder(ToyQuestions, folder)
             return super()._generate_examples(count)
 
-    builder = catalogue.prepare(Overtaken, folder, 0, lambda name: None)
+    builder = catalogue.prepare_builder(Overtaken, folder)
     assert len(catalogue.read_all(builder, "train")) == 100

@@ -8,17 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.assemble import assemble
-from jax_mdlm.data.chat import (
-    answers,
-    make_template,
-    render_example,
-    render_prompt,
-    template_of,
-)
-from jax_mdlm.data.examples import Message, pair
+from jax_mdlm.data.batches import assemble
+from jax_mdlm.data.chat import make_template, render_prompt, template_of
+from jax_mdlm.data.examples import Message, answers, pair
 from jax_mdlm.data.table import make_table
 from jax_mdlm.data.tokenizer import Tokenizer
+from tests.data.conftest import render_example
 
 MESSAGES = st.lists(
     st.builds(

@@ -8,14 +8,15 @@ import pytest
 from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data import dialogues
-from jax_mdlm.data.rows import Rows, open_rows
+from jax_mdlm.data import demo
+from jax_mdlm.data.examples import SplitRows
+from jax_mdlm.data.rows import open_rows
 
 CONFIG = DataConfig(source="dialogues")
 
 
 @pytest.fixture(scope="session")
-def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rows]:
+def splits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SplitRows]:
     folder = epath.Path(tmp_path_factory.mktemp("dialogues"))
     return {name: open_rows(CONFIG, folder, name) for name in ("train", "validation", "test")}
 
@@ -25,7 +26,7 @@ def test_turns() -> None:
         return {"text": text, "timestamp": "2018-05-02T19:38:15Z", "sender": sender}
 
     entry = {"messages": [[part("Hello", "A"), part(" how are you? ", "A")], [part("fine", "B")]]}
-    assert dialogues.turns_of(entry) == ["Hello how are you?", "fine"]
+    assert demo.turns_of(entry) == ["Hello how are you?", "fine"]
 
 
 @pytest.mark.parametrize(
@@ -41,11 +42,11 @@ def test_turns() -> None:
     ],
 )
 def test_what_is_wanted(turns: list[str], expected: bool) -> None:
-    assert dialogues.wanted(turns) is expected
+    assert demo.wanted(turns) is expected
 
 
-def test_counts(splits: dict[str, Rows]) -> None:
-    assert len(dialogues.read_dialogues()) == 7168
+def test_counts(splits: dict[str, SplitRows]) -> None:
+    assert len(demo.read_dialogues()) == 7168
     assert {name: len(rows) for name, rows in splits.items()} == {
         "train": 3557,
         "validation": 203,
@@ -53,10 +54,10 @@ def test_counts(splits: dict[str, Rows]) -> None:
     }
 
 
-def test_speakers_alternate_and_nothing_private_is_left(splits: dict[str, Rows]) -> None:
+def test_speakers_alternate_and_nothing_private_is_left(splits: dict[str, SplitRows]) -> None:
     senders = {
         part["sender"]
-        for entry in dialogues.read_dialogues().values()
+        for entry in demo.read_dialogues().values()
         for turn in entry["messages"]
         for part in turn
     }

@@ -10,8 +10,7 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.examples import Message, pair
-from jax_mdlm.data.jsonl import read_jsonl
-from jax_mdlm.data.lines import find_files
+from jax_mdlm.data.jsonl import find_files, read_jsonl
 from jax_mdlm.data.rows import open_rows
 
 GOOD = '{"prompt": "a", "response": "b"}'

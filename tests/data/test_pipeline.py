@@ -11,9 +11,8 @@ from scipy.stats import chisquare
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.containers import Batch
 from jax_mdlm.data import draws
-from jax_mdlm.data.assemble import assemble
-from jax_mdlm.data.choices import choose_pairs, end_paddings, random_lengths
-from jax_mdlm.data.pipeline import evaluation_batches, train_batches
+from jax_mdlm.data.batches import TrainBatches, assemble, evaluation_batches
+from jax_mdlm.data.draws import choose_pairs, end_paddings, random_lengths
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sharding import Share
@@ -64,7 +63,7 @@ def test_batches_do_not_depend_on_the_processes(
     """B = 8 over 30 rows: batch 3 holds rows of two epochs."""
     parts = [
         take(
-            train_batches(
+            TrainBatches(
                 table,
                 config,
                 batch_size=8,
@@ -75,7 +74,7 @@ def test_batches_do_not_depend_on_the_processes(
         )
         for index in range(processes)
     ]
-    alone = take(train_batches(table, config, batch_size=8), start + 6)[start:]
+    alone = take(TrainBatches(table, config, batch_size=8), start + 6)[start:]
     for step, expected in enumerate(alone):
         found = join([part[step] for part in parts])
         for name, value in vars(expected).items():
@@ -83,9 +82,9 @@ def test_batches_do_not_depend_on_the_processes(
 
 
 def test_a_restored_position_continues_bitwise(table: Table, config: DataConfig) -> None:
-    whole = take(train_batches(table, config, batch_size=8), 12)
-    taken = take(train_batches(table, config, batch_size=8), 5)
-    taken += take(train_batches(table, config, batch_size=8, start_step=5), 7)
+    whole = take(TrainBatches(table, config, batch_size=8), 12)
+    taken = take(TrainBatches(table, config, batch_size=8), 5)
+    taken += take(TrainBatches(table, config, batch_size=8, start_step=5), 7)
     for name, value in join(whole).items():
         np.testing.assert_array_equal(join(taken)[name], value)
 
@@ -93,14 +92,14 @@ def test_a_restored_position_continues_bitwise(table: Table, config: DataConfig)
 def test_every_row_once_per_epoch_in_a_new_order(
     table: Table, config: DataConfig, symbols: Tokenizer
 ) -> None:
-    batches = take(train_batches(table, config, batch_size=8), 15)  # 120 rows are four epochs
+    batches = take(TrainBatches(table, config, batch_size=8), 15)  # 120 rows are four epochs
     seen = [row for batch in batches for row in rows_of(batch, symbols)]
     epochs = [seen[i : i + ROWS] for i in range(0, 4 * ROWS, ROWS)]
     for epoch in epochs:
         assert sorted(epoch) == list(range(ROWS))
     assert len(set(map(tuple, epochs))) == 4
     other = take(
-        train_batches(table, plain_config(length=64, max_labels=12, seed=8), batch_size=30), 1
+        TrainBatches(table, plain_config(length=64, max_labels=12, seed=8), batch_size=30), 1
     )
     assert rows_of(other[0], symbols) != epochs[0]
 
@@ -108,7 +107,7 @@ def test_every_row_once_per_epoch_in_a_new_order(
 def test_a_batch_may_be_larger_than_the_data(
     table: Table, config: DataConfig, symbols: Tokenizer
 ) -> None:
-    (batch,) = take(train_batches(table, config, batch_size=3 * ROWS), 1)
+    (batch,) = take(TrainBatches(table, config, batch_size=3 * ROWS), 1)
     assert sorted(rows_of(batch, symbols)) == sorted(list(range(ROWS)) * 3)
 
 
@@ -164,7 +163,7 @@ def test_pretraining_cuts_a_share_of_the_rows(symbols: Tokenizer, make_rows) -> 
     # a cut row has 1 to 10 tokens, each as often: 20,000 * 0.25 / 10 = 500 of each
     assert short[0] == 0
     assert ((short[1:10] - 500) ** 2 / 500).sum() < 27.9  # 9 degrees of freedom
-    (batch,) = take(train_batches(table, config, batch_size=400), 1)
+    (batch,) = take(TrainBatches(table, config, batch_size=400), 1)
     np.testing.assert_array_equal(batch.response.sum(axis=1), batch.label_count)
     np.testing.assert_array_equal(batch.valid, batch.response)
     assert 60 < (batch.label_count < 10).sum() < 120
@@ -207,8 +206,8 @@ def test_evaluation_takes_the_rows_in_order(
 
 def test_shares_need_not_be_neighbours(table: Table, config: DataConfig) -> None:
     """Parts 0 and 2 of 4, as on a host whose chips are a square of the mesh."""
-    (whole,) = take(train_batches(table, config, batch_size=8), 1)
-    (own,) = take(train_batches(table, config, batch_size=8, share=Share((0, 2), 4)), 1)
+    (whole,) = take(TrainBatches(table, config, batch_size=8), 1)
+    (own,) = take(TrainBatches(table, config, batch_size=8, share=Share((0, 2), 4)), 1)
     for name, value in vars(whole).items():
         np.testing.assert_array_equal(getattr(own, name), value[[0, 1, 4, 5]])
 
@@ -216,7 +215,7 @@ def test_shares_need_not_be_neighbours(table: Table, config: DataConfig) -> None
 def test_a_batch_must_be_shared_evenly(table: Table, config: DataConfig) -> None:
     message = r"a batch must be divisible by the mesh's 3 batch shards, got 8 rows; change train\."
     with pytest.raises(ConfigError, match=message):
-        train_batches(table, config, batch_size=8, share=Share((0,), 3))
+        TrainBatches(table, config, batch_size=8, share=Share((0,), 3))
     with pytest.raises(ConfigError, match=message):
         next(evaluation_batches(table, config, batch_size=8, share=Share((0,), 3)))
 

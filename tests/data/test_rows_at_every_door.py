@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from jax_mdlm.config import Config, ConfigError, DataConfig, TokenizerConfig
 from jax_mdlm.data.chat import make_template
 from jax_mdlm.data.corpus import load_corpus
-from jax_mdlm.data.encode import encode
 from jax_mdlm.data.examples import Message, without_answer
-from jax_mdlm.data.jsonl import read_jsonl
-from jax_mdlm.data.lines import find_files, parse_lines, read_lines, to_line
+from jax_mdlm.data.jsonl import find_files, parse_lines, read_jsonl, read_lines, to_line
 from jax_mdlm.data.rows import open_rows
-from jax_mdlm.data.table import make_table
+from jax_mdlm.data.table import encode_rows, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.choices import parse_question
 from jax_mdlm.evaluation.judge.rows import read_lines as judged_rows
@@ -264,7 +262,7 @@ def test_a_turn_of_weight_0_is_not_learned(tmp_path: Path, llada) -> None:
     path.write_bytes(READ["weights"])
     config = DataConfig(files=str(path), validation_percent=0)
     rows = open_rows(config, epath.Path(tmp_path), "train")
-    encoded = encode(rows, config, llada, make_template("llada", llada))
+    encoded = encode_rows(rows, config, llada, make_template("llada", llada))
     texts = [llada.decode(encoded.tokens[begin:end]) for begin, end in encoded.response]
     assert texts == ["good"]
     ((begin, end),) = encoded.history

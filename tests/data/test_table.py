@@ -10,14 +10,12 @@ from hypothesis import strategies as st
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.containers import Batch
-from jax_mdlm.data.assemble import assemble
-from jax_mdlm.data.chat import answers, make_template, render_example
-from jax_mdlm.data.examples import Example, Message, pair
-from jax_mdlm.data.pipeline import evaluation_batches
-from jax_mdlm.data.rows import Rows
+from jax_mdlm.data.batches import assemble, evaluation_batches
+from jax_mdlm.data.chat import make_template
+from jax_mdlm.data.examples import Example, Message, SplitRows, answers, pair
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
-from tests.data.conftest import dialogue, example, plain_config
+from tests.data.conftest import dialogue, example, plain_config, render_example
 
 
 def lay_out(
@@ -329,7 +327,7 @@ def test_filling_rows_hold_one_valid_slot_and_no_label(symbols: Tokenizer, make_
 def test_filled_prompts_in_batches_are_those_of_render_prompt(symbols) -> None:
     config = DataConfig(template="plain", prompt_slots=8, length=24, max_labels=6, end_padding=3)
     examples = [pair("abc", "AH L"), pair("abcabcabc", "AH")]
-    rows = Rows("test", examples, ["a:1", "a:2"])
+    rows = SplitRows("test", examples, ["a:1", "a:2"])
     batch = next(iter(evaluation_batches(make_table(rows, config, symbols), config, batch_size=2)))
     template = make_template("plain", symbols, 8)
     for row, conversation in enumerate(examples):

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 from etils import epath
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from jax_mdlm.config import ConfigError, TokenizerConfig
 from jax_mdlm.data import special, tokenizer_fast
+from jax_mdlm.data import tokenizer as tokenizer_module
 from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
 from tests.data.conftest import TEXTS, save_llada
 
@@ -114,27 +116,29 @@ def test_training_is_deterministic_and_kept(tmp_path: Path, config: TokenizerCon
     assert load_tokenizer(config, first).encode(texts[0]) == one.encode(texts[0])  # `sample`
 
 
-def test_only_the_first_process_trains(tmp_path: Path) -> None:
+def test_only_the_first_process_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = epath.Path(tmp_path / "tokenizer")
     events = []
 
     def barrier(name: str) -> None:
         events.append(name)
         assert not folder.exists()
+        monkeypatch.undo()
         load_tokenizer(SYMBOLS, folder, lambda: SOUNDS)  # what process 0 does meanwhile
 
-    tokenizer = load_tokenizer(
-        SYMBOLS, folder, lambda: [str(1 / 0)], process_index=1, barrier=barrier
-    )
+    monkeypatch.setattr(tokenizer_module, "barrier", barrier)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    tokenizer = load_tokenizer(SYMBOLS, folder, lambda: [str(1 / 0)])
     assert events == ["tokenizer"]
     assert tokenizer.vocab_size == 7 + 26 + 4
 
 
-def test_every_process_must_see_the_folder(tmp_path: Path) -> None:
+def test_every_process_must_see_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
     with pytest.raises(
         ConfigError, match="holds no tokenizer; every process must see the work dir"
     ):
-        load_tokenizer(SYMBOLS, epath.Path(tmp_path / "t"), lambda: SOUNDS, process_index=1)
+        load_tokenizer(SYMBOLS, epath.Path(tmp_path / "t"), lambda: SOUNDS)
 
 
 def test_nothing_is_written_when_training_fails(tmp_path: Path) -> None:

@@ -14,14 +14,18 @@ from hypothesis import strategies as st
 
 from jax_mdlm.config import ConfigError, TokenizerConfig
 from jax_mdlm.data import special
-from jax_mdlm.data.assemble import assemble
-from jax_mdlm.data.chat import PlainTemplate, make_template, render_example, render_prompt
+from jax_mdlm.data.batches import assemble
+from jax_mdlm.data.chat import (
+    encode_written,
+    make_template,
+    plain_template,
+    render_prompt,
+)
 from jax_mdlm.data.examples import Message
-from jax_mdlm.data.sentencepiece_model import with_controls
 from jax_mdlm.data.table import make_table
 from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
-from jax_mdlm.data.written import encode_written
-from tests.data.conftest import TEXTS, plain_config, save_llada
+from jax_mdlm.data.tokenizer_sentencepiece import with_controls
+from tests.data.conftest import TEXTS, plain_config, render_example, save_llada
 
 # As in LLaDA-Instruct.
 PUBLISHED = (
@@ -309,7 +313,7 @@ def test_types_of_pieces(tmp_path: Path) -> None:
 
 def test_the_plain_template_writes_ids(llada: Tokenizer) -> None:
     header = known(llada, special.HEADER_END)
-    template = PlainTemplate(header, llada.ids.terminator)
+    template = plain_template(header, llada.ids.terminator)
     assert make_template("plain", llada) == template
     ids = render_prompt(llada, f"a {special.HEADER_END} b", template)
     assert ids == [*llada.encode(f"a {special.HEADER_END} b"), header]

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from jax_mdlm.config import Config, DataConfig, MeshConfig, ModelConfig, SampleConfig, TrainConfig
 from jax_mdlm.containers import SpecialIds
-from jax_mdlm.data.chat import PlainTemplate
-from jax_mdlm.data.examples import Message
-from jax_mdlm.data.rows import Rows
+from jax_mdlm.data.chat import plain_template
+from jax_mdlm.data.examples import Message, SplitRows
 from jax_mdlm.evaluation.tasks import (
     ErrorRates,
     error_rates,
@@ -120,7 +119,7 @@ def test_evaluate_pronunciations():
         path=epath.Path("letters"),
         config=Config(model=config, sample=sample),
         tokenizer=Letters(),
-        template=PlainTemplate(separator=20, terminator=21),
+        template=plain_template(separator=20, terminator=21),
     )
     layout = make_layout(MeshConfig(), jax.devices()[:1])
     model = Mdlm.of(setup, random_params(config), layout, 1)
@@ -188,7 +187,7 @@ def test_a_run_leaves_out_rows_that_cannot_be_asked():
         ),
         (Message("user", "h"), Message("assistant", "i")),
     ]
-    rows = Rows("rows", examples, [f"rows:{number}" for number in range(6)])
+    rows = SplitRows("rows", examples, [f"rows:{number}" for number in range(6)])
     config = Config(train=TrainConfig(decode_rows=2))
     task = task_of_rows(config, rows, lambda asked: "too long" not in asked[0])
     assert task.conversations == [examples[0][:1], examples[4][:3]]

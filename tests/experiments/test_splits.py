@@ -28,7 +28,7 @@ class Found(Exception):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> epath.Path:
     folder = epath.Path(tmp_path_factory.mktemp("prepared"))
-    catalogue.prepare(ToyQuestions, folder, 0, lambda name: None)
+    catalogue.prepare_builder(ToyQuestions, folder)
     return folder
 
 

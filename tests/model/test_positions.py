@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jax_mdlm import convert, model, sample, train
-from jax_mdlm.config import Config, ConfigError, ModelConfig, SampleConfig, to_json
+from jax_mdlm.config import Config, ConfigError, ModelConfig, SampleConfig, config_to_json
 from jax_mdlm.config.checks import validate
 from jax_mdlm.model import layers
 from tests.sampling.standin import random_params
@@ -91,7 +91,7 @@ def test_a_run_trains_samples_and_is_not_exported(tmp_path, capsys):
     file = tmp_path / "moving.py"
     file.write_text(
         "from jax_mdlm.config import from_json\n"
-        f"def get_config(preset=''):\n    return from_json({to_json(config)!r}, 'moving')\n"
+        f"def get_config(preset=''):\n    return from_json({config_to_json(config)!r}, 'moving')\n"
     )
     wrong = ["--config", str(file), "--workdir", str(tmp_path / "wrong")]
     said = r"must be slack's id, 6, or -1 \(all slots count\), got 5"

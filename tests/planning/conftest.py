@@ -14,7 +14,7 @@ from jax_mdlm.config import (
     TrainConfig,
 )
 from jax_mdlm.planning.topologies import Machine
-from jax_mdlm.training.chips import find_chip
+from jax_mdlm.training.timing import find_chip
 
 
 def tiny_config(**network: object) -> Config:

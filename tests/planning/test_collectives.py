@@ -9,7 +9,7 @@ import pytest
 
 from jax_mdlm.planning.collectives import Collective, Wiring, members, taken_in
 from jax_mdlm.planning.topologies import Machine
-from jax_mdlm.training.chips import CHIPS, find_chip
+from jax_mdlm.training.timing import CHIPS, find_chip
 
 LINK = 50e9  # v5e, one direction
 

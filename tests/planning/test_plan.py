@@ -15,14 +15,14 @@ import pytest
 from etils import epath
 
 from jax_mdlm import command, plan
-from jax_mdlm.config import ConfigError, to_json
+from jax_mdlm.config import ConfigError, config_to_json
 from jax_mdlm.containers import TrainState
 from jax_mdlm.planning import program, report, topologies
 from jax_mdlm.planning.plan import Plan, make_plan
 from jax_mdlm.planning.topologies import Machine, describe, topology_of
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.training.checkpoint import save_state
+from jax_mdlm.training.begin import save_state
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import abstract_state
 from tests.planning.conftest import cpu_machine, tiny_config
@@ -53,7 +53,7 @@ def config_file(tmp_path: Path) -> str:
     file = tmp_path / "tiny.py"
     file.write_text(
         "from jax_mdlm.config import from_json\n\n"
-        f"TEXT = {to_json(tiny_config())!r}\n\n"
+        f"TEXT = {config_to_json(tiny_config())!r}\n\n"
         "def get_config(preset=''):\n"
         "    return from_json(TEXT, 'tiny')\n"
     )

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jax_mdlm.config import Config, MeshConfig, ModelConfig, to_json, validate
+from jax_mdlm.config import Config, MeshConfig, ModelConfig, config_to_json, validate
 from jax_mdlm.data.corpus import Corpus, load_corpus
 from jax_mdlm.sharding import Layout, make_layout
-from jax_mdlm.training import metrics
+from jax_mdlm.training import timing
 from jax_mdlm.training.claim import claim
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import create_state
@@ -121,22 +121,22 @@ def test_epochs_become_steps(config: Config, tmp_path: Path) -> None:
     train = dataclasses.replace(config.train, steps=0, epochs=2.0)
     resolved, corpus = claim(dataclasses.replace(config, train=train), epath.Path(tmp_path / "run"))
     order = corpus.order(resolved)
-    rows = [order.at(step).canvas.rows for step in range(resolved.train.steps)]
+    rows = [order.at(step).bucket.rows for step in range(resolved.train.steps)]
     assert sum(rows) >= 2 * len(corpus.train) > sum(rows[:-1])
-    assert '"buckets": [' in to_json(resolved)
+    assert '"buckets": [' in config_to_json(resolved)
 
 
 def test_mfu_of_several_canvases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal slots on 1,024 and on 4,096: attention counts as on 2,560."""
     config = ModelConfig()
     chip = dataclasses.make_dataclass("Chip", ["peak_flops"])(1e18)
-    monkeypatch.setattr(metrics, "find_chip", lambda kind: chip)
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: 0.0)
-    throughput = metrics.Throughput(config, 4096)
+    monkeypatch.setattr(timing, "find_chip", lambda kind: chip)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 0.0)
+    throughput = timing.Throughput(config, 4096)
     for length in (1024, None):
         throughput.step(length)
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: 2.0)
-    per_token = sum(metrics.training_flops(config, 2560))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 2.0)
+    per_token = sum(timing.training_flops(config, 2560))
     assert throughput.read(500.0)["mfu"] == pytest.approx(
         500 * per_token / (1e18 * jax.device_count())
     )

@@ -9,7 +9,7 @@ from etils import epath
 
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError, profile_steps
-from jax_mdlm.training.capture import Capture
+from jax_mdlm.training.timing import Capture
 from tests.training.forks import Forks
 from tests.training.runs import start, start_group
 

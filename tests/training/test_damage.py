@@ -14,7 +14,7 @@ from jax_mdlm.containers import TrainState
 from jax_mdlm.data.corpus import load_corpus
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import CheckpointError, Checkpoints, open_checkpoints
-from jax_mdlm.training import checkpoint
+from jax_mdlm.training import begin
 from jax_mdlm.training.begin import resume
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import abstract_state, create_state
@@ -43,7 +43,7 @@ def saved(tiny: Config, tmp_path: Path) -> tuple[Checkpoints, TrainState]:
     state = create_state(config, optimizer, layout)
     checkpoints = open_checkpoints(epath.Path(tmp_path / "checkpoints"), keep=10)
     for step in (1, 2, 3):
-        checkpoint.save_state(checkpoints, state.replace(step=jax.numpy.int32(step)), "{}")
+        begin.save_state(checkpoints, state.replace(step=jax.numpy.int32(step)), "{}")
     checkpoints.wait()
     return checkpoints, abstract_state(config, optimizer, layout)
 
@@ -119,7 +119,7 @@ def test_the_newest_whole_one_is_used(
     assert line.endswith(f"; set aside as {checkpoints.folder}.damaged/3")
     assert checkpoints.steps() == [1, 2]
     # The run comes by that step again.
-    checkpoint.save_state(checkpoints, state.replace(step=state.step + 1), "{}")
+    begin.save_state(checkpoints, state.replace(step=state.step + 1), "{}")
     checkpoints.wait()
     again = resume(checkpoints, abstract)
     assert again is not None
@@ -134,7 +134,7 @@ def test_several_and_the_same_step_twice(saved: tuple[Checkpoints, TrainState]) 
     state = resume(checkpoints, abstract)
     assert state is not None
     assert int(state.step) == 1
-    checkpoint.save_state(checkpoints, state.replace(step=jax.numpy.int32(3)), "{}")
+    begin.save_state(checkpoints, state.replace(step=jax.numpy.int32(3)), "{}")
     checkpoints.wait()
     _lose_record(Path(checkpoints.folder / "3"))
     assert int(resume(checkpoints, abstract).step) == 1  # pyright: ignore

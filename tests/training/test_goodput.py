@@ -2,7 +2,7 @@
 
 import contextlib
 
-from jax_mdlm.training.goodput import Goodput, line
+from jax_mdlm.training.timing import Goodput, goodput_line
 
 
 class Clock:
@@ -63,6 +63,6 @@ def test_the_line() -> None:
     clock.now += 750
     shown = "goodput 75.0% of 1,000 s (start 25.0%, compile 0.0%, steps 75.0%, data 0.0%, "
     shown += "evaluate 0.0%, save 0.0%"
-    assert line(watch.report()) == shown + ")"
-    assert line(watch.report() | {"lost_steps": 7}) == shown + ", 7 steps made again)"
-    assert line(Goodput(clock).report()).startswith("goodput 0.0% of 0 s")
+    assert goodput_line(watch.report()) == shown + ")"
+    assert goodput_line(watch.report() | {"lost_steps": 7}) == shown + ", 7 steps made again)"
+    assert goodput_line(Goodput(clock).report()).startswith("goodput 0.0% of 0 s")

@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from jax_mdlm import convert, train
-from jax_mdlm.config import Config, ConfigError, DataConfig, TokenizerConfig, to_json
+from jax_mdlm.config import Config, ConfigError, DataConfig, TokenizerConfig, config_to_json
 from jax_mdlm.conversion import open_origin
 from jax_mdlm.data.tokenizer import read_tokenizer, same_tokens
 from jax_mdlm.training.claim import claim
@@ -88,7 +88,7 @@ def run(root: Path, name: str, config: Config, *flags: str) -> Path:
     file, workdir = root / f"{name}.py", root / name
     file.write_text(
         "from jax_mdlm.config import from_json\n"
-        f"def get_config(preset=''):\n    return from_json({to_json(config)!r}, 'tiny')\n"
+        f"def get_config(preset=''):\n    return from_json({config_to_json(config)!r}, 'tiny')\n"
     )
     train.main(["--config", str(file), "--workdir", str(workdir), *flags])
     return workdir

@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import PartitionSpec
 
 from jax_mdlm import conversion, train
-from jax_mdlm.config import Config, ConfigError, LoraConfig, MeshConfig, to_json
+from jax_mdlm.config import Config, ConfigError, LoraConfig, MeshConfig, config_to_json
 from jax_mdlm.containers import Params, TrainState
 from jax_mdlm.data.corpus import Corpus, load_corpus
 from jax_mdlm.sharding import Layout, make_layout
@@ -219,7 +219,7 @@ def config_file(rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     file = tmp_path_factory.mktemp("config") / "tiny.py"
     file.write_text(
         "from jax_mdlm.config import from_json\n"
-        f"def get_config(preset=''):\n    return from_json({to_json(config)!r}, 'tiny')\n"
+        f"def get_config(preset=''):\n    return from_json({config_to_json(config)!r}, 'tiny')\n"
     )
     return file
 

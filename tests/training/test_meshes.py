@@ -14,7 +14,7 @@ from jax_mdlm.containers import TrainState
 from jax_mdlm.data.corpus import Corpus, load_corpus
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.storage import Checkpoints, open_checkpoints
-from jax_mdlm.training import checkpoint
+from jax_mdlm.training import begin
 from jax_mdlm.training.begin import resume
 from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import abstract_state, create_state
@@ -68,7 +68,7 @@ def test_another_mesh_goes_on(
     first, second = layout_of(before), layout_of(after)
     state, _ = steps(config, corpus, first, None, SAVED)
     checkpoints: Checkpoints = open_checkpoints(epath.Path(tmp_path / "c"), keep=1)
-    checkpoint.save_state(checkpoints, state, "{}")
+    begin.save_state(checkpoints, state, "{}")
     checkpoints.wait()
     optimizer = make_optimizer(config, corpus.tokenizer.ids)
     restored = resume(checkpoints, abstract_state(config, optimizer, second))

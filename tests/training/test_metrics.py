@@ -3,15 +3,16 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 from etils import epath
 
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Mean
-from jax_mdlm.training import metrics
-from jax_mdlm.training.chips import find_chip
-from jax_mdlm.training.metrics import Log, Throughput, Window
+from jax_mdlm.training import timing
+from jax_mdlm.training.log import Log, StepMetrics
+from jax_mdlm.training.timing import Throughput, find_chip
 
 
 def step(loss: float, count: float = 1.0) -> dict[str, Mean]:
@@ -19,7 +20,7 @@ def step(loss: float, count: float = 1.0) -> dict[str, Mean]:
 
 
 def test_a_window_is_a_mean_of_totals_and_leaves_the_running_step() -> None:
-    window = Window()
+    window = StepMetrics()
     assert window.report() == {}
     for number, (total, count) in enumerate([(6.0, 3.0), (1.0, 1.0), (100.0, 1.0)]):
         window.add(number, step(total, count))
@@ -35,8 +36,8 @@ def test_a_window_is_a_mean_of_totals_and_leaves_the_running_step() -> None:
 
 def test_two_steps_may_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = []
-    monkeypatch.setattr(metrics.jax, "block_until_ready", waited.append)
-    window, steps = Window(), [step(float(number)) for number in range(4)]
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    window, steps = StepMetrics(), [step(float(number)) for number in range(4)]
     for number, means in enumerate(steps):
         window.add(number, means)
         window.keep_up(ahead=2)
@@ -44,7 +45,7 @@ def test_two_steps_may_be_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_bad_step_is_named_with_its_window() -> None:
-    window = Window()
+    window = StepMetrics()
     for number in range(5, 9):
         window.add(number, step(float("nan") if number >= 7 else 1.0))
     with pytest.raises(
@@ -65,8 +66,8 @@ def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig()
     assert Throughput(config, 4096).read(1.0) == {}, "no step, no rate"
     clock = iter([0.0, 2.0, 2.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(metrics, "find_chip", lambda kind: find_chip("TPU v5e"))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing, "find_chip", lambda kind: find_chip("TPU v5e"))
     throughput = Throughput(config, 4096)
     throughput.step()
     rates = throughput.read(8 * 4096.0)
@@ -77,7 +78,7 @@ def test_mfu_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_steps_under_way_count_for_the_next_window(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 3.0, 3.0, 4.0, 4.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     throughput = Throughput(ModelConfig(), 4096)
     for _ in range(4):
         throughput.step()
@@ -119,7 +120,7 @@ def test_samples_are_lines_and_a_resumed_log_forgets_them_too(tmp_path: Path) ->
 
 
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
     log = Log(epath.Path(tmp_path), resumed_at=0, tensorboard=True)
     log.write(1, "train", {"loss": 1.0})
     log.write_samples(1, [{"prompt": "a"}], ["a"])

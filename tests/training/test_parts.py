@@ -7,7 +7,7 @@ import pytest
 from jax_mdlm import command
 from jax_mdlm.config import Config, ConfigError, DataConfig, MeshConfig, ModelConfig, TrainConfig
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.training.parts import fit_batch
+from jax_mdlm.training.step import fit_batch
 
 
 def config(rows: int, parts: int, **data) -> Config:

@@ -8,7 +8,7 @@ import jax
 import pytest
 from jax._src import distributed
 
-from jax_mdlm.training.peers import Beats, Peers
+from jax_mdlm.training.stop import Beats, Peers
 
 
 def test_a_sign_that_does_not_change_is_a_loss() -> None:

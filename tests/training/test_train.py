@@ -17,12 +17,13 @@ from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.corpus import open_tokenizer
 from jax_mdlm.model.table import abstract_params
+from jax_mdlm.parameters import restore_params
 from jax_mdlm.progress import Progress
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import CheckpointError, open_checkpoints
 from jax_mdlm.training.loop import term_health
 from jax_mdlm.training.state import with_slack_row
-from jax_mdlm.workdir import load_config, restore_params
+from jax_mdlm.workdir import load_config
 from tests.training.forks import Forks
 from tests.training.runs import SAVE_EVERY, STEPS, arguments, lines, same_run, start, wait_for_step
 

@@ -15,9 +15,10 @@ from jax_mdlm.config import MeshConfig
 from jax_mdlm.mdlm import read
 from jax_mdlm.model.int8 import Int8
 from jax_mdlm.model.table import abstract_params
+from jax_mdlm.parameters import restore_params
 from jax_mdlm.setup import open_setup
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.workdir import load_config, restore_params
+from jax_mdlm.workdir import load_config
 
 # Packages that train, prepare data or draw, or that other kinds of tokenizers need: each costs a
 # call of `sample` a tenth of a second or more. What remains is jax, orbax with tensorstore (the

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.signs import visible
+from jax_mdlm.data.tokenizer import visible
 from jax_mdlm.sample import main
 from jax_mdlm.viewing.player import framed, page
 from jax_mdlm.viewing.still import still

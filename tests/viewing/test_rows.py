@@ -9,7 +9,7 @@ import pytest
 
 from jax_mdlm import sample
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.lines import to_line
+from jax_mdlm.data.jsonl import to_line
 from jax_mdlm.viewing.player import page
 from jax_mdlm.viewing.prompts import read_prompts
 from jax_mdlm.viewing.traces import read_traces

@@ -9,7 +9,7 @@ A DLE of a content is doubled.
 import re
 from collections.abc import Sequence
 
-from jax_mdlm.data.written import Written
+from jax_mdlm.data.chat import Written
 
 _DLE = "\x10"
 _CUT = f"{_DLE};{_DLE}"

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.chat import history
+from jax_mdlm.data.chat import Written, encode_written, history
 from jax_mdlm.data.examples import Message, check_text, parse_messages
-from jax_mdlm.data.written import Written, encode_written
 from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
 from jax_mdlm.evaluation.harness.rendering import from_string, to_string
 from jax_mdlm.likelihood import Estimate, log_likelihood

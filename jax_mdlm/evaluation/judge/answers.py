@@ -15,8 +15,8 @@ from jax_mdlm.evaluation.judge.decoding import Decoder
 from jax_mdlm.evaluation.judge.output import check_settings, output_file
 from jax_mdlm.evaluation.judge.records import ModelAnswer
 from jax_mdlm.opening import open_model
+from jax_mdlm.processes import barrier, from_first_process
 from jax_mdlm.progress import Progress
-from jax_mdlm.sharding import barrier, from_first_process
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

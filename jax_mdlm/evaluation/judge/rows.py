@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.lines import number_lines, parse_lines, to_line
+from jax_mdlm.data.jsonl import number_lines, parse_lines, to_line
 
 _KINDS = {str: "a string", list: "a list", dict: "an object"}
 

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from jax_mdlm.config import ConfigError, TokenizerConfig
-from jax_mdlm.data.chat import PlainTemplate, make_template, render_prompt
+from jax_mdlm.data.chat import make_template, plain_template, render_prompt
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
 from jax_mdlm.likelihood import log_likelihood
@@ -123,7 +123,7 @@ CONVERSATION = [
         lambda tokenizer: make_template("llada", tokenizer),
         lambda tokenizer: make_template("llada", tokenizer, 200),
         lambda tokenizer: make_template("plain", tokenizer, 40),
-        lambda tokenizer: PlainTemplate("\n", "\n"),
+        lambda tokenizer: plain_template("\n", "\n"),
     ],
 )
 def test_render_gives_the_ids_of_render_prompt(bytewise, make):

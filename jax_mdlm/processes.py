@@ -1,4 +1,4 @@
-"""Whether this process is one of several on Cloud TPU.
+"""The processes of a run: whether there are several on Cloud TPU, and how they agree.
 
 `jax.distributed.initialize()` finds out who the others are, but must be called only where there are
 any: on a single host it waits, for minutes, for names that lead nowhere (Colab, Kaggle), or fails
@@ -9,6 +9,10 @@ each pod (and libtpu reads), else the attributes of a TPU VM on its metadata ser
 import os
 import urllib.error
 import urllib.request
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 _ATTRIBUTES = "computeMetadata/v1/instance/attributes"
 _PATIENCE = 5.0  # seconds; the server is on the same machine
@@ -26,10 +30,28 @@ def on_pod() -> bool:
     return "," in (hosts or "") or slices not in ("", "1")
 
 
+def barrier(name: str) -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def from_first_process(number: int) -> int:
+    """The number that the first process passed, on all of them."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def anywhere(here: bool) -> bool:
+    """Whether it is so in any process."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.int32(here)).any())
+
+
 def _platforms() -> str | None:
     """What the user chose; JAX sets "tpu,cpu" where it finds chips and libtpu."""
-    import jax
-
     return jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
 
 

@@ -1,7 +1,7 @@
-"""The list of all settings: path, type, value and sentence.
+"""A config as text: JSON, as work directories keep it, and the list of all settings.
 
-The sentences are the comments beside the fields in `sections.py`, which are read from its source:
-what a reader of the code sees, `train --settings` prints and the page of settings shows.
+The list's sentences are the comments beside the fields in `sections.py`, which are read from its
+source: what a reader of the code sees, `train --settings` prints and the page of settings shows.
 """
 
 import ast
@@ -12,17 +12,49 @@ import io
 import textwrap
 import tokenize
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jax_mdlm.config import sections
-from jax_mdlm.config.sections import Config
+import pydantic
 
-_WIDTH = 96  # columns of `as_text`
+from jax_mdlm.config import sections
+from jax_mdlm.config.checks import validate
+from jax_mdlm.config.sections import Config, ConfigError
+
+_WIDTH = 96  # columns of `settings_as_text`
+
+
+def config_to_json(config: Config) -> str:
+    """The resolved config as JSON; a work directory keeps it."""
+    return pydantic.TypeAdapter(Config).dump_json(config, indent=2).decode()
+
+
+def from_json(text: str, origin: str) -> Config:
+    """Reads what `config_to_json` wrote; `origin` names the file in errors.
+
+    Raises:
+      ConfigError: not a config, or one that does not validate.
+    """
+    try:
+        return validate(pydantic.TypeAdapter(Config).validate_json(text))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{origin} is not a config: {place or 'file'}: {first['msg']}") from error
+
+
+def differences(old: Config, new: Config, ignore: Sequence[str]) -> list[str]:
+    """Fields that differ, as `section.field=old there, new here`; `ignore` holds path prefixes."""
+    left, right = _flatten(old), _flatten(new)
+    return [
+        f"{path}={left[path]} there, {right[path]} here"
+        for path in left
+        if left[path] != right[path] and not any(path.startswith(prefix) for prefix in ignore)
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class SettingLine:
     """One field of a section.
 
     Attributes:
@@ -38,7 +70,7 @@ class Setting:
     sentence: str
 
 
-def list_settings(config: Config) -> Iterator[tuple[str, list[Setting]]]:
+def list_settings(config: Config) -> Iterator[tuple[str, list[SettingLine]]]:
     """The settings of a config by section, each with the section's own sentence.
 
     Args:
@@ -51,7 +83,7 @@ def list_settings(config: Config) -> Iterator[tuple[str, list[Setting]]]:
             yield from _sections(section, f"{field.name}.")
 
 
-def as_text(config: Config) -> str:
+def settings_as_text(config: Config) -> str:
     """All settings for a terminal."""
     parts = []
     for sentence, settings in list_settings(config):
@@ -67,7 +99,7 @@ def as_text(config: Config) -> str:
     return "".join(parts).rstrip("\n") + "\n"
 
 
-def as_markdown(config: Config) -> str:
+def settings_as_markdown(config: Config) -> str:
     """All settings as tables, for the page of the documents."""
     parts = []
     for sentence, settings in list_settings(config):
@@ -80,7 +112,7 @@ def as_markdown(config: Config) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(section: Any, prefix: str) -> Iterator[tuple[str, list[Setting]]]:
+def _sections(section: Any, prefix: str) -> Iterator[tuple[str, list[SettingLine]]]:
     yield (inspect.getdoc(type(section)) or "").split("\n")[0], _fields(section, prefix)
     for field in dataclasses.fields(section):
         inner = getattr(section, field.name)
@@ -88,12 +120,12 @@ def _sections(section: Any, prefix: str) -> Iterator[tuple[str, list[Setting]]]:
             yield from _sections(inner, f"{prefix}{field.name}.")
 
 
-def _fields(section: Any, prefix: str) -> list[Setting]:
+def _fields(section: Any, prefix: str) -> list[SettingLine]:
     """The fields of a section that are no sections themselves."""
     hints = typing.get_type_hints(type(section))
     comments = _comments()[type(section).__name__]
     return [
-        Setting(
+        SettingLine(
             prefix + field.name,
             _kind(hints[field.name]),
             _shown(getattr(section, field.name)),
@@ -151,3 +183,14 @@ def _code(text: str) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _flatten(section: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= _flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = value
+    return flat

@@ -1,11 +1,12 @@
-"""Metrics of a run: collected on the device, divided once, written to console, JSONL, TensorBoard.
+"""What is measured: collected on the device, divided once, written to JSONL and TensorBoard.
 
 `Mean`s of single steps enter; numbers per window leave. A window is read when the step after it is
-under way, so that the host never waits for the step that is running.
+under way, so that the host never waits for the step that is running. What an evaluation finds
+enters from `evaluation.periodic`, which training does not know.
 """
 
+import dataclasses
 import json
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Mean
-from jax_mdlm.model import table
-from jax_mdlm.training.chips import find_chip
+from jax_mdlm.data.tokenizer import visible
+
+SHOWN = 3  # samples on the console and in TensorBoard
+_PROMPT, _LINE = 60, 160  # characters on the console
 
 
-class Window:
+class StepMetrics:
     """Metrics of the steps since the last report."""
 
     def __init__(self) -> None:
@@ -84,69 +86,56 @@ def mean_value(parts: list[Mean]) -> float:
     return total / count if count else 0.0
 
 
-def training_flops(config: ModelConfig, length: int) -> tuple[int, int]:
-    """FLOPs per token that a training step needs, what is computed twice counted once.
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A decoded row.
 
-    6 per parameter that is multiplied (all but the embedding) and 12 * layers * L * N * H for
-    attention (arXiv 2204.02311, appendix B).
-
-    Args:
-      config: The network.
-      length: Slots of the canvas.
-
-    Returns:
-      Those of the matrices, and those of attention.
+    Attributes:
+      prompt: What was asked; messages are joined by newlines.
+      reference: The first text that counts as right.
+      text: The answer.
+      canvas: The token of each decoded slot, slack by its sign, up to the last that is no padding.
     """
-    multiplied = table.num_parameters(config) - config.vocab_size * config.embed
-    return 6 * multiplied, 12 * config.layers * length * config.heads * config.head_dim
+
+    prompt: str
+    reference: str
+    text: str
+    canvas: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """For the console: the end of the prompt and the text, and the canvas below it."""
+        prompt, text = (visible(part.strip()) for part in (self.prompt, self.text))
+        if len(prompt) > _PROMPT:
+            prompt = "…" + prompt[-_PROMPT:]
+        shown = " ".join(visible(token) for token in self.canvas)
+        return [f"  {prompt} -> {_shortened(text)}", f"    canvas {_shortened(shown)}"]
+
+    def markdown(self) -> str:
+        """For TensorBoard, which renders Markdown: indented lines are shown as they stand."""
+        parts = {
+            "prompt": self.prompt,
+            "reference": self.reference,
+            "text": self.text,
+            "canvas": " ".join(visible(token) for token in self.canvas),
+        }
+        return "\n".join(f"    {name:<10}{visible(part)}" for name, part in parts.items())
 
 
-class Throughput:
-    """Tokens per second and, where the device's peak is known, the share of it that is used."""
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What an evaluation found.
 
-    SHOWN = ("tokens_per_second", "mfu")  # of `read`, on the console
+    Attributes:
+      values: Numbers by name.
+      samples: The rows that were decoded, in order.
+    """
 
-    def __init__(self, config: ModelConfig, length: int) -> None:
-        self._config, self._length = config, length
-        chip = find_chip(jax.devices()[0].device_kind)
-        self._peak = chip.peak_flops * jax.device_count() if chip else 0.0
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts the clock anew, e.g. after an evaluation."""
-        self._since = time.perf_counter()
-        self._lengths: list[int] = []  # of the canvases since then
-
-    def step(self, length: int | None = None) -> None:
-        """Counts an update, on a canvas of this length; None = the full one."""
-        self._lengths.append(self._length if length is None else length)
-
-    def read(self, tokens_per_step: float, running: int = 0) -> dict[str, float]:
-        """`steps_per_second`, `tokens_per_second` and perhaps `mfu` since the last restart.
-
-        Args:
-          tokens_per_step: Mean of the steps that are counted.
-          running: So many of the newest steps are not over; they are counted next time.
-
-        Returns:
-          Numbers; {} where no step is over.
-        """
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        over = max(len(self._lengths) - running, 0)
-        made, left = self._lengths[:over], self._lengths[over:]
-        self.restart()
-        self._lengths = left
-        if not made:
-            return {}
-        steps = len(made) / seconds
-        tokens = steps * tokens_per_step
-        rates = {"steps_per_second": steps, "tokens_per_second": tokens}
-        if self._peak:
-            # With length buckets the mean canvas: attention's FLOPs are linear in it per token,
-            # and all batches have the same number of slots.
-            length = round(sum(made) / len(made))
-            rates["mfu"] = tokens * sum(training_flops(self._config, length)) / self._peak
-        return rates
+    values: dict[str, float]
+    samples: list[Sample] = dataclasses.field(default_factory=list)
 
 
 class Log:
@@ -213,3 +202,7 @@ class Log:
             except (ValueError, KeyError):  # the line that the kill cut short
                 continue
         path.write_text("".join(kept))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LINE else text[:_LINE] + "…"

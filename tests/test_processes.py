@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import pytest
 
-from jax_mdlm import cloud, command
+from jax_mdlm import command, processes
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ def machine(monkeypatch: pytest.MonkeyPatch):
             monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
         for name, value in env.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(cloud, "_platforms", lambda: platforms)
+        monkeypatch.setattr(processes, "_platforms", lambda: platforms)
 
     return make
 
@@ -85,7 +85,7 @@ def test_variables_decide_without_the_server(
 ) -> None:
     metadata.attributes = {"worker-network-endpoints": POD}
     machine(**env)
-    assert cloud.on_pod() == expected
+    assert processes.on_pod() == expected
     assert not metadata.asked
 
 
@@ -105,13 +105,13 @@ def test_the_metadata_server_of_a_tpu_vm(
 ) -> None:
     metadata.attributes = attributes
     machine()
-    assert cloud.on_pod() == expected
+    assert processes.on_pod() == expected
     assert metadata.asked
 
 
 def test_no_server_is_no_pod(machine) -> None:
     machine(GCE_METADATA_IP="127.0.0.1:9")
-    assert not cloud.on_pod()
+    assert not processes.on_pod()
 
 
 @pytest.mark.parametrize("platforms", ["cpu", None, "cuda,cpu"])
@@ -120,14 +120,14 @@ def test_other_platforms_ask_nobody(
 ) -> None:
     metadata.attributes = {"worker-network-endpoints": POD}
     machine(platforms=platforms, TPU_WORKER_HOSTNAMES="a,b")
-    assert not cloud.on_pod()
+    assert not processes.on_pod()
     assert not metadata.asked
 
 
 def test_without_chips_nobody_is_asked(machine, metadata: type[Metadata]) -> None:
     metadata.attributes = {"worker-network-endpoints": POD}
     machine(chips=False)
-    assert not cloud.on_pod()
+    assert not processes.on_pod()
     assert not metadata.asked
 
 

@@ -1,0 +1,163 @@
+"""The parameters that a work directory holds: those of a checkpoint; of a LoRA run merged ones.
+
+What a LoRA run never changes, its base, is written once, as a checkpoint of step 0 in `base/`; its
+checkpoints hold adapters only.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jax_mdlm.containers import Params
+from jax_mdlm.model import lora, table
+from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError, open_checkpoints
+from jax_mdlm.workdir import choose_step, open_existing
+
+
+def restore_params(
+    workdir: epath.Path, abstract: Params, step: int | None = None
+) -> tuple[int, Params]:
+    """Reads only the parameters of a checkpoint, cast to the dtypes of `abstract`.
+
+    Args:
+      workdir: The directory.
+      abstract: `jax.ShapeDtypeStruct` with shardings, nested like the parameters.
+      step: Which checkpoint; None: the newest.
+
+    Returns:
+      The step, and the parameters in their places; of a LoRA run with its adapters merged.
+
+    Raises:
+      ConfigError: the work directory has no checkpoint, or not that one.
+      CheckpointError: damaged, or of another shape.
+    """
+    checkpoints = open_existing(workdir)
+    try:
+        step = choose_step(checkpoints, step)
+        if has_adapters(checkpoints, step):
+            return step, _restore_merged(workdir, checkpoints, step, abstract)
+        return step, checkpoints.restore(step, {"params": abstract}, cast=True)["params"]
+    finally:
+        checkpoints.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What is recorded beside the frozen parameters of a LoRA run.
+
+    Attributes:
+      scale: alpha / r of its adapters.
+      slack_id: The slack token, whose rows may be trained beside the adapters.
+      published: The weights that it was read from, as `init.from` named them; empty: no published
+        ones.
+      slack_row_set: Whether the slack token's rows were set at the start, so that they are not
+        those of `published`.
+    """
+
+    scale: float
+    slack_id: int
+    published: str = ""
+    slack_row_set: bool = False
+
+
+def has_adapters(checkpoints: Checkpoints, step: int) -> bool:
+    """Whether a checkpoint is a LoRA run's: adapters, to be read with its base."""
+    return any(name.startswith("adapters/") for name in checkpoints.shapes(step))
+
+
+def has_base(workdir: epath.Path) -> bool:
+    """Whether the frozen parameters of a LoRA run are there, and whole."""
+    if not _base_folder(workdir).is_dir():
+        return False
+    base = open_checkpoints(_base_folder(workdir))
+    try:
+        return base.latest() == 0
+    finally:
+        base.close()
+
+
+def open_base(workdir: epath.Path) -> tuple[Checkpoints, Base]:
+    """Opens the frozen parameters of a LoRA run: step 0 of the result.
+
+    Raises:
+      CheckpointError: they are missing or damaged. It is no `DamagedError`: an older checkpoint of
+        the run would not help.
+    """
+    if has_base(workdir):
+        base = open_checkpoints(_base_folder(workdir))
+        try:
+            return base, Base(**base.record(0)["base"])
+        except DamagedError as error:
+            raise _damaged_base(workdir, error) from error
+    raise _damaged_base(workdir, "they are not there")
+
+
+def save_base(workdir: epath.Path, frozen: Params, about: Base) -> None:
+    """Writes what a LoRA run never changes; returns when it is on disk."""
+    base = open_checkpoints(_base_folder(workdir), keep=1)
+    try:
+        base.save(0, {"params": frozen}, {"step": 0, "base": dataclasses.asdict(about)})
+        base.wait()
+    finally:
+        base.close()
+
+
+def restore_base(workdir: epath.Path, abstract: Params) -> Params:
+    """Reads what `save_base` wrote into its places, bit by bit.
+
+    Raises:
+      CheckpointError: missing, damaged, or of another shape.
+    """
+    base, _ = open_base(workdir)
+    try:
+        return base.restore(0, {"params": abstract})["params"]
+    except DamagedError as error:
+        raise _damaged_base(workdir, error) from error
+    finally:
+        base.close()
+
+
+def _restore_merged(
+    workdir: epath.Path, checkpoints: Checkpoints, step: int, abstract: Params
+) -> Params:
+    """Frozen parameters with the adapters of a step added, in the places of `abstract`."""
+    # Adapters are small: whole on all devices.
+    whole = jax.tree.leaves(abstract)[0].sharding
+    if isinstance(whole, NamedSharding):
+        whole = NamedSharding(whole.mesh, PartitionSpec())
+    adapters = {
+        tuple(name.split("/")[1:]): jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+        for name, (shape, dtype) in checkpoints.shapes(step).items()
+        if name.startswith("adapters/")
+    }
+    adapters = checkpoints.restore(step, {"adapters": table.tree(adapters)})["adapters"]
+    base, about = open_base(workdir)
+    try:
+        dtypes = {dtype for _, dtype in base.shapes(0).values()}
+        # Read as stored, or wider: the sum is then rounded once, to what is asked for.
+        read = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, jnp.result_type(leaf.dtype, *dtypes), sharding=leaf.sharding
+            ),
+            abstract,
+        )
+        frozen = base.restore(0, {"params": read}, cast=True)["params"]
+    finally:
+        base.close()
+    joined = lora.join(frozen, adapters, scale=about.scale, slack_id=about.slack_id)
+    return lora.merge_adapters(joined, abstract)
+
+
+def _damaged_base(workdir: epath.Path, reason: object) -> CheckpointError:
+    """What to say where the frozen parameters of a LoRA run cannot be read."""
+    return CheckpointError(
+        f"work directory {workdir} holds adapters and must hold their frozen parameters in base/0, "
+        f"but {reason}; bring that folder back, the adapters mean nothing without it"
+    )
+
+
+def _base_folder(workdir: epath.Path) -> epath.Path:
+    return workdir / "base"
