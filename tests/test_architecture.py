@@ -177,9 +177,7 @@ KNOWN_TWICE = {
     "Run",
     "Setting",
     "Window",
-    "WithSlack",
     "as_text",
-    "check_fits",
     "choose",
     "decode",
     "describe",
@@ -198,12 +196,10 @@ KNOWN_TWICE = {
     "plain",
     "prepare",
     "print_table",
-    "read_box",
     "read_lines",
     "report",
-    "settings_of",
+    "require",
     "shown",
-    "to_json",
     "train",
 }
 

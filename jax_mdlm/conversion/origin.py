@@ -8,21 +8,15 @@ from etils import epath
 
 from jax_mdlm.config import Config, ConfigError, ModelConfig
 from jax_mdlm.containers import Params
-from jax_mdlm.conversion.importing import config_of
-from jax_mdlm.conversion.prompting import describe
+from jax_mdlm.conversion.beside import copy_files, kept_files
+from jax_mdlm.conversion.published import prompting
 from jax_mdlm.conversion.reading import Meter, read_params
-from jax_mdlm.conversion.source import (
-    Source,
-    copy_files,
-    is_published,
-    kept_files,
-    open_source,
-)
+from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import holds_tokenizer, keep_tokenizer
 from jax_mdlm.foreign import check_folder
 from jax_mdlm.sharding import Layout
-from jax_mdlm.storage import place
+from jax_mdlm.storage import given_path
 from jax_mdlm.workdir import (
     checkpoint_folder,
     load_config,
@@ -32,17 +26,8 @@ from jax_mdlm.workdir import (
 )
 
 # What two descriptions of one model must agree in.
-_LAYOUT = (
-    "vocab_size",
-    "embed",
-    "layers",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "mlp",
-    "rope_theta",
-    "norm_eps",
-)
+_LAYOUT = ("vocab_size", "embed", "layers", "heads", "kv_heads", "head_dim", "mlp")
+_LAYOUT += ("rope_theta", "norm_eps")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +58,7 @@ class Origin:
         """
         if self.told is None:
             return False
-        if self.knows_slack or describe(self.told):
+        if self.knows_slack or prompting(self.told):
             return True
         return self.source is None and newest_step(epath.Path(self.path)) > 0
 
@@ -160,8 +145,8 @@ def open_origin(path: str) -> Origin:
     """
     if is_published(path):
         source = open_source(path)
-        return Origin(path, source, config_of(source, source.folder.name))
-    workdir = place(path)
+        return Origin(path, source, source.run_config(source.folder.name))
+    workdir = given_path(path)
     if not checkpoint_folder(workdir).exists():
         check_folder(workdir, f"init.from={path}")
         raise ConfigError(

@@ -14,6 +14,7 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.conversion.shards import DTYPES, Tensor
+from jax_mdlm.storage import in_one_line
 
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = ("pytorch_model.bin", "pytorch_model.pt", "model.pt")
@@ -38,10 +39,10 @@ def read_file(path: epath.Path) -> dict[str, Tensor]:
     try:
         state = torch.load(os.fspath(path), map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # whatever is not a plain file of tensors
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
             f"{path} must be a whole file of nothing but tensors, as torch.save writes it today, "
-            f"PyTorch refuses it ({first[:120]}); save it again, or take the safetensors files"
+            f"PyTorch refuses it ({in_one_line(error)}); save it again, or take the safetensors "
+            "files"
         ) from error
     names = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):

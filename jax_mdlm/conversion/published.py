@@ -2,6 +2,10 @@
 
 A key that is missing in `config.json` has the default of the published configuration class, which
 is not LLaDA's value for most of them: what is refused here would compute something else in PyTorch.
+
+Published LLaDA has one chat template and any canvas. A model that was trained here with another
+template, or with prompts of a fixed width, answers nothing sensible when it is prompted otherwise:
+its export says how (`jax_mdlm_prompting`), and an import takes it over. PyTorch ignores the key.
 """
 
 import dataclasses
@@ -11,11 +15,27 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from jax_mdlm.config import Collapse, ConfigError, ModelConfig
+from jax_mdlm.config import (
+    Collapse,
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    SampleConfig,
+    TokenizerConfig,
+    from_json,
+    to_json,
+)
 from jax_mdlm.foreign import SUPPORTED
 
 SLACK_KEY = "slack_token_id"
 COLLAPSE_KEY = "slack_collapse"
+PROMPTING_KEY = "jax_mdlm_prompting"
+_PROMPTING = {
+    "data": ("template", "prompt_slots", "pretraining"),
+    "sample": ("length", "block_length", "steps"),
+}
 
 # key -> (default of the published class, values that this model computes, what others would mean)
 _SWITCHES: dict[str, tuple[Any, tuple[Any, ...], str]] = {
@@ -44,39 +64,23 @@ _WHOLE = ("n_kv_heads", "mlp_hidden_size", "mlp_ratio", "embedding_size")  # nul
 _REAL = {"rope_theta": 10000.0, "rms_norm_eps": 1e-5}  # with the published class's defaults
 _NAME = "config.json"
 
-# What a folder is described by that did not come from a published one.
+# What a folder that did not come from a published one says beside sizes and ids. Of values that
+# compute the same the last is written; `rope_scaling` is not among the published keys.
 _FRESH: dict[str, Any] = {
-    "activation_type": "silu",
-    "alibi": False,
+    **{key: known[-1] for key, (_, known, _) in _SWITCHES.items() if key != "rope_scaling"},
     "alibi_bias_max": 8.0,
     "architectures": ["LLaDAModelLM"],
-    "attention_dropout": 0.0,
-    "attention_layer_norm": False,
     "attention_layer_norm_with_affine": True,
-    "bias_for_layer_norm": False,
-    "block_group_size": 1,
-    "block_type": "llama",
-    "embedding_dropout": 0.0,
     "flash_attention": False,
-    "include_bias": False,
-    "include_qkv_bias": False,
     "init_cutoff_factor": None,
     "init_device": "meta",
     "init_fn": "mitchell",
     "init_std": 0.02,
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
     "mlp_ratio": 4,
     "model_type": "llada",
     "multi_query_attention": None,
     "precision": "amp_bf16",
-    "residual_dropout": 0.0,
-    "rope": True,
-    "rope_full_precision": True,
-    "scale_logits": False,
     "use_cache": False,
-    "weight_tying": False,
 }
 
 
@@ -99,7 +103,7 @@ class TokenIds:
     collapse: Collapse | None = None
 
 
-def parse(text: str | bytes, origin: str) -> dict[str, Any]:
+def read_settings(text: str | bytes, origin: str) -> dict[str, Any]:
     """`config.json` as a dict; `origin` names the file in errors.
 
     Raises:
@@ -117,14 +121,7 @@ def parse(text: str | bytes, origin: str) -> dict[str, Any]:
 
 
 def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfig:
-    """The network that `config.json` describes.
-
-    Args:
-      settings: Its content, of a LLaDA (`foreign.check_folder` knows what else there is).
-      origin: Names the file in errors.
-
-    Returns:
-      Layout; dtypes are float32 until the weights are known.
+    """The network that `config.json` of a LLaDA describes; float32 until its weights are known.
 
     Raises:
       ConfigError: settings that this model does not compute, all of them named.
@@ -182,30 +179,113 @@ def token_ids(settings: Mapping[str, Any], origin: str = _NAME) -> TokenIds:
     )
 
 
-def settings_of(
-    config: ModelConfig, ids: TokenIds, dtype: str, source: Mapping[str, Any] | None
+def run_config(
+    settings: Mapping[str, Any], network: ModelConfig, name: str, origin: str = _NAME
+) -> Config:
+    """The config of a work directory `name` that holds these weights, as they are sampled.
+
+    Raises:
+      ConfigError: see `token_ids`; or what is said of prompts is none of ours.
+    """
+    ids = token_ids(settings, origin)
+    given: dict[str, Any] = {  # -1: looked up by its string
+        f"{role}_id": -1 if index is None else index
+        for role, index in dataclasses.asdict(ids).items()
+        if role != "collapse"
+    }
+    slots = network.max_length
+    new = max(1, min(128, slots // 2))
+    config = Config(
+        name=name,
+        model=network,
+        # Without a slack id the weights have never seen slack: nothing merges, "22" stays "22".
+        objective=ObjectiveConfig(
+            collapse=ids.collapse or ("slack_only" if ids.slack is None else "merge"),
+            slack_max=0.0 if ids.slack is None else 0.5,
+        ),
+        data=DataConfig(
+            template="llada",
+            length=slots,
+            max_labels=max(1, slots // 2),
+            tokenizer=TokenizerConfig(kind="huggingface", **given),
+        ),
+        sample=SampleConfig(
+            length=new,
+            block_length=max(size for size in range(1, 33) if new % size == 0),
+            steps=new,
+        ),
+    )
+    return prompted(config, settings, origin)
+
+
+def prompting(config: Config) -> dict[str, dict[str, Any]]:
+    """What `config.json` says of a run's prompts: fields of `data` and `sample`.
+
+    Empty for LLaDA's template, which needs no word.
+    """
+    told = {
+        section: {name: getattr(getattr(config, section), name) for name in names}
+        for section, names in _PROMPTING.items()
+    }
+    usual = {name: getattr(DataConfig(), name) for name in _PROMPTING["data"]}
+    return {} if told["data"] == usual else told
+
+
+def prompted(config: Config, settings: Mapping[str, Any], origin: str) -> Config:
+    """The config of an import with what `prompting` wrote; `origin` names the file in errors.
+
+    Raises:
+      ConfigError: the key holds anything else.
+    """
+    told = settings.get(PROMPTING_KEY)
+    if told is None:
+        return config
+    if not (
+        isinstance(told, dict)
+        and told.keys() <= _PROMPTING.keys()
+        and all(
+            isinstance(told[key], dict) and told[key].keys() <= {*_PROMPTING[key]} for key in told
+        )
+    ):
+        data, sample = (", ".join(names) for names in _PROMPTING.values())
+        raise ConfigError(
+            f"{origin}: {PROMPTING_KEY} must hold fields of data ({data}) and of sample "
+            f"({sample}), got {str(told)[:200]}; correct or remove it"
+        )
+    whole = json.loads(to_json(config))
+    for section, fields in told.items():
+        whole[section] |= fields
+    return from_json(json.dumps(whole), f"{origin}: {PROMPTING_KEY}")
+
+
+def published_settings(
+    config: ModelConfig,
+    ids: TokenIds,
+    dtype: str,
+    source: Mapping[str, Any] | None,
+    prompts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `config.json` of an exported folder holds.
+    """What `config.json` of an exported folder holds: the published keys, and those of this file.
 
     Args:
       config: The network.
       ids: Special ids; slack and its map are written only where they are set.
       dtype: Of the exported tensors: `bfloat16` or `float32`.
       source: `config.json` of the folder that the run began from: its keys stay as they are.
-
-    Returns:
-      Exactly the published keys, plus those of slack.
+      prompts: What `prompting` says of the run.
     """
     described = dict(source) if source is not None else _fresh(config, ids)
-    dtype_key = (
-        "dtype" if "dtype" in described and "torch_dtype" not in described else "torch_dtype"
-    )
-    described[dtype_key] = dtype
-    for key, value in ((SLACK_KEY, ids.slack), (COLLAPSE_KEY, ids.collapse)):
-        described.pop(key, None)
-        if value is not None:
-            described[key] = value
+    newer = "dtype" in described and "torch_dtype" not in described
+    described["dtype" if newer else "torch_dtype"] = dtype
+    own = {SLACK_KEY: ids.slack, COLLAPSE_KEY: ids.collapse, PROMPTING_KEY: prompts or None}
+    described = {key: value for key, value in described.items() if key not in own}
+    described |= {key: value for key, value in own.items() if value is not None}
     return dict(sorted(described.items()))
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """`config.json` as Hugging Face writes it."""
+    return json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def check_published_positions(config: ModelConfig, origin: os.PathLike[str]) -> None:

@@ -20,7 +20,7 @@ from jax_mdlm.conversion import (
 from jax_mdlm.conversion.exporting import SHARD_BYTES
 from jax_mdlm.model import table
 from jax_mdlm.progress import ByteProgress
-from jax_mdlm.storage import place
+from jax_mdlm.storage import given_path
 
 
 def run(args: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ def _import(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     with ByteProgress(source.num_bytes, active=_first()) as progress:
         meter = Meter(progress.add)
-        import_weights(source, place(args.workdir), meter, command.warn)
+        import_weights(source, given_path(args.workdir), meter, command.warn)
     seconds = time.perf_counter() - start
     print(
         f"imported {len(source.tensors)} tensors, {table.num_parameters(source.config):,} "
@@ -57,12 +57,12 @@ def _export(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     with ByteProgress(None, active=_first()) as progress:
         meter = Meter(progress.add)
-        places = place(args.workdir), place(args.target)
+        paths = given_path(args.workdir), given_path(args.target)
         if args.adapter:
-            done = export_adapter(*places, meter, dtype=dtype, step=args.step, base=args.base)
+            done = export_adapter(*paths, meter, dtype=dtype, step=args.step, base=args.base)
         else:
             done = export_weights(
-                *places, meter, dtype=dtype, step=args.step, shard_bytes=shard_bytes
+                *paths, meter, dtype=dtype, step=args.step, shard_bytes=shard_bytes
             )
     seconds = time.perf_counter() - start
     for line in meter.warnings():

@@ -1,5 +1,13 @@
-"""Pytrees on disk and on `gs://`: numbered checkpoints, arrays in pieces."""
+"""Pytrees on disk and on `gs://`: numbered checkpoints, arrays in boxes."""
 
+from jax_mdlm.storage.arrays import (
+    Index,
+    StoredArray,
+    Streamed,
+    as_bits,
+    box_shape,
+    run_in_threads,
+)
 from jax_mdlm.storage.checkpoints import (
     CheckpointError,
     Checkpoints,
@@ -7,22 +15,33 @@ from jax_mdlm.storage.checkpoints import (
     named_steps,
     open_checkpoints,
 )
-from jax_mdlm.storage.chunks import StoredArray
-from jax_mdlm.storage.pieces import Piece, Streamed, run_pieces
-from jax_mdlm.storage.places import alone_in, place, reaching, read_range
+from jax_mdlm.storage.places import (
+    alone_in,
+    check_room,
+    given_path,
+    in_one_line,
+    reaching,
+    read_range,
+    taking,
+)
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
     "DamagedError",
-    "Piece",
+    "Index",
     "StoredArray",
     "Streamed",
     "alone_in",
+    "as_bits",
+    "box_shape",
+    "check_room",
+    "given_path",
+    "in_one_line",
     "named_steps",
     "open_checkpoints",
-    "place",
     "reaching",
     "read_range",
-    "run_pieces",
+    "run_in_threads",
+    "taking",
 ]

@@ -17,8 +17,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.storage.chunks import StoredArray, check_files, open_arrays
-from jax_mdlm.storage.pieces import Streamed, StreamedHandler
+from jax_mdlm.storage.arrays import (
+    StoredArray,
+    Streamed,
+    StreamedHandler,
+    check_files,
+    open_arrays,
+)
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -78,18 +83,11 @@ class Checkpoints:
 
     def shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
         """`{"params/wte": ((V, D), "float32"), ...}` as stored; reads no array."""
-        try:
+        with self._whole(step):
             self._check_files(step, values=False)
-            with _first_error_only():
-                metadata = ocp.PyTreeCheckpointHandler().metadata(self._tree(step))
-        except Exception as error:
-            raise self._damaged(step, error) from error
-        return {
-            name: (tuple(leaf.shape), str(leaf.dtype))
-            for name, leaf in _named_leaves(
-                metadata.tree if hasattr(metadata, "tree") else metadata
-            )
-        }
+            found = ocp.PyTreeCheckpointHandler().metadata(self._tree(step))
+        leaves = _named_leaves(getattr(found, "tree", found))
+        return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in leaves}
 
     def arrays(self, step: int) -> dict[str, StoredArray]:
         """The arrays of a step, for reading in pieces; named as in `shapes`.
@@ -98,10 +96,8 @@ class Checkpoints:
           DamagedError: files are missing or damaged.
         """
         names = self.shapes(step)
-        try:
+        with self._whole(step):
             return open_arrays(self._tree(step), names)
-        except ValueError as error:  # TensorStore's, for whatever it cannot open
-            raise self._damaged(step, error) from error
 
     def restore(self, step: int, abstract: Any, *, cast: bool = False) -> Any:
         """Reads arrays straight into their places.
@@ -113,23 +109,21 @@ class Checkpoints:
           cast: Values of another dtype are cast while they are read, instead of refused.
 
         No process waits for another in here, so that one that finds its slices damaged can say so
-        to the others (Orbax's manager has a barrier behind its reads).
+        to the others (Orbax's manager has a barrier after its reads).
 
         Raises:
           CheckpointError: another structure or shape than stored (all differences named).
           DamagedError: a description, an array or a chunk of it is missing, short or unreadable.
         """
         _check_fits(self.shapes(step), abstract, f"checkpoint {self.folder / str(step)}", cast)
-        try:
+        args = ocp.args.PyTreeRestore(
+            abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        )
+        with self._whole(step):
             self._check_files(step, values=True)
-            with _first_error_only():
-                return ocp.PyTreeCheckpointHandler().restore(
-                    self._tree(step), args=_restore_args(abstract)
-                )
-        except jax.errors.JaxRuntimeError:  # a device that is full says nothing of the files
-            raise
-        except Exception as error:  # Orbax and TensorStore raise nothing narrower
-            raise self._damaged(step, error) from error
+            return ocp.PyTreeCheckpointHandler().restore(self._tree(step), args=args)
 
     def record(self, step: int) -> dict[str, Any]:
         """The JSON record that was saved with the step.
@@ -137,15 +131,13 @@ class Checkpoints:
         Raises:
           DamagedError: it is missing or no JSON.
         """
-        try:
+        with self._whole(step):
             return dict(ocp.JsonCheckpointHandler().restore(self.folder / str(step) / "record"))
-        except Exception as error:
-            raise self._damaged(step, error) from error
 
     def set_aside(self, step: int) -> epath.Path:
         """Renames a step's folder, so that the step can be saved again; the new place.
 
-        For one process to call; all call `reload` behind it.
+        For one process to call; all call `reload` after it.
         """
         aside = self.folder.parent / f"{self.folder.name}.damaged"
         aside.mkdir(parents=True, exist_ok=True)
@@ -167,14 +159,22 @@ class Checkpoints:
             raise FileNotFoundError(f"{self._tree(step)} is missing")
         check_files(self._tree(step), values=values)
 
-    def _damaged(self, step: int, reason: object) -> DamagedError:
-        others = [other for other in self.manager.all_steps() if other != step]
-        rest = f"step {max(others)} is used then" if others else "no other checkpoint is there"
-        text = " ".join(str(reason).split())
-        return DamagedError(
-            f"checkpoint {self.folder / str(step)} must be whole, but is damaged ({text[:300]}); "
-            f"remove that folder, {rest}"
-        )
+    @contextlib.contextmanager
+    def _whole(self, step: int) -> Iterator[None]:
+        """What Orbax and TensorStore raise, nothing narrow, becomes a DamagedError."""
+        try:
+            with _first_error_only():
+                yield
+        except jax.errors.JaxRuntimeError:  # a device that is full says nothing of the files
+            raise
+        except Exception as error:
+            others = [other for other in self.manager.all_steps() if other != step]
+            rest = f"step {max(others)} is used then" if others else "no other checkpoint is there"
+            text = " ".join(str(error).split())
+            raise DamagedError(
+                f"checkpoint {self.folder / str(step)} must be whole, but is damaged "
+                f"({text[:300]}); remove that folder, {rest}"
+            ) from error
 
 
 def named_steps(folder: epath.Path) -> list[int]:
@@ -230,14 +230,7 @@ def open_checkpoints(
 
 
 def _check_fits(stored: Shapes, abstract: Any, what: str, cast: bool) -> None:
-    """Raises CheckpointError if `abstract` asks for arrays that are not `stored`; names all.
-
-    Args:
-      stored: Shapes and dtypes by name.
-      abstract: What is asked for.
-      what: The folder, for the message.
-      cast: Another dtype is no difference.
-    """
+    """Raises CheckpointError if `abstract` asks for what is not stored in the folder `what`."""
     wanted = {name: (tuple(x.shape), str(x.dtype)) for name, x in _named_leaves(abstract)}
     wrong = [f"{name} is not stored" for name in wanted if name not in stored]
     wrong += [
@@ -251,15 +244,6 @@ def _check_fits(stored: Shapes, abstract: Any, what: str, cast: bool) -> None:
             f"{what} is of another model or optimizer: {shown}; use its own config or another "
             "--workdir"
         )
-
-
-def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
-    """What Orbax needs to read a part of a tree into its places."""
-    return ocp.args.PyTreeRestore(
-        abstract,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-        partial_restore=True,
-    )
 
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -1,8 +1,9 @@
-"""Places that users name, local and in buckets: what goes wrong there, and who may write."""
+"""Paths that users give, local and in buckets: what goes wrong there, and who may write."""
 
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 
 import fsspec.core
@@ -10,11 +11,12 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.extras import how_to_install
+from jax_mdlm.storage.checkpoints import CheckpointError
 
 _SCHEMES = ("gs", "s3")
 
 
-def place(path: epath.PathLike) -> epath.Path:
+def given_path(path: epath.PathLike) -> epath.Path:
     """A path that a user gave: `~` is expanded, and only what can be used goes through.
 
     Raises:
@@ -48,8 +50,8 @@ def read_range(path: epath.Path, begin: int, end: int) -> bytes:
             file.seek(begin)
             return file.read(end - begin)
     with reaching(path):
-        store, place = fsspec.core.url_to_fs(os.fspath(path))
-        return store.cat_file(place, start=begin, end=end)
+        store, key = fsspec.core.url_to_fs(os.fspath(path))
+        return store.cat_file(key, start=begin, end=end)
 
 
 @contextlib.contextmanager
@@ -70,23 +72,45 @@ def reaching(*paths: epath.PathLike) -> Iterator[None]:
             if not isinstance(error, OSError):
                 raise
             where = error.filename or " and ".join(str(path) for path in paths)
-            reason = error.strerror or _in_one_line(error)
+            reason = error.strerror or in_one_line(error)
             raise ConfigError(
                 f"{where} cannot be used ({reason}); correct the path or its permissions"
             ) from error
         if isinstance(error, ImportError):
             raise ConfigError(
-                f"{remote} needs packages that are not installed ({_in_one_line(error)}); "
+                f"{remote} needs packages that are not installed ({in_one_line(error)}); "
                 f"{how_to_install('cloud')}"
             ) from error
         raise ConfigError(
-            f"{remote} cannot be used ({_in_one_line(error)}); correct the path, check your "
+            f"{remote} cannot be used ({in_one_line(error)}); correct the path, check your "
             "access and the network"
         ) from error
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """What an exception says, for a sentence of ours; its type where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def check_room(folder: epath.Path, what: str, size: int, remedy: str) -> None:
+    """Raises ConfigError where the disk of `folder` has not `size` bytes; buckets have."""
+    if os.path.exists(folder) and (free := shutil.disk_usage(folder).free) < size:
+        raise ConfigError(
+            f"{what} must have room for {size:,} bytes, its disk has {free:,} free; {remedy}"
+        )
+
+
+@contextlib.contextmanager
+def taking(what: str, size: int, remedy: str) -> Iterator[None]:
+    """What a disk, a bucket or TensorStore answers to `size` bytes becomes a CheckpointError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{what} must take {size:,} bytes, but writing failed ({in_one_line(error)}); {remedy}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax_mdlm.evaluate.__main__ as evaluate
 import pytest
 from safetensors.numpy import save_file
 
+import jax_mdlm.evaluate
 import jax_mdlm.sample
 import jax_mdlm.train
 from jax_mdlm import conversion, foreign
@@ -130,7 +130,7 @@ def refused(folder: Path) -> str:
         lambda: conversion.load(path),
         lambda: main(["export", path, str(workdir)]),
         lambda: jax_mdlm.sample.main(["--workdir", path, "hello"]),
-        lambda: evaluate.main(["pronunciations", "--workdir", path]),
+        lambda: jax_mdlm.evaluate.main(["pronunciations", "--workdir", path]),
         lambda: jax_mdlm.train.main(train),
         # A folder without config.json may become a work directory.
         *([lambda: jax_mdlm.train.main(again)] if (folder / "config.json").exists() else []),
