@@ -22,15 +22,9 @@ from jax_mdlm.conversion.exporting import Exported, new_folder
 from jax_mdlm.conversion.reading import Meter, read_float32, stored_params
 from jax_mdlm.conversion.source import HUB
 from jax_mdlm.model import lora
-from jax_mdlm.storage import StoredArray, reaching
-from jax_mdlm.workdir import (
-    Base,
-    choose_step,
-    has_adapters,
-    load_config,
-    open_base,
-    open_existing,
-)
+from jax_mdlm.storage import reaching
+from jax_mdlm.storage.arrays import StoredArray
+from jax_mdlm.workdir import Base, choose_step, has_adapters, load_config, open_base, open_existing
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # PeftModel, then the tuner, wrap the network

@@ -15,7 +15,7 @@ import numpy as np
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.model import table
-from jax_mdlm.storage import Index, as_bits
+from jax_mdlm.storage.arrays import Index, as_bits
 
 FLOATS = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 

@@ -28,18 +28,9 @@ from jax_mdlm.conversion.shards import INDEX, Shard
 from jax_mdlm.conversion.source import CONFIG
 from jax_mdlm.model import table
 from jax_mdlm.sharding import barrier
-from jax_mdlm.storage import (
-    CheckpointError,
-    Index,
-    StoredArray,
-    alone_in,
-    box_shape,
-    check_room,
-    reaching,
-    run_in_threads,
-    taking,
-)
-from jax_mdlm.storage.arrays import WORKERS
+from jax_mdlm.storage import CheckpointError, alone_in, reaching
+from jax_mdlm.storage.arrays import WORKERS, Index, StoredArray, box_shape, run_in_threads
+from jax_mdlm.storage.places import check_room, taking
 from jax_mdlm.workdir import choose_step, load_config, open_existing, source_folder
 
 SHARD_BYTES = 5_000_000_000  # Hugging Face's default
@@ -124,13 +115,12 @@ def _write_shards(
     meter: Meter,
 ) -> None:
     # Which boxes make up each tensor, in the order of its rows.
-    boxes: dict[str, list[_TensorBox]] = {}
+    boxes: dict[str, list[tuple[BothLayouts, Index]]] = {}
     for row, array in arrays.items():
         layouts = BothLayouts(row, config)
         for index in layouts.boxes(array.dtype.itemsize):
-            (layer,), own = layouts.by_layer(index)
-            name = row.torch_name.format(layer=layer)
-            boxes.setdefault(name, []).append(_TensorBox(name, array, layouts, index, own))
+            (layer,), _ = layouts.by_layer(index)
+            boxes.setdefault(row.torch_name.format(layer=layer), []).append((layouts, index))
     # Every process writes files of its own; a bucket takes bytes in order only.
     local = os.path.exists(folder)
     for shard in plan[jax.process_index() :: jax.process_count()]:
@@ -139,77 +129,59 @@ def _write_shards(
             if local:
                 file.truncate(shard.size)
                 file.flush()
-            write = functools.partial(_write_at if local else _append, file)
-            work = [
-                box.conversion(start, dtype, write, meter)
-                for name, start in shard.offsets.items()
-                for box in boxes[name]
-            ]
+            work = []
+            for name, start in shard.offsets.items():
+                write = functools.partial(_write_at if local else _append, file, start)
+                for layouts, index in boxes[name]:
+                    array = arrays[layouts.row]
+                    work.append(_conversion(array, layouts, index, dtype, write, meter))
             run_in_threads(work, WORKERS if local else 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class _TensorBox:
-    """Rows of a tensor that is written: a box of a stored array.
+def _conversion(
+    array: StoredArray,
+    layouts: BothLayouts,
+    index: Index,
+    dtype: np.dtype,
+    write: Callable[[int, np.ndarray], None],
+    meter: Meter,
+) -> tuple[Callable[[np.ndarray], None], int]:
+    """Reads a box, turns it into rows of its tensor, writes them; and the buffer that it needs."""
+    (layer,), own = layouts.by_layer(index)
+    first, last = layouts.torch_rows(own)
+    shape = (last - first, *layouts.torch_shape[1:])
+    scalars = math.prod(shape)
+    stored = array.dtype.itemsize * scalars
 
-    Attributes:
-      name: Of the tensor.
-      array: Which holds the box.
-      layouts: Of the array's row.
-      index: The box.
-      own: The same within its layer.
-    """
+    def convert(buffer: np.ndarray) -> None:
+        values = buffer[:stored].view(array.dtype).reshape(box_shape(index))
+        try:
+            array.read(index, values)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{'/'.join(layouts.row.path)} of the checkpoint must be whole, but is damaged "
+                f"({str(error)[:200]}); export another --step, or import or train again"
+            ) from error
+        rows = buffer[stored:].view(dtype).reshape(shape)
+        if layouts.row.num_inputs:
+            transpose(values.reshape(-1, len(rows)), rows)
+        else:
+            copy(values.reshape(shape), rows)
+        write(first * rows[0].nbytes, rows)
+        name = layouts.row.torch_name.format(layer=layer)
+        meter.add(name, rows.nbytes, count_not_finite(rows))
 
-    name: str
-    array: StoredArray
-    layouts: BothLayouts
-    index: Index
-    own: Index
-
-    def conversion(
-        self, start: int, dtype: np.dtype, write: Callable[[int, np.ndarray], None], meter: Meter
-    ) -> tuple[Callable[[np.ndarray], None], int]:
-        """A function that reads, converts and writes the box, and the buffer that it needs.
-
-        Args:
-          start: Where in the file the tensor begins.
-          dtype: Of the rows that are written.
-          write: Takes a place in the file, and rows.
-          meter: Counts what is written.
-        """
-        first, last = self.layouts.torch_rows(self.own)
-        shape = (last - first, *self.layouts.torch_shape[1:])
-        stored = self.array.dtype.itemsize * math.prod(shape)
-        begin = start + first * math.prod(shape[1:]) * dtype.itemsize
-
-        def convert(buffer: np.ndarray) -> None:
-            values = buffer[:stored].view(self.array.dtype).reshape(box_shape(self.index))
-            try:
-                self.array.read(self.index, values)
-            except (OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"{'/'.join(self.layouts.row.path)} of the checkpoint must be whole, but is "
-                    f"damaged ({str(error)[:200]}); export another --step, or import or train again"
-                ) from error
-            rows = buffer[stored:].view(dtype).reshape(shape)
-            if self.layouts.row.num_inputs:
-                transpose(values.reshape(-1, len(rows)), rows)
-            else:
-                copy(values.reshape(shape), rows)
-            write(begin, rows)
-            meter.add(self.name, rows.nbytes, count_not_finite(rows))
-
-        return convert, stored + dtype.itemsize * math.prod(shape)
+    return convert, stored + dtype.itemsize * scalars
 
 
-def _write_at(file: IO[bytes], begin: int, rows: np.ndarray) -> None:
-    left = rows.reshape(-1).view(np.uint8).data
+def _write_at(file: IO[bytes], start: int, first: int, rows: np.ndarray) -> None:
+    left, begin = rows.reshape(-1).view(np.uint8).data, start + first
     while left:
         written = os.pwrite(file.fileno(), left, begin)
         left, begin = left[written:], begin + written
 
 
-def _append(file: IO[bytes], begin: int, rows: np.ndarray) -> None:
+def _append(file: IO[bytes], start: int, first: int, rows: np.ndarray) -> None:
     file.write(rows.reshape(-1).view(np.uint8).data)
 
 

@@ -16,15 +16,9 @@ from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import keep_tokenizer
 from jax_mdlm.model import table
 from jax_mdlm.sharding import barrier
-from jax_mdlm.storage import (
-    Streamed,
-    alone_in,
-    box_shape,
-    check_room,
-    open_checkpoints,
-    reaching,
-    taking,
-)
+from jax_mdlm.storage import alone_in, open_checkpoints, reaching
+from jax_mdlm.storage.arrays import Streamed, box_shape
+from jax_mdlm.storage.places import check_room, taking
 from jax_mdlm.workdir import begin_import, checkpoint_folder, end_import, source_folder
 
 
@@ -89,11 +83,9 @@ def _write_checkpoint(source: Source, workdir: epath.Path, meter: Meter) -> None
                 boxes.append(box)
         leaves[row.path] = Streamed(array, array.layouts.chunk(array.dtype.itemsize), tuple(boxes))
     checkpoints = open_checkpoints(checkpoint_folder(workdir), keep=1, streamed=True)
-    try:
+    with contextlib.closing(checkpoints):
         checkpoints.save(0, {"params": table.tree(leaves)}, {"step": 0, "imported": True})
         checkpoints.wait()
-    finally:
-        checkpoints.close()
 
 
 def _write_files(source: Source, workdir: epath.Path, warn: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.conversion.shards import DTYPES, Tensor
-from jax_mdlm.storage import in_one_line
+from jax_mdlm.storage.places import in_one_line
 
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = ("pytorch_model.bin", "pytorch_model.pt", "model.pt")

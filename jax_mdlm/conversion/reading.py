@@ -4,6 +4,7 @@ Published tensors and the checkpoints of a work directory are read the same way,
 import, an export: one box at a time, so that no host holds a whole model.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -22,14 +23,8 @@ from jax_mdlm.conversion.boxes import FLOATS, BothLayouts, copy, count_not_finit
 from jax_mdlm.conversion.shards import Tensor
 from jax_mdlm.conversion.source import Source
 from jax_mdlm.model import table
-from jax_mdlm.storage import (
-    CheckpointError,
-    Checkpoints,
-    Index,
-    StoredArray,
-    box_shape,
-    run_in_threads,
-)
+from jax_mdlm.storage import CheckpointError, Checkpoints
+from jax_mdlm.storage.arrays import Index, StoredArray, box_shape, run_in_threads
 from jax_mdlm.workdir import has_adapters, open_base
 
 
@@ -203,10 +198,8 @@ def stored_params(
     if not has_adapters(checkpoints, step):
         return _by_row(stored, config)
     base, about = open_base(workdir)
-    try:
+    with contextlib.closing(base):
         params = _by_row(base.arrays(0), config)
-    finally:
-        base.close()
     for row, weight in params.items():
         name = "adapters/" + "/".join(row.path)
         if f"{name}/down" in stored:

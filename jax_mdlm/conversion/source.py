@@ -21,7 +21,8 @@ from jax_mdlm.conversion.boxes import BothLayouts
 from jax_mdlm.conversion.shards import INDEX, SINGLE, Tensor
 from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import table
-from jax_mdlm.storage import given_path, in_one_line, reaching
+from jax_mdlm.storage import given_path, reaching
+from jax_mdlm.storage.places import in_one_line
 
 HUB = "hf://"
 CONFIG = "config.json"

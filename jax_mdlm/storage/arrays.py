@@ -8,6 +8,7 @@ values. Those are read and written directly: half the time of an import was spen
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -215,8 +216,7 @@ def check_files(folder: epath.Path, *, values: bool) -> None:
     """
     if "://" in os.fspath(folder) or (folder / "manifest.ocdbt").exists():
         return
-    described = json.loads((folder / "_METADATA").read_text())
-    for leaf in described["tree_metadata"].values():
+    for leaf in json.loads((folder / "_METADATA").read_text())["tree_metadata"].values():
         place = folder / ".".join(str(part["key"]) for part in leaf["key_metadata"])
         if leaf["value_metadata"].get("skip_deserialize"):
             continue  # an empty node, no array
@@ -274,27 +274,18 @@ class StreamedHandler(ocp.type_handlers.TypeHandler):
 
 
 def _write(leaves: Sequence[Streamed], places: Sequence[epath.Path]) -> None:
-    def work(leaf: Streamed, target: RawArray, index: Index) -> tuple[Callable[..., None], int]:
-        shape, dtype = box_shape(index), target.dtype
+    def fill(leaf: Streamed, target: RawArray, index: Index, buffer: np.ndarray) -> None:
+        box = buffer.view(target.dtype).reshape(box_shape(index))
+        leaf.array.read(index, box)
+        target.write(index, box)
 
-        def copy(buffer: np.ndarray) -> None:
-            box = buffer.view(dtype).reshape(shape)
-            leaf.array.read(index, box)
-            target.write(index, box)
-
-        return copy, dtype.itemsize * math.prod(shape)
-
-    targets = [
-        create(place, leaf.shape, leaf.chunk, leaf.array.dtype)
-        for leaf, place in zip(leaves, places, strict=True)
-    ]
-    run_in_threads(
-        [
-            work(leaf, target, index)
-            for leaf, target in zip(leaves, targets, strict=True)
-            for index in leaf.boxes
-        ]
-    )
+    work = []
+    for leaf, place in zip(leaves, places, strict=True):
+        target = create(place, leaf.shape, leaf.chunk, leaf.array.dtype)
+        for index in leaf.boxes:
+            size = target.dtype.itemsize * math.prod(box_shape(index))
+            work.append((functools.partial(fill, leaf, target, index), size))
+    run_in_threads(work)
 
 
 def run_in_threads(

@@ -141,9 +141,8 @@ class Checkpoints:
         """
         aside = self.folder.parent / f"{self.folder.name}.damaged"
         aside.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in aside.iterdir()}
         numbers = (f"{step}.{number}" if number else str(step) for number in itertools.count())
-        place = aside / next(name for name in numbers if name not in names)
+        place = next(aside / name for name in numbers if not (aside / name).exists())
         (self.folder / str(step)).rename(place)
         return place
 
@@ -214,10 +213,7 @@ def open_checkpoints(
     else:
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
     registry.add("tree", ocp.args.PyTreeSave, handler)
-    registry.add("tree", ocp.args.PyTreeRestore, handler)
-    record = ocp.JsonCheckpointHandler()
-    registry.add("record", ocp.args.JsonSave, record)
-    registry.add("record", ocp.args.JsonRestore, record)
+    registry.add("record", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         keep_period=keep_every or None,

@@ -13,7 +13,7 @@ from jax_mdlm.conversion import boxes
 from jax_mdlm.conversion.reading import Meter, PublishedArray
 from jax_mdlm.conversion.shards import Tensor
 from jax_mdlm.model import table
-from jax_mdlm.storage import box_shape
+from jax_mdlm.storage.arrays import box_shape
 
 SMALL = ModelConfig(
     vocab_size=70, embed=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp=34, max_length=8

@@ -148,7 +148,7 @@ def test_shares_are_even_for_the_8b_layout() -> None:
     from jax_mdlm.config import ModelConfig
     from jax_mdlm.conversion.boxes import BothLayouts
     from jax_mdlm.model import table
-    from jax_mdlm.storage import box_shape
+    from jax_mdlm.storage.arrays import box_shape
 
     load = np.zeros(16, int)
     for row in table.rows(ModelConfig()):

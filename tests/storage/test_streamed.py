@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jax_mdlm.storage import Index, Streamed, open_checkpoints, run_in_threads
+from jax_mdlm.storage import open_checkpoints
+from jax_mdlm.storage.arrays import Index, Streamed, run_in_threads
 
 VALUES = np.arange(2 * 6 * 4).reshape(2, 6, 4).astype(ml_dtypes.bfloat16)
 
