@@ -204,15 +204,10 @@ def _write_files(
 
 @contextlib.contextmanager
 def new_folder(target: epath.Path, workdir: epath.Path, size: int) -> Iterator[epath.Path]:
-    """The folder to write into: beside `target`, renamed to it when the block ends well.
+    """The folder to write `size` bytes into: beside `target`, renamed to it when all went well.
 
     In a bucket, where nothing is renamed, it is `target` itself: write last what makes it whole.
     With several processes all enter; the first one makes and renames.
-
-    Args:
-      target: New or empty; local, `gs://` or `s3://`.
-      workdir: Which it must not lie in.
-      size: Bytes that it will take.
 
     Raises:
       ConfigError: the target is in use, another process writes it, or the disk is full.

@@ -134,7 +134,7 @@ def read_params(
     Args:
       source: Opened and checked.
       place: The sharding of a row's array.
-      dtype: `float32` or `bfloat16`, of the arrays; widening is exact.
+      dtype: `float32` or `bfloat16`, of the arrays.
       meter: Counts what this process reads.
 
     Returns:

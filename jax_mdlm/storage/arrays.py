@@ -169,9 +169,7 @@ def create(
 def open_arrays(folder: epath.Path, names: Iterable[str]) -> dict[str, StoredArray]:
     """Opens arrays of an Orbax folder (the one that holds `_METADATA`); reads no values.
 
-    Args:
-      folder: Local, `gs://` or `s3://`.
-      names: As in `Checkpoints.shapes`: `params/wte`.
+    Names are those of `Checkpoints.shapes`: `params/wte`.
 
     Raises:
       ValueError: TensorStore cannot open one.
@@ -204,11 +202,8 @@ def check_files(folder: epath.Path, *, values: bool) -> None:
     """Checks the plain arrays of a local folder of Orbax's before Orbax reads them.
 
     Orbax reads arrays side by side: where one fails, it leaves the others running, and Python
-    prints a traceback for each of them later on. It does not name the file either.
-
-    Args:
-      folder: The one that holds `_METADATA`; in a bucket nothing is checked.
-      values: Also the sizes of the chunks' files, not only the descriptions.
+    prints a traceback for each of them later on. It does not name the file either. With `values`
+    the sizes of the chunks' files are checked as well; in a bucket nothing is.
 
     Raises:
       OSError: a file is missing or short.

@@ -82,7 +82,11 @@ class Checkpoints:
         self.manager.close()
 
     def shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """`{"params/wte": ((V, D), "float32"), ...}` as stored; reads no array."""
+        """`{"params/wte": ((V, D), "float32"), ...}` as stored; reads no array.
+
+        Raises:
+          DamagedError: files are missing or damaged.
+        """
         with self._whole(step):
             self._check_files(step, values=False)
             found = ocp.PyTreeCheckpointHandler().metadata(self._tree(step))
@@ -90,11 +94,7 @@ class Checkpoints:
         return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in leaves}
 
     def arrays(self, step: int) -> dict[str, StoredArray]:
-        """The arrays of a step, for reading in pieces; named as in `shapes`.
-
-        Raises:
-          DamagedError: files are missing or damaged.
-        """
+        """The arrays of a step, to be read in boxes; named as in `shapes`, damage as there."""
         names = self.shapes(step)
         with self._whole(step):
             return open_arrays(self._tree(step), names)
@@ -104,8 +104,7 @@ class Checkpoints:
 
         Args:
           step: Which checkpoint.
-          abstract: Tree of `jax.ShapeDtypeStruct` with shardings; may be a part of what is
-            stored (e.g. only "params").
+          abstract: Tree of `jax.ShapeDtypeStruct` with shardings; may be a part of what is stored.
           cast: Values of another dtype are cast while they are read, instead of refused.
 
         No process waits for another in here, so that one that finds its slices damaged can say so
