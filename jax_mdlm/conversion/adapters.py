@@ -106,7 +106,7 @@ def _tensors(
     params: Mapping[ParamRow, StoredArray],
     slack_id: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names as PEFT has them, and values, float32 [r, in] and [out, r]; layer by layer."""
+    """Yields names as PEFT has them, and values, float32 [r, in] and [out, r]; layer by layer."""
     for layer in range(config.model.layers):
         for row in lora.target_rows(config.model, config.lora):
             name, path = _PREFIX + _module(row.torch_name, layer), "adapters/" + "/".join(row.path)
@@ -126,7 +126,7 @@ def _module(torch_name: str, layer: int = 0) -> str:
 
 
 def _settings(config: Config, about: Base, base: str, has_rows: bool) -> dict[str, object]:
-    """`adapter_config.json`: PEFT's `LoraConfig`; what is left out has its defaults there."""
+    """Fills `adapter_config.json`, PEFT's `LoraConfig`; what is left out has its defaults there."""
     name, _, revision = base.removeprefix(HUB).partition("@") if HUB in base else (base, "", "")
     alpha = about.scale * config.lora.rank
     tokens = [about.slack_id]
@@ -154,7 +154,7 @@ def _settings(config: Config, about: Base, base: str, has_rows: bool) -> dict[st
 
 
 def _target_modules(config: Config) -> list[str]:
-    """Names of modules; PEFT takes every module that ends so."""
+    """Lists names of modules; PEFT takes every module that ends so."""
     modules = []
     for row in lora.target_rows(config.model, config.lora):
         last = _module(row.torch_name).rpartition(".")[2]

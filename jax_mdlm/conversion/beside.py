@@ -24,7 +24,7 @@ _SETTINGS = "tokenizer_config.json"
 
 
 def kept_files(folder: epath.Path) -> list[epath.Path]:
-    """The files beside the weights that are kept; none where there is no folder."""
+    """Lists the files beside the weights that are kept; none where there is no folder."""
     return sorted(
         path
         for path in (folder.iterdir() if folder.exists() else ())
@@ -42,7 +42,7 @@ def copy_files(files: Sequence[epath.Path], folder: epath.Path) -> None:
 
 
 def token_ids_of(config: Config, workdir: epath.Path) -> TokenIds:
-    """Special ids of a run; slack and its map only where it was trained with slack."""
+    """Gives a run's special ids; slack and its map only where it was trained with slack."""
     given = config.data.tokenizer
     trained = config.objective.slack_max > 0
     known = [given.mask_id, given.eos_id, given.pad_id, given.slack_id]
@@ -125,7 +125,7 @@ def _mark_special_in_settings(path: epath.Path, slack_id: int) -> None:
 
 
 def _token_of(vocabulary: Any, index: int) -> str | None:
-    """BPE and word vocabularies map tokens to ids, unigram ones list (token, score)."""
+    """Looks up a token: BPE and words are mapped to ids, unigram lists (token, score)."""
     if isinstance(vocabulary, dict):
         return next((token for token, number in vocabulary.items() if number == index), None)
     if isinstance(vocabulary, list) and 0 <= index < len(vocabulary):

@@ -36,41 +36,41 @@ class BothLayouts:
 
     @property
     def stacked(self) -> bool:
-        """Whether our array has a "layers" axis."""
+        """Says whether our array has a "layers" axis."""
         return self.row.axes[0] == "layers"
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
-        """The shape of one layer of ours: input axes (none in vectors and tables), output axes."""
+        """Gives the shape of a layer of ours: input axes (vectors, tables: none), output axes."""
         shape = table.shape(self.row, self.config)
         return shape[1:] if self.stacked else shape
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """Lengths of the output axes; the first counts the rows of the PyTorch tensor."""
+        """Gives the lengths of the output axes; the first counts the rows of the PyTorch tensor."""
         return self.layer_shape[self.row.num_inputs :]
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        """`[out, in]`; for vectors and tables as it is here."""
+        """Is `[out, in]`; for vectors and tables as it is here."""
         if not self.row.num_inputs:
             return self.outputs
         return math.prod(self.outputs), math.prod(self.layer_shape[: self.row.num_inputs])
 
     @property
     def torch_names(self) -> list[str]:
-        """The published names of the tensors, by layer."""
+        """Lists the published names of the tensors, by layer."""
         count = self.config.layers if self.stacked else 1
         return [self.row.torch_name.format(layer=layer) for layer in range(count)]
 
     def by_layer(self, index: Index) -> tuple[range, Index]:
-        """The layers that a box touches, and where it stands in each of them."""
+        """Says which layers a box touches, and where it stands in each of them."""
         if self.stacked:
             return range(index[0].start, index[0].stop), index[1:]
         return range(1), index
 
     def torch_rows(self, own: Index) -> tuple[int, int]:
-        """The rows of a PyTorch tensor that hold a box of its layer: first, and after the last."""
+        """Says which rows of a PyTorch tensor hold a box of its layer: first, after the last."""
         cut = own[self.row.num_inputs]
         each = math.prod(self.outputs[1:]) if self.row.num_inputs else 1
         return cut.start * each, cut.stop * each
@@ -85,7 +85,7 @@ class BothLayouts:
             yield (slice(layer, layer + 1), *index) if self.stacked else tuple(index)
 
     def chunk(self, itemsize: int) -> tuple[int, ...]:
-        """The shape of the chunks that are stored: one layer, one box or a run of its values.
+        """Gives the shape of stored chunks: one layer, one box or a run of its values.
 
         Where the embed axis comes first it is cut, so that a host of a pod, which holds a part of
         it, need not read all.
@@ -97,7 +97,7 @@ class BothLayouts:
         return (1, *shape) if self.stacked else tuple(shape)
 
     def _step(self, itemsize: int) -> int:
-        """Entries of the first output axis in a box."""
+        """Counts the entries of the first output axis in a box."""
         total, size = self.outputs[0], itemsize * math.prod(self.layer_shape)
         if self.row.axes[self.stacked + self.row.num_inputs] == "embed":
             return total // _parts(total, size)
@@ -108,7 +108,7 @@ class BothLayouts:
 
 
 def _parts(length: int, size: int) -> int:
-    """Equal parts of an axis, at most `_PARTS`, of at least `_LEAST_CHUNK` bytes each."""
+    """Counts equal parts of an axis: at most `_PARTS`, of at least `_LEAST_CHUNK` bytes each."""
     parts = 1
     while parts < _PARTS and length % (2 * parts) == 0 and size // (2 * parts) >= _LEAST_CHUNK:
         parts *= 2
@@ -116,7 +116,7 @@ def _parts(length: int, size: int) -> int:
 
 
 def transpose(source: np.ndarray, out: np.ndarray) -> None:
-    """out = source.T, cast to the dtype of `out`, in tiles that stay in the cache.
+    """Writes `source.T`, cast to the dtype of `out`, in tiles that stay in the cache.
 
     A tile is copied aside first, with rows of an odd number of cache lines: columns of the matrix
     itself lie a power of two apart and would evict each other.
@@ -131,7 +131,7 @@ def transpose(source: np.ndarray, out: np.ndarray) -> None:
 
 
 def copy(source: np.ndarray, out: np.ndarray) -> None:
-    """out = source, cast to the dtype of `out`."""
+    """Writes `source`, cast to the dtype of `out`."""
     if source.dtype == out.dtype:
         np.copyto(as_bits(out), as_bits(source))
     elif source.dtype == FLOATS["bfloat16"] and out.dtype == FLOATS["float32"]:
@@ -143,7 +143,7 @@ def copy(source: np.ndarray, out: np.ndarray) -> None:
 
 
 def count_not_finite(values: np.ndarray) -> int:
-    """How many values are NaN or infinite; `values` is C-contiguous, bfloat16, float16 or float32.
+    """Counts NaN and infinite values; `values` is C-contiguous, bfloat16, float16 or float32.
 
     Looks at the exponent's bits: several times faster than `isfinite` on bfloat16.
     """

@@ -97,7 +97,7 @@ def export_weights(
 
 
 def _tensors(config: ModelConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in the order of the files: embedding, layer by layer, norm, head."""
+    """Lists names and shapes as the files have them: embedding, layer by layer, norm, head."""
     rows = [BothLayouts(row, config) for row in table.rows(config)]
     stacked = [row for row in rows if row.stacked]
     first, *last = [(row.torch_names[0], row.torch_shape) for row in rows if not row.stacked]
@@ -146,7 +146,7 @@ def _conversion(
     write: Callable[[int, np.ndarray], None],
     meter: Meter,
 ) -> tuple[Callable[[np.ndarray], None], int]:
-    """Reads a box, turns it into rows of its tensor, writes them; and the buffer that it needs."""
+    """Gives what reads a box, turns it into rows and writes them, and the buffer that it needs."""
     (layer,), own = layouts.by_layer(index)
     first, last = layouts.torch_rows(own)
     shape = (last - first, *layouts.torch_shape[1:])
@@ -204,7 +204,7 @@ def _write_files(
 
 @contextlib.contextmanager
 def new_folder(target: epath.Path, workdir: epath.Path, size: int) -> Iterator[epath.Path]:
-    """The folder to write `size` bytes into: beside `target`, renamed to it when all went well.
+    """Gives a folder for `size` bytes beside `target`, and renames it to that when all went well.
 
     In a bucket, where nothing is renamed, it is `target` itself: write last what makes it whole.
     With several processes all enter; the first one makes and renames.

@@ -190,12 +190,12 @@ class Origin:
 
     @property
     def knows_slack(self) -> bool:
-        """Whether its parameters were trained with slack, so that the slack row means something."""
+        """Says whether it was trained with slack, so that the slack row means something."""
         return self.told is not None and self.told.objective.slack_max > 0
 
     @property
     def was_taught(self) -> bool:
-        """Whether its template is that of a training here; LLaDA's is assumed of other weights.
+        """Says whether it was trained here on its template; LLaDA's is assumed of other weights.
 
         A Base model has no template of its own: any can be taught to it.
         """
@@ -207,14 +207,14 @@ class Origin:
 
     @property
     def tokenizer(self) -> epath.Path:
-        """The folder that holds its tokenizer, if it has one."""
+        """Names the folder that holds its tokenizer, if it has one."""
         if self.source is not None:
             return self.source.folder
         return tokenizer_folder(epath.Path(self.path))
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether there is one, in a form that is read here."""
+        """Says whether there is one, in a form that is read here."""
         return holds_tokenizer(self.tokenizer)
 
     def check(self, config: ModelConfig) -> None:

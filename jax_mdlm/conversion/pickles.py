@@ -21,7 +21,7 @@ SINGLE = ("pytorch_model.bin", "pytorch_model.pt", "model.pt")
 
 
 def read_file(path: epath.Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, mapped into memory.
+    """Maps the tensors of a pickle into memory.
 
     Raises:
       ConfigError: PyTorch is not installed, the file is not local, or it holds anything else than

@@ -104,7 +104,7 @@ class TokenIds:
 
 
 def read_settings(text: str | bytes, origin: str) -> dict[str, Any]:
-    """`config.json` as a dict; `origin` names the file in errors.
+    """Reads `config.json` into a dict; `origin` names the file in errors.
 
     Raises:
       ConfigError: not JSON, or not an object.
@@ -121,7 +121,7 @@ def read_settings(text: str | bytes, origin: str) -> dict[str, Any]:
 
 
 def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfig:
-    """The network that `config.json` of a LLaDA describes; float32 until its weights are known.
+    """Reads the network of a LLaDA's `config.json`; float32 until its weights are known.
 
     Raises:
       ConfigError: settings that this model does not compute, all of them named.
@@ -139,7 +139,7 @@ def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfi
         heads=settings["n_heads"],
         kv_heads=_kv_heads(settings),
         head_dim=settings["d_model"] // settings["n_heads"],
-        mlp=_mlp(settings),
+        mlp=settings.get("mlp_hidden_size") or settings.get("mlp_ratio", 4) * settings["d_model"],
         max_length=settings["max_sequence_length"],
         rope_theta=float(settings.get("rope_theta", _REAL["rope_theta"])),
         norm_eps=float(settings.get("rms_norm_eps", _REAL["rms_norm_eps"])),
@@ -149,7 +149,7 @@ def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfi
 
 
 def token_ids(settings: Mapping[str, Any], origin: str = _NAME) -> TokenIds:
-    """The special ids of `config.json`.
+    """Reads the special ids of `config.json`.
 
     Raises:
       ConfigError: an id has no row in the embedding, or the collapse map is unknown.
@@ -182,7 +182,7 @@ def token_ids(settings: Mapping[str, Any], origin: str = _NAME) -> TokenIds:
 def run_config(
     settings: Mapping[str, Any], network: ModelConfig, name: str, origin: str = _NAME
 ) -> Config:
-    """The config of a work directory `name` that holds these weights, as they are sampled.
+    """Makes the config of a work directory `name` that holds these weights, as they are sampled.
 
     Raises:
       ConfigError: see `token_ids`; or what is said of prompts is none of ours.
@@ -219,7 +219,7 @@ def run_config(
 
 
 def prompting(config: Config) -> dict[str, dict[str, Any]]:
-    """What `config.json` says of a run's prompts: fields of `data` and `sample`.
+    """Tells `config.json` of a run's prompts: fields of `data` and `sample`.
 
     Empty for LLaDA's template, which needs no word.
     """
@@ -232,7 +232,7 @@ def prompting(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def prompted(config: Config, settings: Mapping[str, Any], origin: str) -> Config:
-    """The config of an import with what `prompting` wrote; `origin` names the file in errors.
+    """Puts what `prompting` wrote into an import's config; `origin` names the file in errors.
 
     Raises:
       ConfigError: the key holds anything else.
@@ -265,7 +265,7 @@ def published_settings(
     source: Mapping[str, Any] | None,
     prompts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `config.json` of an exported folder holds: the published keys, and those of this file.
+    """Fills `config.json` of an exported folder: the published keys, and those of this file.
 
     Args:
       config: The network.
@@ -274,17 +274,32 @@ def published_settings(
       source: `config.json` of the folder that the run began from: its keys stay as they are.
       prompts: What `prompting` says of the run.
     """
-    described = dict(source) if source is not None else _fresh(config, ids)
+    if source is None:
+        source = _FRESH | {
+            "d_model": config.embed,
+            "embedding_size": config.vocab_size,
+            "eos_token_id": ids.eos,
+            "mask_token_id": ids.mask,
+            "max_sequence_length": config.max_length,
+            "mlp_hidden_size": config.mlp,
+            "n_heads": config.heads,
+            "n_kv_heads": config.kv_heads,
+            "n_layers": config.layers,
+            "pad_token_id": ids.pad,
+            "rms_norm_eps": config.norm_eps,
+            "rope_theta": config.rope_theta,
+            "vocab_size": config.vocab_size,
+        }
+    own = {SLACK_KEY: ids.slack, COLLAPSE_KEY: ids.collapse, PROMPTING_KEY: prompts or None}
+    described = {key: value for key, value in source.items() if key not in own}
     newer = "dtype" in described and "torch_dtype" not in described
     described["dtype" if newer else "torch_dtype"] = dtype
-    own = {SLACK_KEY: ids.slack, COLLAPSE_KEY: ids.collapse, PROMPTING_KEY: prompts or None}
-    described = {key: value for key, value in described.items() if key not in own}
     described |= {key: value for key, value in own.items() if value is not None}
     return dict(sorted(described.items()))
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """`config.json` as Hugging Face writes it."""
+    """Formats `config.json` as Hugging Face writes it."""
     return json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
@@ -295,24 +310,6 @@ def check_published_positions(config: ModelConfig, origin: os.PathLike[str]) -> 
             f"{os.fspath(origin)} was trained with model.uncounted_id={config.uncounted_id} and "
             "published code counts every slot: it would run another network; export a run with -1"
         )
-
-
-def _fresh(config: ModelConfig, ids: TokenIds) -> dict[str, Any]:
-    return _FRESH | {
-        "d_model": config.embed,
-        "embedding_size": config.vocab_size,
-        "eos_token_id": ids.eos,
-        "mask_token_id": ids.mask,
-        "max_sequence_length": config.max_length,
-        "mlp_hidden_size": config.mlp,
-        "n_heads": config.heads,
-        "n_kv_heads": config.kv_heads,
-        "n_layers": config.layers,
-        "pad_token_id": ids.pad,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "vocab_size": config.vocab_size,
-    }
 
 
 def _unsupported(settings: Mapping[str, Any]) -> list[str]:
@@ -368,7 +365,3 @@ def _kv_heads(settings: Mapping[str, Any]) -> int:
     if settings.get("n_kv_heads") is not None:
         return settings["n_kv_heads"]
     return 1 if settings.get("multi_query_attention") else settings["n_heads"]
-
-
-def _mlp(settings: Mapping[str, Any]) -> int:
-    return settings.get("mlp_hidden_size") or settings.get("mlp_ratio", 4) * settings["d_model"]

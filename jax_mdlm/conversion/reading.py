@@ -52,7 +52,7 @@ class Meter:
         self._note(num_bytes)
 
     def warnings(self) -> list[str]:
-        """A line per tensor with values that are not finite."""
+        """Gives a line per tensor with values that are not finite."""
         return [
             f"{name} holds {count:,} values that are NaN or infinite"
             for name, count in sorted(self.not_finite.items())
@@ -77,7 +77,7 @@ class PublishedArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of our array."""
+        """Is that of our array."""
         return table.shape(self.layouts.row, self.layouts.config)
 
     def read(self, index: Index, out: np.ndarray) -> None:
@@ -111,7 +111,7 @@ class PublishedArray:
 
 
 def published_arrays(source: Source, dtype: str, meter: Meter) -> dict[ParamRow, PublishedArray]:
-    """The arrays of a source, `float32` or `bfloat16`, row by row; nothing is read yet."""
+    """Opens a source's arrays as `float32` or `bfloat16`, row by row; nothing is read yet."""
     arrays = {}
     for row in table.rows(source.config):
         layouts = BothLayouts(row, source.config)
@@ -126,7 +126,7 @@ def read_params(
     dtype: str,
     meter: Meter | None = None,
 ) -> Params:
-    """The parameters of a source, every array made in its place.
+    """Reads the parameters of a source, every array made in its place.
 
     Every process reads only the slices that its devices hold; the host holds one of them, of one
     array, beside what the devices hold.
@@ -174,7 +174,7 @@ class ChangedArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the weight."""
+        """Is that of the weight."""
         return self.weight.shape
 
     def read(self, index: Index, out: np.ndarray) -> None:
@@ -187,7 +187,7 @@ class ChangedArray:
 def stored_params(
     workdir: epath.Path, checkpoints: Checkpoints, step: int, config: ModelConfig
 ) -> dict[ParamRow, StoredArray]:
-    """The parameters of a step, row by row; those of a LoRA run with its adapters added.
+    """Opens the parameters of a step, row by row; a LoRA run's with its adapters added.
 
     The sum is made box by box, so that memory does not grow with the model.
 
@@ -252,7 +252,7 @@ def _one_token(row: ParamRow, added: np.ndarray, token: int) -> Callable[[Index,
 
 
 def read_float32(array: StoredArray, *index: slice) -> np.ndarray:
-    """A box as float32; axes that `index` leaves out are read whole."""
+    """Reads a box as float32; axes that `index` leaves out are read whole."""
     index += tuple(slice(0, size) for size in array.shape[len(index) :])
     own = np.empty(box_shape(index), array.dtype)
     array.read(index, own)

@@ -53,7 +53,7 @@ class Tensor:
 
 
 def read_header(path: epath.Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; reads only its header.
+    """Opens the tensors of a safetensors file; reads only its header.
 
     Raises:
       ConfigError: the file is missing, truncated, or no safetensors file.
@@ -64,6 +64,7 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
             f"{path} must be a whole safetensors file, but {reason}; copy or download it again"
         )
 
+    # The bytes before the tensors.
     try:
         size = path.stat().length
         beginning = read_range(path, 0, min(8, size))
@@ -80,6 +81,7 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path} was not found; copy or download it again") from None
     except OSError as error:
         raise ConfigError(f"{path} must be a file that can be read, but {error}") from error
+    # The header: names, dtypes, shapes, places.
     repeated: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -94,6 +96,7 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
         raise damaged("its header cannot be read") from None
     if repeated:
         raise damaged(f"its header names {repeated[0]} twice")
+    # Every byte belongs to one tensor.
     position = 0
     for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         wide = DTYPES[dtype].itemsize * math.prod(shape) if dtype in DTYPES else end - begin
@@ -102,6 +105,7 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
         position = end
     if position != size - 8 - length:
         raise damaged(f"it has {size:,} bytes, its header needs {8 + length + position:,}")
+    # Local values are mapped, remote ones read in ranges.
     mapped = os.path.exists(path)
     data = np.asarray(np.memmap(path, np.uint8, "r")) if mapped and size else None
 
@@ -126,7 +130,7 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
 
 
 def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
-    """dtype, shape, begin, end."""
+    """Gives dtype, shape, begin, end."""
     begin, end = entry["data_offsets"]
     return str(entry["dtype"]), tuple(map(int, entry["shape"])), int(begin), int(end)
 
@@ -191,7 +195,7 @@ def _shard(file: str, entries: Mapping[str, Any]) -> Shard:
 
 
 def index_of(plan: Sequence[Shard]) -> str:
-    """`model.safetensors.index.json` of several files."""
+    """Makes `model.safetensors.index.json` of several files."""
     where = {name: shard.file for shard in plan for name in shard.offsets}
     size = sum(shard.size - len(shard.header) for shard in plan)
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}

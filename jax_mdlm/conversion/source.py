@@ -47,19 +47,19 @@ class Source:
 
     @property
     def num_bytes(self) -> int:
-        """Of all tensors as stored."""
+        """Counts the bytes of all tensors as stored."""
         return sum(
             shards.DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape)
             for tensor in self.tensors.values()
         )
 
     def run_config(self, name: str) -> Config:
-        """The settings with which the weights are sampled, as a work directory `name` has them."""
+        """Makes the config of a work directory `name` that holds these weights."""
         return published.run_config(self.settings, self.config, name, str(self.folder / CONFIG))
 
 
 def is_published(path: str) -> bool:
-    """Whether `path` is a folder of published weights (or a hub id), not a work directory."""
+    """Says whether `path` names published weights (a folder, a hub id), not a work directory."""
     if path.startswith(HUB):
         return True
     described = given_path(path) / CONFIG
@@ -170,6 +170,7 @@ def _open_indexed(
     folder: epath.Path, index: str, read: Callable[[epath.Path], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Opens the tensors of several files; the index must tell the truth about each."""
+    # The index: names -> files of this folder.
     path = folder / index
     where = published.read_settings(path.read_bytes(), str(path)).get("weight_map")
     if not isinstance(where, dict) or not all(
@@ -188,6 +189,7 @@ def _open_indexed(
         )
     files = {file: read(folder / file) for file in names}
     tensors = {name: tensor for file in files.values() for name, tensor in file.items()}
+    # It says of each tensor where it is.
     problems = [
         f"{name} must be in {file}, it is in "
         + (tensors[name].file if name in tensors else "none of the files")

@@ -38,12 +38,12 @@ class StoredArray(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole array."""
+        """Is that of the whole array."""
         ...
 
     @property
     def dtype(self) -> np.dtype:
-        """NumPy's or ml_dtypes'."""
+        """Is NumPy's or ml_dtypes'."""
         ...
 
     def read(self, index: Index, out: np.ndarray) -> None:
@@ -57,7 +57,7 @@ class StoredArray(Protocol):
 
 
 def box_shape(index: Index) -> tuple[int, ...]:
-    """The shape of a box."""
+    """Gives the shape of a box."""
     return tuple(part.stop - part.start for part in index)
 
 
@@ -112,7 +112,7 @@ class RawArray:
                 ts.KvStore.open(_spec(self.place)).result().write(name, bytes(values)).result()
 
     def _chunks(self, index: Index) -> Iterator[tuple[str, Index, Index]]:
-        """File name, place in the chunk, place in the box, of every chunk that a box touches."""
+        """Gives file name, place in the chunk and in the box, of all chunks that a box touches."""
         spans = [
             range(part.start // size, -(-part.stop // size))
             for part, size in zip(index, self.chunk, strict=True)
@@ -238,7 +238,7 @@ class Streamed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole array; Orbax asks its leaves."""
+        """Is that of the whole array; Orbax asks its leaves."""
         return self.array.shape
 
 
@@ -246,7 +246,7 @@ class StreamedHandler(ocp.type_handlers.TypeHandler):
     """Writes `Streamed` leaves as plain zarr arrays; Orbax's own handler reads them back."""
 
     def typestr(self) -> str:
-        """What the folder's description calls the leaf, so that it is restored as an array."""
+        """Names the leaf in the folder's description, so that it is restored as an array."""
         return "jax.Array"
 
     async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[future.Future]:
@@ -314,7 +314,7 @@ def run_in_threads(
 
 
 def as_bits(values: np.ndarray) -> np.ndarray:
-    """The same memory as integers: NumPy copies bfloat16 value by value through Python's hooks."""
+    """Views memory as integers: NumPy copies bfloat16 value by value through Python's hooks."""
     return values.view(f"u{values.dtype.itemsize}")
 
 
@@ -336,7 +336,7 @@ def _open_raw(place: epath.Path) -> RawArray | None:
 
 
 def _spec(place: epath.Path) -> Any:
-    """How TensorStore calls a folder."""
+    """Names a folder as TensorStore does."""
     text = os.fspath(place)
     return f"{text}/" if "://" in text else {"driver": "file", "path": f"{text}/"}
 

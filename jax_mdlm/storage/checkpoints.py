@@ -48,11 +48,11 @@ class Checkpoints:
     manager: ocp.CheckpointManager
 
     def latest(self) -> int | None:
-        """The newest step, one that is being written included, or None."""
+        """Gives the newest step, one that is being written included, or None."""
         return self.manager.latest_step()
 
     def steps(self) -> list[int]:
-        """All steps that are there, ascending."""
+        """Lists all steps that are there, ascending."""
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class Checkpoints:
         self.manager.close()
 
     def shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """`{"params/wte": ((V, D), "float32"), ...}` as stored; reads no array.
+        """Gives `{"params/wte": ((V, D), "float32"), ...}` as stored; reads no array.
 
         Raises:
           DamagedError: files are missing or damaged.
@@ -94,7 +94,7 @@ class Checkpoints:
         return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in leaves}
 
     def arrays(self, step: int) -> dict[str, StoredArray]:
-        """The arrays of a step, to be read in boxes; named as in `shapes`, damage as there."""
+        """Opens a step's arrays, to be read in boxes; names and errors are those of `shapes`."""
         names = self.shapes(step)
         with self._whole(step):
             return open_arrays(self._tree(step), names)
@@ -125,7 +125,7 @@ class Checkpoints:
             return ocp.PyTreeCheckpointHandler().restore(self._tree(step), args=args)
 
     def record(self, step: int) -> dict[str, Any]:
-        """The JSON record that was saved with the step.
+        """Reads the JSON record that was saved with the step.
 
         Raises:
           DamagedError: it is missing or no JSON.
@@ -134,7 +134,7 @@ class Checkpoints:
             return dict(ocp.JsonCheckpointHandler().restore(self.folder / str(step) / "record"))
 
     def set_aside(self, step: int) -> epath.Path:
-        """Renames a step's folder, so that the step can be saved again; the new place.
+        """Renames a step's folder, so that the step can be saved again; returns the new place.
 
         For one process to call; all call `reload` after it.
         """
@@ -176,7 +176,7 @@ class Checkpoints:
 
 
 def named_steps(folder: epath.Path) -> list[int]:
-    """The steps that a folder has checkpoints of, by their names.
+    """Lists the steps that a folder has checkpoints of, by their names.
 
     Nothing is opened, for which processes would have to agree that the folder is there.
     """
@@ -242,7 +242,7 @@ def _check_fits(stored: Shapes, abstract: Any, what: str, cast: bool) -> None:
 
 
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves with their paths, `params/wte`."""
+    """Lists leaves with their paths, `params/wte`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
     )

@@ -17,7 +17,7 @@ _SCHEMES = ("gs", "s3")
 
 
 def given_path(path: epath.PathLike) -> epath.Path:
-    """A path that a user gave: `~` is expanded, and only what can be used goes through.
+    """Takes a path that a user gave: `~` is expanded, and only what can be used goes through.
 
     Raises:
       ConfigError: a URL that is neither gs:// nor s3://, or nothing.
@@ -56,7 +56,7 @@ def read_range(path: epath.Path, begin: int, end: int) -> bytes:
 
 @contextlib.contextmanager
 def reaching(*paths: epath.PathLike) -> Iterator[None]:
-    """What fails while places are used becomes a ConfigError that names them.
+    """Makes what fails while paths are used a ConfigError that names them.
 
     The clients of buckets raise all kinds of errors where the network, the credentials, the bucket
     or the client itself is missing. Where no path is in a bucket, only what the operating system
@@ -88,7 +88,7 @@ def reaching(*paths: epath.PathLike) -> Iterator[None]:
 
 
 def in_one_line(error: Exception) -> str:
-    """What an exception says, for a sentence of ours; its type where it says nothing."""
+    """Quotes an exception for a sentence of ours; its type where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -102,7 +102,7 @@ def check_room(folder: epath.Path, what: str, size: int, remedy: str) -> None:
 
 @contextlib.contextmanager
 def taking(what: str, size: int, remedy: str) -> Iterator[None]:
-    """What a disk, a bucket or TensorStore answers to `size` bytes becomes a CheckpointError."""
+    """Makes what a disk, a bucket or TensorStore answers to `size` bytes a CheckpointError."""
     try:
         yield
     except ConfigError:
