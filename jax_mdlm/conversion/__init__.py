@@ -1,4 +1,8 @@
-"""Checkpoints to and from PyTorch."""
+"""Checkpoints to and from PyTorch, in one walk.
+
+Whatever holds parameters gives arrays that are read in boxes (`reading`); devices, a work directory
+(`importing`) and a published folder (`exporting`) ask for the boxes.
+"""
 
 from jax_mdlm.conversion.adapters import export_adapter
 from jax_mdlm.conversion.exporting import export_weights

@@ -121,13 +121,13 @@ def transpose(source: np.ndarray, out: np.ndarray) -> None:
     A tile is copied aside first, with rows of an odd number of cache lines: columns of the matrix
     itself lie a power of two apart and would evict each other.
     """
-    aside = np.empty((_TILE, _TILE + _SKEW), out.dtype)
+    aside, bits = np.empty((_TILE, _TILE + _SKEW), out.dtype), as_bits(out)
     for i in range(0, source.shape[1], _TILE):
         for j in range(0, source.shape[0], _TILE):
             part = source[j : j + _TILE, i : i + _TILE]
             tile = aside[: part.shape[0], : part.shape[1]]
             copy(part, tile)
-            as_bits(out)[i : i + _TILE, j : j + _TILE] = as_bits(tile).T
+            bits[i : i + _TILE, j : j + _TILE] = as_bits(tile).T
 
 
 def copy(source: np.ndarray, out: np.ndarray) -> None:
