@@ -121,13 +121,21 @@ def transpose(source: np.ndarray, out: np.ndarray) -> None:
     A tile is copied aside first, with rows of an odd number of cache lines: columns of the matrix
     itself lie a power of two apart and would evict each other.
     """
-    aside, bits = np.empty((_TILE, _TILE + _SKEW), out.dtype), as_bits(out)
+    if source.dtype != out.dtype:  # whole rows are cast faster than tiles
+        for first in range(0, source.shape[0], _TILE):
+            rows = source[first : first + _TILE]
+            cast = np.empty(rows.shape, out.dtype)
+            copy(rows, cast)
+            transpose(cast, out[:, first : first + _TILE])
+        return
+    source, out = as_bits(source), as_bits(out)
+    aside = np.empty((_TILE, _TILE + _SKEW), source.dtype)
     for i in range(0, source.shape[1], _TILE):
         for j in range(0, source.shape[0], _TILE):
             part = source[j : j + _TILE, i : i + _TILE]
             tile = aside[: part.shape[0], : part.shape[1]]
-            copy(part, tile)
-            bits[i : i + _TILE, j : j + _TILE] = as_bits(tile).T
+            tile[...] = part
+            out[i : i + _TILE, j : j + _TILE] = tile.T
 
 
 def copy(source: np.ndarray, out: np.ndarray) -> None:
