@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from benchmarks.printing import print_result
 from jax_mdlm.config import ModelConfig
-from jax_mdlm.conversion import boxes, published, shards
-from jax_mdlm.conversion.source import CONFIG, INDEX, to_json
+from jax_mdlm.conversion import published, shards
+from jax_mdlm.conversion.boxes import FLOATS, BothLayouts
+from jax_mdlm.conversion.shards import INDEX
+from jax_mdlm.conversion.source import CONFIG
 from jax_mdlm.model import table
 
 _SAMPLED_EVERY = 0.01  # seconds
@@ -41,16 +42,12 @@ def write_random_weights(folder: Path, config: ModelConfig, shard_bytes: int) ->
       shard_bytes: Most bytes of tensors in a file.
     """
     folder.mkdir(parents=True)
-    kind = "BF16" if config.param_dtype == "bfloat16" else "F32"
-    dtype = ml_dtypes.bfloat16 if kind == "BF16" else np.float32
+    dtype = FLOATS[config.param_dtype]
     pool = (0.02 * np.random.default_rng(0).standard_normal(2**23, np.float32)).astype(dtype)
-    tensors = [
-        (name, boxes.axes_of(row, config).torch_shape)
-        for row in table.rows(config)
-        for name in boxes.torch_names(row, config)
-    ]
+    rows = [BothLayouts(row, config) for row in table.rows(config)]
+    tensors = [(name, row.torch_shape) for row in rows for name in row.torch_names]
     shapes = dict(tensors)
-    plan = shards.plan_shards(tensors, kind, shard_bytes)
+    plan = shards.plan_shards(tensors, config.param_dtype, shard_bytes)
     for shard in plan:
         with open(folder / shard.file, "wb") as file:
             file.write(shard.header)
@@ -60,13 +57,12 @@ def write_random_weights(folder: Path, config: ModelConfig, shard_bytes: int) ->
                     part = np.roll(pool[:left], 7 * number)
                     file.write(part.view(np.uint8).data)
                     left -= part.size
-    scalars = table.num_parameters(config)
     if len(plan) > 1:
-        (folder / INDEX).write_text(shards.index_of(plan, np.dtype(dtype).itemsize, scalars))
+        (folder / INDEX).write_text(shards.index_of(plan))
     ids = published.TokenIds(mask=1, eos=2, pad=2)
-    settings = published.settings_of(config, ids, config.param_dtype, None)
-    (folder / CONFIG).write_text(to_json(settings))
-    return scalars * np.dtype(dtype).itemsize
+    settings = published.published_settings(config, ids, config.param_dtype, None)
+    (folder / CONFIG).write_text(published.settings_text(settings))
+    return table.num_parameters(config) * dtype.itemsize
 
 
 def main(argv: Sequence[str] | None = None) -> None:

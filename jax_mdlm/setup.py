@@ -15,14 +15,13 @@ import numpy as np
 from etils import epath
 
 from jax_mdlm.config import Config, ConfigError, SampleConfig, validate
-from jax_mdlm.conversion.importing import config_of
 from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.data.chat import Template, render_prompt, template_of
 from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder
 from jax_mdlm.data.examples import Message
 from jax_mdlm.data.tokenizer import Tokenizer, is_kept, read_tokenizer
 from jax_mdlm.sampling import SampleOptions, Strategy, options_from
-from jax_mdlm.storage import place, reaching
+from jax_mdlm.storage import given_path, reaching
 from jax_mdlm.workdir import load_config
 
 # A text, messages (`Message`, or objects with role and content), or token ids.
@@ -128,10 +127,10 @@ def open_setup(path: epath.PathLike, config: Config | None = None) -> Setup:
     with reaching(path):
         if is_published(path):
             source = open_source(path)
-            config = config or config_of(source, source.folder.name)
+            config = config or source.run_config(source.folder.name)
             tokenizer = read_tokenizer(config.data.tokenizer, source.folder)
         else:
-            source, folder = None, place(path)
+            source, folder = None, given_path(path)
             config = config or load_config(folder)
             tokenizer = _open_tokenizer(folder, config)
     template = template_of(config.data, tokenizer)

@@ -170,7 +170,10 @@ KNOWN_TWICE = {
     "Question",
     "Refused",
     "Run",
-    "WithSlack",
+    "Setting",
+    "Window",
+    "as_text",
+    "choose",
     "decode",
     "describe",
     "draw",
@@ -185,12 +188,11 @@ KNOWN_TWICE = {
     "plain",
     "prepare",
     "print_table",
-    "read_box",
     "read_lines",
     "report",
     "require",
-    "settings_of",
     "shown",
+    "train",
 }
 
 

@@ -14,16 +14,18 @@ import numpy as np
 from etils import epath
 
 from jax_mdlm.config import Config, ConfigError
-from jax_mdlm.conversion import boxes, published, shards
-from jax_mdlm.conversion.exporting import KINDS, Exported, new_folder
-from jax_mdlm.conversion.merging import read_box, stored_params
-from jax_mdlm.conversion.reading import Meter
-from jax_mdlm.conversion.source import HUB, copy_files, kept_files, to_json
-from jax_mdlm.conversion.tokens import token_ids_of, write_tokenizer
-from jax_mdlm.model import lora, table
+from jax_mdlm.containers import ParamRow
+from jax_mdlm.conversion import published, shards
+from jax_mdlm.conversion.beside import token_ids_of, write_beside
+from jax_mdlm.conversion.boxes import FLOATS, count_not_finite
+from jax_mdlm.conversion.exporting import Exported, new_folder
+from jax_mdlm.conversion.reading import Meter, read_float32, stored_params
+from jax_mdlm.conversion.source import HUB
+from jax_mdlm.model import lora
 from jax_mdlm.parameters import Base, has_adapters, open_base
-from jax_mdlm.storage import Checkpoints, StoredArray, reaching
-from jax_mdlm.workdir import choose_step, load_config, open_existing, source_folder
+from jax_mdlm.storage import reaching
+from jax_mdlm.storage.arrays import StoredArray
+from jax_mdlm.workdir import choose_step, load_config, open_existing
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # PeftModel, then the tuner, wrap the network
@@ -59,98 +61,73 @@ def export_adapter(
         published.check_published_positions(config.model, workdir)
         checkpoints = open_existing(workdir)
     try:
+        # Find the adapters and what they belong on.
         step = choose_step(checkpoints, step)
-        about = _about(workdir, checkpoints, step)
+        if not has_adapters(checkpoints, step):
+            raise ConfigError(
+                f"work directory {workdir} must hold adapters for --adapter, it was trained in "
+                "full; export it without --adapter, or train with lora.rank above 0"
+            )
+        opened, about = open_base(workdir)
+        opened.close()
         base = base or about.published
         if not base:
             raise ConfigError(
                 f"an adapter needs published weights to stand on, {workdir} did not begin from "
                 "any; name them with --base, or export the merged weights without --adapter"
             )
+        # Read them, and the slack token's rows where they are not those of the base.
         arrays = checkpoints.arrays(step)
         has_rows = "adapters/wte/slack" in arrays or about.slack_row_set
         params = stored_params(workdir, checkpoints, step, config.model) if has_rows else {}
-        tensors = list(_tensors(config, arrays, params, about))
-        plan = shards.plan_shards(
-            [(name, values.shape) for name, values in tensors], KINDS[dtype], 2**62
-        )
-        shard = dataclasses.replace(plan[0], file=WEIGHTS)
+        tensors = list(_tensors(config, arrays, params, about.slack_id))
+        shapes = [(name, values.shape) for name, values in tensors]
+        shard = dataclasses.replace(shards.plan_shards(shapes, dtype, 2**62)[0], file=WEIGHTS)
+        # Write the folder.
         with new_folder(target, workdir, shard.size) as folder:
             if jax.process_index() == 0:
-                _write(folder / WEIGHTS, shard.header, tensors, dtype, meter)
-                _write_tokenizer(workdir, config, folder)
-                settings = to_json(_settings(config, about, base, has_rows))
+                with (folder / WEIGHTS).open("wb") as file:
+                    file.write(shard.header)
+                    for name, values in tensors:
+                        values = np.ascontiguousarray(values).astype(FLOATS[dtype])
+                        file.write(values.reshape(-1).view(np.uint8).data)
+                        meter.add(name, values.nbytes, count_not_finite(values))
+                ids = token_ids_of(config, workdir)
+                write_beside(config, workdir, ids, folder, lambda name: name.startswith(_TOKENIZER))
+                settings = published.settings_text(_settings(config, about, base, has_rows))
                 (folder / SETTINGS).write_text(settings)
     finally:
         checkpoints.close()
     return Exported(step, (WEIGHTS,), sum(values.nbytes for _, values in tensors))
 
 
-def _about(workdir: epath.Path, checkpoints: Checkpoints, step: int) -> Base:
-    if not has_adapters(checkpoints, step):
-        raise ConfigError(
-            f"work directory {workdir} must hold adapters for --adapter, it was trained in full; "
-            "export it without --adapter, or train with lora.rank above 0"
-        )
-    base, about = open_base(workdir)
-    base.close()
-    return about
-
-
 def _tensors(
     config: Config,
     arrays: Mapping[str, StoredArray],
-    params: Mapping[str, StoredArray],
-    about: Base,
+    params: Mapping[ParamRow, StoredArray],
+    slack_id: int,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Names as PEFT has them, and values, float32 [r, in] and [out, r]; layer by layer."""
+    """Yields names as PEFT has them, and values, float32 [r, in] and [out, r]; layer by layer."""
     for layer in range(config.model.layers):
         for row in lora.target_rows(config.model, config.lora):
             name, path = _PREFIX + _module(row.torch_name, layer), "adapters/" + "/".join(row.path)
             at = slice(layer, layer + 1)
-            yield f"{name}.lora_A.weight", read_box(arrays[f"{path}/down"], at)[0].T
-            yield f"{name}.lora_B.weight", read_box(arrays[f"{path}/up"], at)[0].T
-    if params:
-        token = slice(about.slack_id, about.slack_id + 1)
-        rows = {
-            "wte": read_box(params["params/wte"], token),
-            "head": read_box(params["params/head"], slice(0, config.model.embed), token).T,
-        }
-        for row in table.rows(config.model):
-            if row.path[0] in rows:
-                name = f"{_PREFIX}{_module(row.torch_name)}.token_adapter.trainable_tokens_delta"
-                yield name, rows[row.path[0]]
+            yield f"{name}.lora_A.weight", read_float32(arrays[f"{path}/down"], at)[0].T
+            yield f"{name}.lora_B.weight", read_float32(arrays[f"{path}/up"], at)[0].T
+    token = slice(slack_id, slack_id + 1)
+    for row, array in params.items():
+        if "vocab" in row.axes:
+            index = (token,) if row.axes[0] == "vocab" else (slice(0, config.model.embed), token)
+            name = f"{_PREFIX}{_module(row.torch_name)}.token_adapter.trainable_tokens_delta"
+            yield name, read_float32(array, *index).reshape(1, -1)
 
 
 def _module(torch_name: str, layer: int = 0) -> str:
     return torch_name.format(layer=layer).removesuffix(".weight")
 
 
-def _write(
-    path: epath.Path,
-    header: bytes,
-    tensors: list[tuple[str, np.ndarray]],
-    dtype: str,
-    meter: Meter,
-) -> None:
-    kind = boxes.BFLOAT16 if dtype == "bfloat16" else boxes.FLOAT32
-    with path.open("wb") as file:
-        file.write(header)
-        for name, values in tensors:
-            values = np.ascontiguousarray(values).astype(kind)
-            file.write(values.reshape(-1).view(np.uint8).data)
-            meter.add(name, values.nbytes, boxes.count_not_finite(values))
-
-
-def _write_tokenizer(workdir: epath.Path, config: Config, folder: epath.Path) -> None:
-    beside = source_folder(workdir)
-    files = kept_files(beside) if beside.exists() else []
-    copy_files([path for path in files if path.name.startswith(_TOKENIZER)], folder)
-    write_tokenizer(config, workdir, token_ids_of(config, workdir), folder)
-
-
 def _settings(config: Config, about: Base, base: str, has_rows: bool) -> dict[str, object]:
-    """`adapter_config.json`: PEFT's `LoraConfig`; what is left out has its defaults there."""
+    """Fills `adapter_config.json`, PEFT's `LoraConfig`; what is left out has its defaults there."""
     name, _, revision = base.removeprefix(HUB).partition("@") if HUB in base else (base, "", "")
     alpha = about.scale * config.lora.rank
     tokens = [about.slack_id]
@@ -178,7 +155,7 @@ def _settings(config: Config, about: Base, base: str, has_rows: bool) -> dict[st
 
 
 def _target_modules(config: Config) -> list[str]:
-    """Names of modules; PEFT takes every module that ends so."""
+    """Lists names of modules; PEFT takes every module that ends so."""
     modules = []
     for row in lora.target_rows(config.model, config.lora):
         last = _module(row.torch_name).rpartition(".")[2]

@@ -1,7 +1,7 @@
 """The same values in two layouts: boxes of our arrays, rows of PyTorch's tensors.
 
 PyTorch keeps a matrix `[out, in]` per layer; ours is `[layers, in axes..., out axes...]`
-(`model/table`). Everything here works on one layer and some of its outputs at a time.
+(`model/table`). A box is an index of our array: one layer, and some of its outputs.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ import numpy as np
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.model import table
+from jax_mdlm.storage.arrays import Index, as_bits
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-FLOAT32 = np.dtype(np.float32)
+FLOATS = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 
 _MOST_BYTES = 16 * 2**20  # of a box, where an axis allows it: buffers stay in the last cache
 _LEAST_CHUNK = 4 * 2**20  # bytes of a stored chunk, where an array has as many
@@ -28,200 +28,107 @@ _CHECKED = 2**17  # values whose exponents are looked at together; stays in the 
 
 
 @dataclasses.dataclass(frozen=True)
-class Axes:
-    """The shape of one layer of a row, in and out axes apart.
+class BothLayouts:
+    """A row of the parameter table: one array of ours, a tensor of PyTorch's per layer."""
 
-    Attributes:
-      inputs: Lengths of the input axes; empty for vectors and lookup tables.
-      outputs: Lengths of the output axes; the first counts the rows of the PyTorch tensor.
-    """
+    row: ParamRow
+    config: ModelConfig
 
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    @property
+    def stacked(self) -> bool:
+        """Says whether our array has a "layers" axis."""
+        return self.row.axes[0] == "layers"
+
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """Gives the shape of a layer of ours: input axes (vectors, tables: none), output axes."""
+        shape = table.shape(self.row, self.config)
+        return shape[1:] if self.stacked else shape
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Gives the lengths of the output axes; the first counts the rows of the PyTorch tensor."""
+        return self.layer_shape[self.row.num_inputs :]
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        """`[out, in]`; for vectors and tables as it is here."""
-        if self.inputs:
-            return (math.prod(self.outputs), math.prod(self.inputs))
-        return self.outputs
+        """Is `[out, in]`; for vectors and tables as it is here."""
+        if not self.row.num_inputs:
+            return self.outputs
+        return math.prod(self.outputs), math.prod(self.layer_shape[: self.row.num_inputs])
 
     @property
-    def rows_each(self) -> int:
-        """Rows of the PyTorch tensor per entry of the first output axis."""
-        return math.prod(self.outputs[1:]) if self.inputs else 1
+    def torch_names(self) -> list[str]:
+        """Lists the published names of the tensors, by layer."""
+        count = self.config.layers if self.stacked else 1
+        return [self.row.torch_name.format(layer=layer) for layer in range(count)]
 
+    def by_layer(self, index: Index) -> tuple[range, Index]:
+        """Says which layers a box touches, and where it stands in each of them."""
+        if self.stacked:
+            return range(index[0].start, index[0].stop), index[1:]
+        return range(1), index
 
-def axes_of(row: ParamRow, config: ModelConfig) -> Axes:
-    """The axes of a row, without "layers"."""
-    shape = layer_shape(row, config)
-    return Axes(shape[: row.num_inputs], shape[row.num_inputs :])
+    def torch_rows(self, own: Index) -> tuple[int, int]:
+        """Says which rows of a PyTorch tensor hold a box of its layer: first, after the last."""
+        cut = own[self.row.num_inputs]
+        each = math.prod(self.outputs[1:]) if self.row.num_inputs else 1
+        return cut.start * each, cut.stop * each
 
+    def boxes(self, itemsize: int) -> Iterator[Index]:
+        """Cuts our array, layer by layer; no box shares a chunk of `chunk` with another."""
+        step, total = self._step(itemsize), self.outputs[0]
+        index = [slice(0, size) for size in self.layer_shape]
+        layers = range(self.config.layers if self.stacked else 1)
+        for layer, start in itertools.product(layers, range(0, total, step)):
+            index[self.row.num_inputs] = slice(start, min(start + step, total))
+            yield (slice(layer, layer + 1), *index) if self.stacked else tuple(index)
 
-def layer_shape(row: ParamRow, config: ModelConfig) -> tuple[int, ...]:
-    """The shape of one layer of a row; of the whole array where it is not stacked."""
-    shape = table.shape(row, config)
-    return shape[1:] if is_stacked(row) else shape
+    def chunk(self, itemsize: int) -> tuple[int, ...]:
+        """Gives the shape of stored chunks: one layer, one box or a run of its values.
 
+        Where the embed axis comes first it is cut, so that a host of a pod, which holds a part of
+        it, need not read all.
+        """
+        shape = list(self.layer_shape)
+        shape[self.row.num_inputs] = self._step(itemsize)
+        if self.row.num_inputs and self.row.axes[self.stacked] == "embed":
+            shape[0] //= _parts(shape[0], itemsize * math.prod(shape))
+        return (1, *shape) if self.stacked else tuple(shape)
 
-def is_stacked(row: ParamRow) -> bool:
-    """Whether the row's array has a "layers" axis."""
-    return row.axes[0] == "layers"
-
-
-def torch_names(row: ParamRow, config: ModelConfig) -> list[str]:
-    """The published names of a row's tensors, by layer."""
-    count = config.layers if is_stacked(row) else 1
-    return [row.torch_name.format(layer=layer) for layer in range(count)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Box:
-    """Some outputs of one layer of a row: what is converted at once.
-
-    Attributes:
-      row: Of the parameter table.
-      layer: Its number; 0 where the row is not stacked.
-      start: First entry of the first output axis.
-      stop: Behind the last.
-      shape: In our layout, "layers" not counted.
-    """
-
-    row: ParamRow
-    layer: int
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-
-    @property
-    def index(self) -> tuple[slice, ...]:
-        """Where it stands in our array."""
-        cut = self.row.num_inputs
-        own = [slice(0, size) for size in self.shape]
-        own[cut] = slice(self.start, self.stop)
-        return (slice(self.layer, self.layer + 1), *own) if is_stacked(self.row) else tuple(own)
-
-    def torch_rows(self, axes: Axes) -> tuple[int, int]:
-        """First and last row of the PyTorch tensor."""
-        return self.start * axes.rows_each, self.stop * axes.rows_each
-
-
-def boxes(row: ParamRow, config: ModelConfig, itemsize: int) -> Iterator[Box]:
-    """Cuts a row into boxes, layer by layer; none shares a chunk of `chunk_shape` with another."""
-    step = _step(row, config, itemsize)
-    shape = list(layer_shape(row, config))
-    total = shape[row.num_inputs]
-    for layer, start in itertools.product(
-        range(config.layers if is_stacked(row) else 1), range(0, total, step)
-    ):
-        stop = min(start + step, total)
-        shape[row.num_inputs] = stop - start
-        yield Box(row, layer, start, stop, tuple(shape))
-
-
-def chunk_shape(row: ParamRow, config: ModelConfig, itemsize: int) -> tuple[int, ...]:
-    """Shape of the chunks in which a row is stored: one layer, one box or a run of its values.
-
-    Where the embed axis comes first it is cut, so that a host of a pod, which holds a part of it,
-    need not read all.
-    """
-    shape = list(layer_shape(row, config))
-    shape[row.num_inputs] = _step(row, config, itemsize)
-    if row.num_inputs and _layer_axes(row)[0] == "embed":
-        shape[0] //= _parts(shape[0], itemsize * math.prod(shape))
-    return (1, *shape) if is_stacked(row) else tuple(shape)
-
-
-def _step(row: ParamRow, config: ModelConfig, itemsize: int) -> int:
-    """Entries of the first output axis in a box."""
-    shape = layer_shape(row, config)
-    total, size = shape[row.num_inputs], itemsize * math.prod(shape)
-    if _layer_axes(row)[row.num_inputs] == "embed":
-        return total // _parts(total, size)
-    pieces = min(total, -(-size // _MOST_BYTES))
-    even = next(count for count in range(pieces, total + 1) if total % count == 0)
-    # Equal pieces where their number is near; else the last one is shorter.
-    return total // even if even < 2 * pieces else -(-total // pieces)
-
-
-def _layer_axes(row: ParamRow) -> tuple[str, ...]:
-    return row.axes[1:] if is_stacked(row) else row.axes
+    def _step(self, itemsize: int) -> int:
+        """Counts the entries of the first output axis in a box."""
+        total, size = self.outputs[0], itemsize * math.prod(self.layer_shape)
+        if self.row.axes[self.stacked + self.row.num_inputs] == "embed":
+            return total // _parts(total, size)
+        pieces = min(total, -(-size // _MOST_BYTES))
+        even = next(count for count in range(pieces, total + 1) if total % count == 0)
+        # Equal pieces where their number is near; else the last one is shorter.
+        return total // even if even < 2 * pieces else -(-total // pieces)
 
 
 def _parts(length: int, size: int) -> int:
-    """Equal parts of an axis, at most `_PARTS`, of at least `_LEAST_CHUNK` bytes each."""
+    """Counts equal parts of an axis: at most `_PARTS`, of at least `_LEAST_CHUNK` bytes each."""
     parts = 1
     while parts < _PARTS and length % (2 * parts) == 0 and size // (2 * parts) >= _LEAST_CHUNK:
         parts *= 2
     return parts
 
 
-def from_torch(rows: np.ndarray, axes: Axes, out: np.ndarray) -> None:
-    """Writes rows of a PyTorch tensor into our layout, cast to the dtype of `out`.
-
-    Args:
-      rows: [out rows, in], or a piece of a vector or table; any strides.
-      axes: Of the row.
-      out: The box in our layout, C-contiguous.
-    """
-    if not axes.inputs:
-        _copy(rows.reshape(out.shape), out)
-    elif rows.dtype == out.dtype:
-        _transpose(rows, out.reshape(-1, rows.shape[0]))
-    else:
-        flat = out.reshape(-1, rows.shape[0])
-        for first in range(0, rows.shape[0], _TILE):
-            wide = np.empty((min(_TILE, rows.shape[0] - first), rows.shape[1]), out.dtype)
-            _copy(rows[first : first + _TILE], wide)
-            _transpose(wide, flat[:, first : first + _TILE])
-
-
-def to_torch(box: np.ndarray, axes: Axes, out: np.ndarray) -> None:
-    """Writes a box of ours as rows of a PyTorch tensor, cast to the dtype of `out`.
-
-    Args:
-      box: In our layout, C-contiguous; "layers" not counted.
-      axes: Of the row.
-      out: [out rows, in], or a piece of a vector or table; C-contiguous.
-    """
-    if not axes.inputs:
-        _copy(box.reshape(out.shape), out)
-        return
-    flat = box.reshape(-1, out.shape[0])  # [in, out rows]
-    if box.dtype == out.dtype:
-        _transpose(flat, out)
-        return
-    for first in range(0, flat.shape[0], _TILE):
-        narrow = np.empty((min(_TILE, flat.shape[0] - first), flat.shape[1]), out.dtype)
-        _copy(flat[first : first + _TILE], narrow)
-        _transpose(narrow, out[:, first : first + _TILE])
-
-
-def count_not_finite(values: np.ndarray) -> int:
-    """How many values are NaN or infinite; `values` is C-contiguous, bfloat16, float16 or float32.
-
-    Looks at the exponent's bits: several times faster than `isfinite` on bfloat16.
-    """
-    wide = values.dtype.itemsize == 4
-    mask = 0x7F800000 if wide else 0x7C00 if values.dtype == np.float16 else 0x7F80
-    bits = values.reshape(-1).view(np.uint32 if wide else np.uint16)
-    scratch = np.empty(min(_CHECKED, bits.size), bits.dtype)
-    found = 0
-    for first in range(0, bits.size, _CHECKED):
-        part = bits[first : first + _CHECKED]
-        seen = np.bitwise_and(part, mask, out=scratch[: part.size])
-        if seen.max(initial=0) == mask:
-            found += int(np.count_nonzero(seen == mask))
-    return found
-
-
-def _transpose(source: np.ndarray, out: np.ndarray) -> None:
-    """out = source.T, in tiles that stay in the cache.
+def transpose(source: np.ndarray, out: np.ndarray) -> None:
+    """Writes `source.T`, cast to the dtype of `out`, in tiles that stay in the cache.
 
     A tile is copied aside first, with rows of an odd number of cache lines: columns of the matrix
     itself lie a power of two apart and would evict each other.
     """
-    source, out = _bits(source), _bits(out)
+    if source.dtype != out.dtype:  # whole rows are cast faster than tiles
+        for first in range(0, source.shape[0], _TILE):
+            rows = source[first : first + _TILE]
+            cast = np.empty(rows.shape, out.dtype)
+            copy(rows, cast)
+            transpose(cast, out[:, first : first + _TILE])
+        return
+    source, out = as_bits(source), as_bits(out)
     aside = np.empty((_TILE, _TILE + _SKEW), source.dtype)
     for i in range(0, source.shape[1], _TILE):
         for j in range(0, source.shape[0], _TILE):
@@ -231,17 +138,30 @@ def _transpose(source: np.ndarray, out: np.ndarray) -> None:
             out[i : i + _TILE, j : j + _TILE] = tile.T
 
 
-def _bits(values: np.ndarray) -> np.ndarray:
-    """The same memory as integers: NumPy copies bfloat16 value by value through Python's hooks."""
-    return values.view(np.uint32 if values.dtype.itemsize == 4 else np.uint16)
-
-
-def _copy(source: np.ndarray, out: np.ndarray) -> None:
+def copy(source: np.ndarray, out: np.ndarray) -> None:
+    """Writes `source`, cast to the dtype of `out`."""
     if source.dtype == out.dtype:
-        np.copyto(_bits(out), _bits(source))
-    elif source.dtype == BFLOAT16 and out.dtype == FLOAT32:
+        np.copyto(as_bits(out), as_bits(source))
+    elif source.dtype == FLOATS["bfloat16"] and out.dtype == FLOATS["float32"]:
         bits = out.view(np.uint32)
         np.copyto(bits, source.view(np.uint16))
         np.left_shift(bits, 16, out=bits)  # exact: bfloat16 is the upper half of float32
     else:
         np.copyto(out, source, casting="unsafe")  # float32 -> bfloat16 rounds to nearest even
+
+
+def count_not_finite(values: np.ndarray) -> int:
+    """Counts NaN and infinite values; `values` is C-contiguous, bfloat16, float16 or float32.
+
+    Looks at the exponent's bits: several times faster than `isfinite` on bfloat16.
+    """
+    bits = as_bits(values.reshape(-1))
+    mask = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}[values.dtype.name]
+    scratch = np.empty(min(_CHECKED, bits.size), bits.dtype)
+    found = 0
+    for first in range(0, bits.size, _CHECKED):
+        part = bits[first : first + _CHECKED]
+        seen = np.bitwise_and(part, mask, out=scratch[: part.size])
+        if seen.max(initial=0) == mask:
+            found += int(np.count_nonzero(seen == mask))
+    return found

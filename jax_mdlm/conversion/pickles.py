@@ -20,7 +20,7 @@ SINGLE = ("pytorch_model.bin", "pytorch_model.pt", "model.pt")
 
 
 def read_file(path: epath.Path) -> dict[str, Tensor]:
-    """The tensors of a pickle, mapped into memory.
+    """Maps the tensors of a pickle into memory.
 
     Raises:
       ConfigError: PyTorch is not installed, the file is not local, or it holds anything else than
@@ -38,10 +38,10 @@ def read_file(path: epath.Path) -> dict[str, Tensor]:
     try:
         state = torch.load(os.fspath(path), map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # whatever is not a plain file of tensors
-        first = first_line(error)
         raise ConfigError(
             f"{path} must be a whole file of nothing but tensors, as torch.save writes it today, "
-            f"PyTorch refuses it ({first[:120]}); save it again, or take the safetensors files"
+            f"PyTorch refuses it ({first_line(error)}); save it again, or take the safetensors "
+            "files"
         ) from error
     names = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}
     if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):

@@ -2,6 +2,10 @@
 
 A key that is missing in `config.json` has the default of the published configuration class, which
 is not LLaDA's value for most of them: what is refused here would compute something else in PyTorch.
+
+Published LLaDA has one chat template and any canvas. A model that was trained here with another
+template, or with prompts of a fixed width, answers nothing sensible when it is prompted otherwise:
+its export says how (`jax_mdlm_prompting`), and an import takes it over. PyTorch ignores the key.
 """
 
 import dataclasses
@@ -11,11 +15,27 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from jax_mdlm.config import Collapse, ConfigError, ModelConfig
+from jax_mdlm.config import (
+    Collapse,
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    SampleConfig,
+    TokenizerConfig,
+    config_to_json,
+    from_json,
+)
 from jax_mdlm.foreign import SUPPORTED
 
 SLACK_KEY = "slack_token_id"
 COLLAPSE_KEY = "slack_collapse"
+PROMPTING_KEY = "jax_mdlm_prompting"
+_PROMPTING = {
+    "data": ("template", "prompt_slots", "pretraining"),
+    "sample": ("length", "block_length", "steps"),
+}
 
 # key -> (default of the published class, values that this model computes, what others would mean)
 _SWITCHES: dict[str, tuple[Any, tuple[Any, ...], str]] = {
@@ -44,39 +64,23 @@ _WHOLE = ("n_kv_heads", "mlp_hidden_size", "mlp_ratio", "embedding_size")  # nul
 _REAL = {"rope_theta": 10000.0, "rms_norm_eps": 1e-5}  # with the published class's defaults
 _NAME = "config.json"
 
-# What a folder is described by that did not come from a published one.
+# What a folder that did not come from a published one says beside sizes and ids. Of values that
+# compute the same the last is written; `rope_scaling` is not among the published keys.
 _FRESH: dict[str, Any] = {
-    "activation_type": "silu",
-    "alibi": False,
+    **{key: known[-1] for key, (_, known, _) in _SWITCHES.items() if key != "rope_scaling"},
     "alibi_bias_max": 8.0,
     "architectures": ["LLaDAModelLM"],
-    "attention_dropout": 0.0,
-    "attention_layer_norm": False,
     "attention_layer_norm_with_affine": True,
-    "bias_for_layer_norm": False,
-    "block_group_size": 1,
-    "block_type": "llama",
-    "embedding_dropout": 0.0,
     "flash_attention": False,
-    "include_bias": False,
-    "include_qkv_bias": False,
     "init_cutoff_factor": None,
     "init_device": "meta",
     "init_fn": "mitchell",
     "init_std": 0.02,
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
     "mlp_ratio": 4,
     "model_type": "llada",
     "multi_query_attention": None,
     "precision": "amp_bf16",
-    "residual_dropout": 0.0,
-    "rope": True,
-    "rope_full_precision": True,
-    "scale_logits": False,
     "use_cache": False,
-    "weight_tying": False,
 }
 
 
@@ -99,8 +103,8 @@ class TokenIds:
     collapse: Collapse | None = None
 
 
-def parse(text: str | bytes, origin: str) -> dict[str, Any]:
-    """`config.json` as a dict; `origin` names the file in errors.
+def read_settings(text: str | bytes, origin: str) -> dict[str, Any]:
+    """Reads `config.json` into a dict; `origin` names the file in errors.
 
     Raises:
       ConfigError: not JSON, or not an object.
@@ -117,14 +121,7 @@ def parse(text: str | bytes, origin: str) -> dict[str, Any]:
 
 
 def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfig:
-    """The network that `config.json` describes.
-
-    Args:
-      settings: Its content, of a LLaDA (`foreign.check_folder` knows what else there is).
-      origin: Names the file in errors.
-
-    Returns:
-      Layout; dtypes are float32 until the weights are known.
+    """Reads the network of a LLaDA's `config.json`; float32 until its weights are known.
 
     Raises:
       ConfigError: settings that this model does not compute, all of them named.
@@ -142,7 +139,7 @@ def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfi
         heads=settings["n_heads"],
         kv_heads=_kv_heads(settings),
         head_dim=settings["d_model"] // settings["n_heads"],
-        mlp=_mlp(settings),
+        mlp=settings.get("mlp_hidden_size") or settings.get("mlp_ratio", 4) * settings["d_model"],
         max_length=settings["max_sequence_length"],
         rope_theta=float(settings.get("rope_theta", _REAL["rope_theta"])),
         norm_eps=float(settings.get("rms_norm_eps", _REAL["rms_norm_eps"])),
@@ -152,7 +149,7 @@ def model_config(settings: Mapping[str, Any], origin: str = _NAME) -> ModelConfi
 
 
 def token_ids(settings: Mapping[str, Any], origin: str = _NAME) -> TokenIds:
-    """The special ids of `config.json`.
+    """Reads the special ids of `config.json`.
 
     Raises:
       ConfigError: an id has no row in the embedding, or the collapse map is unknown.
@@ -182,30 +179,128 @@ def token_ids(settings: Mapping[str, Any], origin: str = _NAME) -> TokenIds:
     )
 
 
-def settings_of(
-    config: ModelConfig, ids: TokenIds, dtype: str, source: Mapping[str, Any] | None
+def run_config(
+    settings: Mapping[str, Any], network: ModelConfig, name: str, origin: str = _NAME
+) -> Config:
+    """Makes the config of a work directory `name` that holds these weights, as they are sampled.
+
+    Raises:
+      ConfigError: see `token_ids`; or what is said of prompts is none of ours.
+    """
+    ids = token_ids(settings, origin)
+    given: dict[str, Any] = {  # -1: looked up by its string
+        f"{role}_id": -1 if index is None else index
+        for role, index in dataclasses.asdict(ids).items()
+        if role != "collapse"
+    }
+    slots = network.max_length
+    new = max(1, min(128, slots // 2))
+    config = Config(
+        name=name,
+        model=network,
+        # Without a slack id the weights have never seen slack: nothing merges, "22" stays "22".
+        objective=ObjectiveConfig(
+            collapse=ids.collapse or ("slack_only" if ids.slack is None else "merge"),
+            slack_max=0.0 if ids.slack is None else 0.5,
+        ),
+        data=DataConfig(
+            template="llada",
+            length=slots,
+            max_labels=max(1, slots // 2),
+            tokenizer=TokenizerConfig(kind="huggingface", **given),
+        ),
+        sample=SampleConfig(
+            length=new,
+            block_length=max(size for size in range(1, 33) if new % size == 0),
+            steps=new,
+        ),
+    )
+    return prompted(config, settings, origin)
+
+
+def prompting(config: Config) -> dict[str, dict[str, Any]]:
+    """Tells `config.json` of a run's prompts: fields of `data` and `sample`.
+
+    Empty for LLaDA's template, which needs no word.
+    """
+    told = {
+        section: {name: getattr(getattr(config, section), name) for name in names}
+        for section, names in _PROMPTING.items()
+    }
+    usual = {name: getattr(DataConfig(), name) for name in _PROMPTING["data"]}
+    return {} if told["data"] == usual else told
+
+
+def prompted(config: Config, settings: Mapping[str, Any], origin: str) -> Config:
+    """Puts what `prompting` wrote into an import's config; `origin` names the file in errors.
+
+    Raises:
+      ConfigError: the key holds anything else.
+    """
+    told = settings.get(PROMPTING_KEY)
+    if told is None:
+        return config
+    if not (
+        isinstance(told, dict)
+        and told.keys() <= _PROMPTING.keys()
+        and all(
+            isinstance(told[key], dict) and told[key].keys() <= {*_PROMPTING[key]} for key in told
+        )
+    ):
+        data, sample = (", ".join(names) for names in _PROMPTING.values())
+        raise ConfigError(
+            f"{origin}: {PROMPTING_KEY} must hold fields of data ({data}) and of sample "
+            f"({sample}), got {str(told)[:200]}; correct or remove it"
+        )
+    whole = json.loads(config_to_json(config))
+    for section, fields in told.items():
+        whole[section] |= fields
+    return from_json(json.dumps(whole), f"{origin}: {PROMPTING_KEY}")
+
+
+def published_settings(
+    config: ModelConfig,
+    ids: TokenIds,
+    dtype: str,
+    source: Mapping[str, Any] | None,
+    prompts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `config.json` of an exported folder holds.
+    """Fills `config.json` of an exported folder: the published keys, and those of this file.
 
     Args:
       config: The network.
       ids: Special ids; slack and its map are written only where they are set.
       dtype: Of the exported tensors: `bfloat16` or `float32`.
       source: `config.json` of the folder that the run began from: its keys stay as they are.
-
-    Returns:
-      Exactly the published keys, plus those of slack.
+      prompts: What `prompting` says of the run.
     """
-    described = dict(source) if source is not None else _fresh(config, ids)
-    dtype_key = (
-        "dtype" if "dtype" in described and "torch_dtype" not in described else "torch_dtype"
-    )
-    described[dtype_key] = dtype
-    for key, value in ((SLACK_KEY, ids.slack), (COLLAPSE_KEY, ids.collapse)):
-        described.pop(key, None)
-        if value is not None:
-            described[key] = value
+    if source is None:
+        source = _FRESH | {
+            "d_model": config.embed,
+            "embedding_size": config.vocab_size,
+            "eos_token_id": ids.eos,
+            "mask_token_id": ids.mask,
+            "max_sequence_length": config.max_length,
+            "mlp_hidden_size": config.mlp,
+            "n_heads": config.heads,
+            "n_kv_heads": config.kv_heads,
+            "n_layers": config.layers,
+            "pad_token_id": ids.pad,
+            "rms_norm_eps": config.norm_eps,
+            "rope_theta": config.rope_theta,
+            "vocab_size": config.vocab_size,
+        }
+    own = {SLACK_KEY: ids.slack, COLLAPSE_KEY: ids.collapse, PROMPTING_KEY: prompts or None}
+    described = {key: value for key, value in source.items() if key not in own}
+    newer = "dtype" in described and "torch_dtype" not in described
+    described["dtype" if newer else "torch_dtype"] = dtype
+    described |= {key: value for key, value in own.items() if value is not None}
     return dict(sorted(described.items()))
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Formats `config.json` as Hugging Face writes it."""
+    return json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def check_published_positions(config: ModelConfig, origin: os.PathLike[str]) -> None:
@@ -215,24 +310,6 @@ def check_published_positions(config: ModelConfig, origin: os.PathLike[str]) -> 
             f"{os.fspath(origin)} was trained with model.uncounted_id={config.uncounted_id} and "
             "published code counts every slot: it would run another network; export a run with -1"
         )
-
-
-def _fresh(config: ModelConfig, ids: TokenIds) -> dict[str, Any]:
-    return _FRESH | {
-        "d_model": config.embed,
-        "embedding_size": config.vocab_size,
-        "eos_token_id": ids.eos,
-        "mask_token_id": ids.mask,
-        "max_sequence_length": config.max_length,
-        "mlp_hidden_size": config.mlp,
-        "n_heads": config.heads,
-        "n_kv_heads": config.kv_heads,
-        "n_layers": config.layers,
-        "pad_token_id": ids.pad,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "vocab_size": config.vocab_size,
-    }
 
 
 def _unsupported(settings: Mapping[str, Any]) -> list[str]:
@@ -288,7 +365,3 @@ def _kv_heads(settings: Mapping[str, Any]) -> int:
     if settings.get("n_kv_heads") is not None:
         return settings["n_kv_heads"]
     return 1 if settings.get("multi_query_attention") else settings["n_heads"]
-
-
-def _mlp(settings: Mapping[str, Any]) -> int:
-    return settings.get("mlp_hidden_size") or settings.get("mlp_ratio", 4) * settings["d_model"]

@@ -1,24 +1,31 @@
-"""Published weights straight into their places: no intermediate copy, no whole model on a host.
+"""Parameters as arrays that are read in boxes, whatever holds them: the source of every walk.
 
-Every process reads only the slices that its devices hold, one slice of a stacked array at a time.
+Published tensors and the checkpoints of a work directory are read the same way, by devices, an
+import, an export: one box at a time, so that no host holds a whole model.
 """
 
+import contextlib
+import dataclasses
+import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Sharding
 
+from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow, Params
-from jax_mdlm.conversion import boxes
-from jax_mdlm.conversion.boxes import Axes
+from jax_mdlm.conversion.boxes import FLOATS, BothLayouts, copy, count_not_finite, transpose
 from jax_mdlm.conversion.shards import Tensor
 from jax_mdlm.conversion.source import Source
 from jax_mdlm.model import table
-from jax_mdlm.storage import run_pieces
+from jax_mdlm.parameters import has_adapters, open_base
+from jax_mdlm.storage import CheckpointError, Checkpoints
+from jax_mdlm.storage.arrays import Index, StoredArray, box_shape, run_in_threads
 
 
 class Meter:
@@ -30,14 +37,14 @@ class Meter:
     """
 
     def __init__(self, note: Callable[[int], None] = lambda num_bytes: None) -> None:
-        """`note` is called with the bytes of every piece, from any thread."""
+        """`note` is called with the bytes of every box, from any thread."""
         self.num_bytes = 0
         self.not_finite: dict[str, int] = {}
         self._note = note
         self._lock = threading.Lock()
 
     def add(self, name: str, num_bytes: int, not_finite: int) -> None:
-        """Counts a piece."""
+        """Counts a box."""
         with self._lock:
             self.num_bytes += num_bytes
             if not_finite:
@@ -45,39 +52,72 @@ class Meter:
         self._note(num_bytes)
 
     def warnings(self) -> list[str]:
-        """A line per tensor with values that are not finite."""
+        """Gives a line per tensor with values that are not finite."""
         return [
             f"{name} holds {count:,} values that are NaN or infinite"
             for name, count in sorted(self.not_finite.items())
         ]
 
 
-def read_box(
-    tensor: Tensor, axes: Axes, index: tuple[slice, ...], out: np.ndarray, meter: Meter
-) -> None:
-    """Reads a box of one layer.
+@dataclasses.dataclass(frozen=True)
+class PublishedArray:
+    """A row of the parameter table, in our layout, read from PyTorch's tensors.
 
-    Args:
-      tensor: On disk.
-      axes: Of its row.
-      index: A slice per axis of our layout, "layers" not counted.
-      out: The box, C-contiguous, of the dtype that is wanted.
-      meter: Counts what was read.
+    Attributes:
+      layouts: Of the row.
+      tensors: By layer.
+      dtype: To which values are cast; widening is exact.
+      meter: Counts what is read.
     """
-    cut = len(axes.inputs)
-    inputs, outputs = index[:cut], index[cut:]
-    first = outputs[0].start * axes.rows_each
-    rows = tensor.rows(first, outputs[0].stop * axes.rows_each)
-    fetched = rows.nbytes
-    if cut:
-        heads = (outputs[0].stop - outputs[0].start, *axes.outputs[1:])
-        whole = rows.reshape(*heads, *axes.inputs)  # a view: rows are contiguous
-        part = whole[(slice(None), *outputs[1:], *inputs)]
-        rows = part.reshape(math.prod(part.shape[: len(heads)]), -1)
-    else:
-        rows = rows[(slice(None), *outputs[1:])]
-    boxes.from_torch(rows, axes, out)
-    meter.add(tensor.name, rows.nbytes if tensor.mapped else fetched, boxes.count_not_finite(out))
+
+    layouts: BothLayouts
+    tensors: tuple[Tensor, ...]
+    dtype: np.dtype
+    meter: Meter
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Is that of our array."""
+        return table.shape(self.layouts.row, self.layouts.config)
+
+    def read(self, index: Index, out: np.ndarray) -> None:
+        """Reads as `StoredArray` says; several layers in parallel."""
+        layers, own = self.layouts.by_layer(index)
+        work = [
+            functools.partial(self._read_layer, self.tensors[layer], own, part)
+            for layer, part in zip(layers, out if self.layouts.stacked else out[None], strict=True)
+        ]
+        if len(work) == 1:
+            work[0]()
+        else:
+            run_in_threads([(function, 0) for function in work])
+
+    def _read_layer(self, tensor: Tensor, own: Index, out: np.ndarray, _: object = None) -> None:
+        first, last = self.layouts.torch_rows(own)
+        rows = tensor.rows(first, last)
+        moved = rows.nbytes
+        cut = self.layouts.row.num_inputs
+        inputs, outputs = own[:cut], own[cut:]
+        if cut:
+            heads = (outputs[0].stop - outputs[0].start, *self.layouts.outputs[1:])
+            whole = rows.reshape(*heads, *self.layouts.layer_shape[:cut])
+            part = whole[(slice(None), *outputs[1:], *inputs)]  # a view: rows are contiguous
+            rows = part.reshape(math.prod(part.shape[: len(heads)]), -1)
+            transpose(rows, out.reshape(-1, rows.shape[0]))
+        else:
+            rows = rows[(slice(None), *outputs[1:])]
+            copy(rows.reshape(out.shape), out)
+        self.meter.add(tensor.name, rows.nbytes if tensor.mapped else moved, count_not_finite(out))
+
+
+def published_arrays(source: Source, dtype: str, meter: Meter) -> dict[ParamRow, PublishedArray]:
+    """Opens a source's arrays as `float32` or `bfloat16`, row by row; nothing is read yet."""
+    arrays = {}
+    for row in table.rows(source.config):
+        layouts = BothLayouts(row, source.config)
+        tensors = tuple(source.tensors[name] for name in layouts.torch_names)
+        arrays[row] = PublishedArray(layouts, tensors, FLOATS[dtype], meter)
+    return arrays
 
 
 def read_params(
@@ -86,62 +126,134 @@ def read_params(
     dtype: str,
     meter: Meter | None = None,
 ) -> Params:
-    """The parameters of a source, every array made in its place.
+    """Reads the parameters of a source, every array made in its place.
 
-    The host holds one device's slice of one stacked array beside what the devices hold.
+    Every process reads only the slices that its devices hold; the host holds one of them, of one
+    array, beside what the devices hold.
 
     Args:
       source: Opened and checked.
       place: The sharding of a row's array.
-      dtype: `float32` or `bfloat16`, of the arrays; widening is exact.
+      dtype: `float32` or `bfloat16`, of the arrays.
       meter: Counts what this process reads.
 
     Returns:
       Nested dict as from `model.init`.
     """
-    meter = meter or Meter()
-    kind = boxes.BFLOAT16 if dtype == "bfloat16" else boxes.FLOAT32
-    rows = table.rows(source.config)
-    arrays = {row.path: _read_row(source, row, place(row), kind, meter) for row in rows}
-    return table.tree(arrays)
+    arrays = published_arrays(source, dtype, meter or Meter())
+    return table.tree({row.path: _read_placed(arrays[row], place(row)) for row in arrays})
 
 
-def _read_row(
-    source: Source, row: ParamRow, place: Sharding, dtype: np.dtype, meter: Meter
-) -> jax.Array:
-    shape = table.shape(row, source.config)
+def _read_placed(array: PublishedArray, place: Sharding) -> jax.Array:
     slices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
-    for device, index in place.addressable_devices_indices_map(shape).items():
-        bounds = tuple(
-            part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True)
-        )
-        slices.setdefault(bounds, []).append(device)
+    for device, index in place.addressable_devices_indices_map(array.shape).items():
+        bounds = zip(index or (), array.shape, strict=True)
+        slices.setdefault(tuple(part.indices(n)[:2] for part, n in bounds), []).append(device)
     parts = []
     for bounds, devices in slices.items():
-        host = _read_slice(source, row, bounds, dtype, meter)
+        index = tuple(slice(*pair) for pair in bounds)
+        host = np.empty(box_shape(index), array.dtype)
+        array.read(index, host)
         parts += [jax.device_put(host, device) for device in devices]
         jax.block_until_ready(parts)  # or the next slice would be read beside this one
-    return jax.make_array_from_single_device_arrays(shape, place, parts)
+    return jax.make_array_from_single_device_arrays(array.shape, place, parts)
 
 
-def _read_slice(
-    source: Source,
-    row: ParamRow,
-    bounds: tuple[tuple[int, int], ...],
-    dtype: np.dtype,
-    meter: Meter,
-) -> np.ndarray:
-    """One device's slice of a row, layers in parallel."""
-    axes = boxes.axes_of(row, source.config)
-    host = np.empty([stop - start for start, stop in bounds], dtype)
-    stacked = boxes.is_stacked(row)
-    first, last = bounds[0] if stacked else (0, 1)
-    index = tuple(slice(*pair) for pair in bounds[1 if stacked else 0 :])
-    tensors = source.layers(row)
+@dataclasses.dataclass(frozen=True)
+class ChangedArray:
+    """A frozen array on disk with what training adds to it; float32, so that it rounds once.
 
-    def layer(number: int) -> Callable[[np.ndarray], None]:
-        out = host[number - first] if stacked else host
-        return lambda _: read_box(tensors[number], axes, index, out, meter)
+    Attributes:
+      weight: The frozen array.
+      change: (index, box) -> None; adds to a float32 box of the weight.
+    """
 
-    run_pieces([(layer(number), 0) for number in range(first, last)])
-    return host
+    weight: StoredArray
+    change: Callable[[Index, np.ndarray], None]
+    dtype: np.dtype = FLOATS["float32"]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Is that of the weight."""
+        return self.weight.shape
+
+    def read(self, index: Index, out: np.ndarray) -> None:
+        """Reads as `StoredArray` says; a box is cut as `BothLayouts.boxes` cuts."""
+        box = read_float32(self.weight, *index)
+        self.change(index, box)
+        out[...] = box.reshape(out.shape)
+
+
+def stored_params(
+    workdir: epath.Path, checkpoints: Checkpoints, step: int, config: ModelConfig
+) -> dict[ParamRow, StoredArray]:
+    """Opens the parameters of a step, row by row; a LoRA run's with its adapters added.
+
+    The sum is made box by box, so that memory does not grow with the model.
+
+    Raises:
+      CheckpointError: files are missing or damaged, or of other shapes than the config's.
+    """
+    stored = checkpoints.arrays(step)
+    if not has_adapters(checkpoints, step):
+        return _by_row(stored, config)
+    base, about = open_base(workdir)
+    with contextlib.closing(base):
+        params = _by_row(base.arrays(0), config)
+    for row, weight in params.items():
+        name = "adapters/" + "/".join(row.path)
+        if f"{name}/down" in stored:
+            change = _low_rank(row, stored[f"{name}/down"], stored[f"{name}/up"], about.scale)
+            params[row] = ChangedArray(weight, change)
+        elif f"{name}/slack" in stored:
+            change = _one_token(row, read_float32(stored[f"{name}/slack"]), about.slack_id)
+            params[row] = ChangedArray(weight, change)
+    return params
+
+
+def _by_row(stored: Mapping[str, StoredArray], config: ModelConfig) -> dict[ParamRow, StoredArray]:
+    found = {row: stored.get("params/" + "/".join(row.path)) for row in table.rows(config)}
+    wrong = [
+        f"{'/'.join(row.path)} is {array.shape if array else 'missing'}"
+        for row, array in found.items()
+        if array is None or array.shape != table.shape(row, config)
+    ]
+    if wrong:
+        raise CheckpointError(f"the checkpoint does not fit its config.json: {'; '.join(wrong)}")
+    return {row: array for row, array in found.items() if array is not None}
+
+
+def _low_rank(
+    row: ParamRow, down: StoredArray, up: StoredArray, scale: float
+) -> Callable[[Index, np.ndarray], None]:
+    """Adds `scale * down up`, [layers, I, r] x [layers, r, O]."""
+
+    def change(index: Index, box: np.ndarray) -> None:
+        cut = index[1 + row.num_inputs]
+        each = math.prod(box.shape[2 + row.num_inputs :])  # columns per entry of that axis
+        columns = slice(cut.start * each, cut.stop * each)
+        left = read_float32(down, index[0])
+        right = read_float32(up, index[0], slice(0, up.shape[1]), columns)
+        box += (scale * np.matmul(left, right)).reshape(box.shape)
+
+    return change
+
+
+def _one_token(row: ParamRow, added: np.ndarray, token: int) -> Callable[[Index, np.ndarray], None]:
+    """Adds float32 [D] to the row (of the head: column) of a token."""
+    axis = row.axes.index("vocab")
+
+    def change(index: Index, box: np.ndarray) -> None:
+        tokens, embed = index[axis], index[1 - axis]
+        if tokens.start <= token < tokens.stop:
+            np.moveaxis(box, axis, 0)[token - tokens.start] += added[embed]
+
+    return change
+
+
+def read_float32(array: StoredArray, *index: slice) -> np.ndarray:
+    """Reads a box as float32; axes that `index` leaves out are read whole."""
+    index += tuple(slice(0, size) for size in array.shape[len(index) :])
+    own = np.empty(box_shape(index), array.dtype)
+    array.read(index, own)
+    return own.astype(np.float32, copy=False)

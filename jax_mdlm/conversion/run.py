@@ -20,7 +20,7 @@ from jax_mdlm.conversion import (
 from jax_mdlm.conversion.exporting import SHARD_BYTES
 from jax_mdlm.model import table
 from jax_mdlm.progress import ByteProgress
-from jax_mdlm.storage import place
+from jax_mdlm.storage import given_path
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,14 +34,13 @@ def _import(args: argparse.Namespace) -> None:
     command.start_processes(detect=False)
     source = open_source(args.source)
     start = time.perf_counter()
-    with ByteProgress(source.num_bytes, active=_first()) as progress:
+    with ByteProgress(source.num_bytes, active=jax.process_index() == 0) as progress:
         meter = Meter(progress.add)
-        import_weights(source, place(args.workdir), meter, command.warn)
-    seconds = time.perf_counter() - start
+        import_weights(source, given_path(args.workdir), meter, command.warn)
     print(
         f"imported {len(source.tensors)} tensors, {table.num_parameters(source.config):,} "
         f"parameters in {source.config.param_dtype}, into {args.workdir} "
-        f"({_rate(meter.num_bytes, seconds)})"
+        f"({_rate(meter, start)})"
     )
 
 
@@ -55,21 +54,20 @@ def _export(args: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")
     command.start_processes(detect=False)
     start = time.perf_counter()
-    with ByteProgress(None, active=_first()) as progress:
+    with ByteProgress(None, active=jax.process_index() == 0) as progress:
         meter = Meter(progress.add)
-        places = place(args.workdir), place(args.target)
+        paths = given_path(args.workdir), given_path(args.target)
         if args.adapter:
-            done = export_adapter(*places, meter, dtype=dtype, step=args.step, base=args.base)
+            done = export_adapter(*paths, meter, dtype=dtype, step=args.step, base=args.base)
         else:
             done = export_weights(
-                *places, meter, dtype=dtype, step=args.step, shard_bytes=shard_bytes
+                *paths, meter, dtype=dtype, step=args.step, shard_bytes=shard_bytes
             )
-    seconds = time.perf_counter() - start
     for line in meter.warnings():
         command.warn(line)
     print(
         f"exported step {done.step} to {args.target}: {len(done.files)} file(s) in {dtype} "
-        f"({_rate(meter.num_bytes, seconds)})"
+        f"({_rate(meter, start)})"
     )
 
 
@@ -84,10 +82,8 @@ def _table(found: dict[str, Any]) -> str:
     for key, value in found.items():
         if isinstance(value, dict):
             shown = ", ".join(f"{name} {_number(entry)}" for name, entry in value.items())
-        elif isinstance(value, list):
-            shown = ", ".join(map(str, value))
         else:
-            shown = _number(value)
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else _number(value)
         lines.append(f"{key:<17}{shown}")
     return "\n".join(lines)
 
@@ -98,10 +94,6 @@ def _number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and value >= 10**6 else str(value)
 
 
-def _rate(num_bytes: int, seconds: float) -> str:
+def _rate(meter: Meter, start: float) -> str:
     whose = " by this process" if jax.process_count() > 1 else ""
-    return f"{num_bytes / 1e9:.2f} GB{whose} in {seconds:.2f} s"
-
-
-def _first() -> bool:
-    return jax.process_index() == 0
+    return f"{meter.num_bytes / 1e9:.2f} GB{whose} in {time.perf_counter() - start:.2f} s"

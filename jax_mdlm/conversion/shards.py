@@ -25,6 +25,8 @@ DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
 }
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 _POINTER = b"version "  # how a clone without Git LFS has a large file: `version https://git-lfs...`
 _MOST_HEADER = 100_000_000  # bytes; the limit of the format
 
@@ -51,7 +53,7 @@ class Tensor:
 
 
 def read_header(path: epath.Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; reads only its header.
+    """Opens the tensors of a safetensors file; reads only its header.
 
     Raises:
       ConfigError: the file is missing, truncated, or no safetensors file.
@@ -62,6 +64,7 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
             f"{path} must be a whole safetensors file, but {reason}; copy or download it again"
         )
 
+    # The bytes before the tensors.
     try:
         size = path.stat().length
         beginning = read_range(path, 0, min(8, size))
@@ -78,6 +81,7 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
         raise ConfigError(f"{path} was not found; copy or download it again") from None
     except OSError as error:
         raise ConfigError(f"{path} must be a file that can be read, but {error}") from error
+    # The header: names, dtypes, shapes, places.
     repeated: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -92,6 +96,7 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
         raise damaged("its header cannot be read") from None
     if repeated:
         raise damaged(f"its header names {repeated[0]} twice")
+    # Every byte belongs to one tensor.
     position = 0
     for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         wide = DTYPES[dtype].itemsize * math.prod(shape) if dtype in DTYPES else end - begin
@@ -100,38 +105,34 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
         position = end
     if position != size - 8 - length:
         raise damaged(f"it has {size:,} bytes, its header needs {8 + length + position:,}")
-    start = 8 + length
+    # Local values are mapped, remote ones read in ranges.
     mapped = os.path.exists(path)
-    data: Any = np.memmap(path, np.uint8, "r") if mapped and size else path
+    data = np.asarray(np.memmap(path, np.uint8, "r")) if mapped and size else None
+
+    def rows_of(dtype: str, shape: tuple[int, ...], begin: int) -> Callable[..., np.ndarray]:
+        kind = DTYPES.get(dtype, np.dtype(np.uint8))
+        start, width = 8 + length + begin, kind.itemsize * math.prod(shape[1:])
+
+        def rows(first: int, last: int) -> np.ndarray:
+            place = slice(start + first * width, start + last * width)
+            if data is None:
+                piece = np.frombuffer(read_range(path, place.start, place.stop), np.uint8)
+            else:
+                piece = data[place]
+            return piece.view(kind).reshape(last - first, *shape[1:])
+
+        return rows
+
     return {
-        name: Tensor(
-            name, shape, dtype, path.name, _rows(data, start + begin, dtype, shape), mapped
-        )
+        name: Tensor(name, shape, dtype, path.name, rows_of(dtype, shape, begin), mapped)
         for name, (dtype, shape, begin, _) in entries.items()
     }
 
 
 def _entry(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
-    """dtype, shape, begin, end."""
+    """Gives dtype, shape, begin, end."""
     begin, end = entry["data_offsets"]
     return str(entry["dtype"]), tuple(map(int, entry["shape"])), int(begin), int(end)
-
-
-def _rows(
-    data: Any, start: int, dtype: str, shape: tuple[int, ...]
-) -> Callable[[int, int], np.ndarray]:
-    kind = DTYPES.get(dtype, np.dtype(np.uint8))
-    width = kind.itemsize * math.prod(shape[1:])
-
-    def rows(first: int, last: int) -> np.ndarray:
-        begin, end = start + first * width, start + last * width
-        if isinstance(data, np.ndarray):
-            piece = np.asarray(data)[begin:end]
-        else:
-            piece = np.frombuffer(read_range(data, begin, end), np.uint8)
-        return piece.view(kind).reshape(last - first, *shape[1:])
-
-    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,51 +159,44 @@ def plan_shards(
 
     Args:
       tensors: (name, shape) in the order that they are written.
-      dtype: `BF16` or `F32`, of all of them.
+      dtype: `bfloat16` or `float32`, of all of them.
       most_bytes: Of tensors in a file.
 
     Returns:
       The files, named as Hugging Face names them.
     """
-    groups: list[list[tuple[str, tuple[int, ...], int]]] = [[]]
+    kind = next(name for name, known in DTYPES.items() if known.name == dtype)
+    groups: list[dict[str, Any]] = [{}]
     filled = 0
     for name, shape in tensors:
-        size = DTYPES[dtype].itemsize * math.prod(shape)
+        size = DTYPES[kind].itemsize * math.prod(shape)
         if groups[-1] and filled + size > most_bytes:
-            groups.append([])
+            groups.append({})
             filled = 0
-        groups[-1].append((name, shape, size))
+        offsets = [filled, filled + size]
+        groups[-1][name] = {"dtype": kind, "shape": list(shape), "data_offsets": offsets}
         filled += size
-    many = len(groups) > 1
-    shards = []
-    for number, group in enumerate(groups, start=1):
-        file = f"model-{number:05}-of-{len(groups):05}.safetensors" if many else "model.safetensors"
-        # PyTorch users' loaders look for this entry.
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        position, begins = 0, {}
-        for name, shape, size in group:
-            header[name] = {
-                "dtype": dtype,
-                "shape": list(shape),
-                "data_offsets": [position, position + size],
-            }
-            begins[name] = position
-            position += size
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-        start = 8 + len(text)
-        offsets = {name: start + begin for name, begin in begins.items()}
-        shards.append(
-            Shard(file, len(text).to_bytes(8, "little") + text, offsets, start + position)
-        )
-    return shards
+    if len(groups) == 1:
+        return [_shard(SINGLE, groups[0])]
+    return [
+        _shard(f"model-{number:05}-of-{len(groups):05}.safetensors", group)
+        for number, group in enumerate(groups, start=1)
+    ]
 
 
-def index_of(shards: Sequence[Shard], itemsize: int, scalars: int) -> str:
-    """`model.safetensors.index.json` of several files."""
-    where = {name: shard.file for shard in shards for name in shard.offsets}
-    index = {
-        "metadata": {"total_size": itemsize * scalars},
-        "weight_map": dict(sorted(where.items())),
-    }
+def _shard(file: str, entries: Mapping[str, Any]) -> Shard:
+    # PyTorch users' loaders look for this metadata.
+    header = {"__metadata__": {"format": "pt"}, **entries}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    begins = {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in entries.items()}
+    last = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    return Shard(file, len(text).to_bytes(8, "little") + text, begins, 8 + len(text) + last)
+
+
+def index_of(plan: Sequence[Shard]) -> str:
+    """Makes `model.safetensors.index.json` of several files."""
+    where = {name: shard.file for shard in plan for name in shard.offsets}
+    size = sum(shard.size - len(shard.header) for shard in plan)
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
     return json.dumps(index, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""A folder of published weights, opened: settings, tensors, and the files beside them.
+"""A folder of published weights, opened: settings, tensors, and whether they fit.
 
 Local folders, `gs://` and `s3://` folders, and hub repositories (`hf://ORG/NAME`, only when asked
 for by that prefix). Nothing but names, shapes and headers is read here.
@@ -7,29 +7,24 @@ for by that prefix). Nothing but names, shapes and headers is read here.
 import dataclasses
 import difflib
 import functools
-import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 
-from jax_mdlm.config import ConfigError, ModelConfig, first_line
-from jax_mdlm.containers import ParamRow
-from jax_mdlm.conversion import boxes, pickles, published, shards
-from jax_mdlm.conversion.shards import Tensor
+from jax_mdlm.config import Config, ConfigError, ModelConfig, first_line
+from jax_mdlm.conversion import pickles, published, shards
+from jax_mdlm.conversion.beside import KEPT_ENDINGS, KEPT_NAMES
+from jax_mdlm.conversion.boxes import BothLayouts
+from jax_mdlm.conversion.shards import INDEX, SINGLE, Tensor
 from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import table
-from jax_mdlm.storage import place, reaching
+from jax_mdlm.storage import given_path, reaching
 
 HUB = "hf://"
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-# Beside the weights: tokenizer, generation settings, chat template, code that PyTorch users run.
-_KEPT_ENDINGS = (".json", ".py", ".model", ".txt", ".jinja", ".tiktoken")
-_KEPT_NAMES = ("LICENSE", "LICENCE", "NOTICE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +34,8 @@ class Source:
     Attributes:
       folder: Where it is (a hub repository: its local copy).
       settings: Its `config.json`.
-      config: The network; `param_dtype` holds every stored value exactly.
+      config: The network; `param_dtype` holds every stored value exactly: bfloat16 if all tensors
+        are, else float32.
       tensors: By published name.
     """
 
@@ -49,28 +45,23 @@ class Source:
     tensors: Mapping[str, Tensor] = dataclasses.field(repr=False)
 
     @property
-    def dtype(self) -> np.dtype:
-        """In which the values are kept: bfloat16 if all tensors are, else float32."""
-        return boxes.BFLOAT16 if self.config.param_dtype == "bfloat16" else boxes.FLOAT32
-
-    @property
     def num_bytes(self) -> int:
-        """Of all tensors as stored."""
+        """Counts the bytes of all tensors as stored."""
         return sum(
-            shards.DTYPES[tensor.dtype].itemsize * int(np.prod(tensor.shape))
+            shards.DTYPES[tensor.dtype].itemsize * math.prod(tensor.shape)
             for tensor in self.tensors.values()
         )
 
-    def layers(self, row: ParamRow) -> list[Tensor]:
-        """The tensors of a row, by layer."""
-        return [self.tensors[name] for name in boxes.torch_names(row, self.config)]
+    def run_config(self, name: str) -> Config:
+        """Makes the config of a work directory `name` that holds these weights."""
+        return published.run_config(self.settings, self.config, name, str(self.folder / CONFIG))
 
 
 def is_published(path: str) -> bool:
-    """Whether `path` is a folder of published weights (or a hub id), not a work directory."""
+    """Says whether `path` names published weights (a folder, a hub id), not a work directory."""
     if path.startswith(HUB):
         return True
-    described = place(path) / CONFIG
+    described = given_path(path) / CONFIG
     with reaching(path):
         # A work directory's has sections; what is not readable is reported when it is opened.
         return described.exists() and b'"objective"' not in described.read_bytes()
@@ -87,13 +78,14 @@ def open_source(path: epath.PathLike) -> Source:
         do not fit `config.json`: all of them named.
     """
     path = os.fspath(path)
-    folder = place(_download(path) if path.startswith(HUB) else path)
+    folder = given_path(_download(path) if path.startswith(HUB) else path)
     with reaching(folder):
         return _open(folder, path)
 
 
 def _open(folder: epath.Path, path: str) -> Source:
-    if not (folder / CONFIG).exists():  # asked first: `is_dir` hides that a bucket is out of reach
+    described = folder / CONFIG
+    if not described.exists():  # asked first: `is_dir` hides that a bucket is out of reach
         check_folder(folder, path)
         if folder.is_dir():
             raise ConfigError(
@@ -103,8 +95,7 @@ def _open(folder: epath.Path, path: str) -> Source:
             f"{path} must be a folder with {CONFIG} and weights, none is there; correct the path "
             f"(a repository of the hub is written {HUB}ORG/NAME)"
         )
-    described = folder / CONFIG
-    settings = published.parse(described.read_bytes(), str(described))
+    settings = published.read_settings(described.read_bytes(), str(described))
     check_folder(folder, path)
     config = published.model_config(settings, str(described))
     tensors = _open_tensors(folder)
@@ -115,26 +106,8 @@ def _open(folder: epath.Path, path: str) -> Source:
     return Source(folder, settings, config, tensors)
 
 
-def kept_files(folder: epath.Path) -> list[epath.Path]:
-    """The files beside the weights that an exported folder needs to load as its source did."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if (path.name.endswith(_KEPT_ENDINGS) or path.name.startswith(_KEPT_NAMES))
-        and not path.name.endswith(".index.json")
-        and not path.is_dir()
-    )
-
-
-def copy_files(files: Sequence[epath.Path], folder: epath.Path) -> None:
-    """Copies small files, local or remote, byte by byte."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        (folder / path.name).write_bytes(path.read_bytes())
-
-
 def _download(path: str) -> str:
-    """A repository of the hub; what is in the local cache already is not fetched again.
+    """Fetches a repository of the hub, but not again what is in the local cache already.
 
     What its `config.json` shows to be another model is refused before its weights are fetched.
     """
@@ -143,13 +116,13 @@ def _download(path: str) -> str:
 
     asked = path.removeprefix(HUB).rstrip("/")
     name, _, revision = asked.partition("@")
-    endings = ["*.safetensors", *(f"*{ending}" for ending in _KEPT_ENDINGS)]
+    wanted = ["*.safetensors", *(f"*{end}" for end in KEPT_ENDINGS), *(f"{s}*" for s in KEPT_NAMES)]
     fetch = functools.partial(
         huggingface_hub.snapshot_download, name, revision=revision or None, ignore_patterns="*/*"
     )  # folders hold the same weights in other formats
     try:
         check_folder(epath.Path(fetch(allow_patterns=[CONFIG])), path)
-        return fetch(allow_patterns=[*endings, *(f"{start}*" for start in _KEPT_NAMES)])
+        return fetch(allow_patterns=wanted)
     except ConfigError:
         raise
     except Exception as error:  # no network, no such repository, no access, not a name
@@ -159,11 +132,10 @@ def _download(path: str) -> str:
             errors.RevisionNotFoundError: "no such revision",
             errors.LocalEntryNotFoundError: "it cannot be reached, and the cache holds no copy",
         }
-        first = first_line(error)
-        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), first)
+        known = (text for kind, text in reasons.items() if isinstance(error, kind))
         raise ConfigError(
-            f"the hub does not give {asked} ({reason}); correct the name, log in with "
-            "`hf auth login`, or name a local folder"
+            f"the hub does not give {asked} ({next(known, first_line(error))}); correct the name, "
+            "log in with `hf auth login`, or name a local folder"
         ) from error
 
 
@@ -173,15 +145,15 @@ def _open_tensors(folder: epath.Path) -> dict[str, Tensor]:
             raise ConfigError(
                 f"{folder} must hold {SINGLE} or {INDEX}, it holds both; remove what is not meant"
             )
-        return _open_indexed(folder, _read_index(folder / INDEX), shards.read_header)
+        return _open_indexed(folder, INDEX, shards.read_header)
     if (folder / SINGLE).exists():
         return shards.read_header(folder / SINGLE)
     if (folder / pickles.INDEX).exists():
-        return _open_indexed(folder, _read_index(folder / pickles.INDEX), pickles.read_file)
+        return _open_indexed(folder, pickles.INDEX, pickles.read_file)
     for name in pickles.SINGLE:
         if (folder / name).exists():
             return pickles.read_file(folder / name)
-    found = sorted(path.name for path in folder.iterdir() if path.name.endswith(".safetensors"))
+    found = [path.name for path in folder.iterdir() if path.name.endswith(".safetensors")]
     if found:
         raise ConfigError(
             f"{folder} must hold {INDEX} beside its {len(found)} safetensors file(s), it does not; "
@@ -193,9 +165,13 @@ def _open_tensors(folder: epath.Path) -> dict[str, Tensor]:
     )
 
 
-def _read_index(path: epath.Path) -> dict[str, str]:
-    index = published.parse(path.read_bytes(), str(path))
-    where = index.get("weight_map")
+def _open_indexed(
+    folder: epath.Path, index: str, read: Callable[[epath.Path], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Opens the tensors of several files; the index must tell the truth about each."""
+    # The index: names -> files of this folder.
+    path = folder / index
+    where = published.read_settings(path.read_bytes(), str(path)).get("weight_map")
     if not isinstance(where, dict) or not all(
         isinstance(file, str) and "/" not in file for file in where.values()
     ):
@@ -203,11 +179,6 @@ def _read_index(path: epath.Path) -> dict[str, str]:
             f"{path} must map tensor names to files of its folder (weight_map), it does not; "
             "restore it from its source"
         )
-    return where
-
-
-def _open_indexed(folder: epath.Path, where: Mapping[str, str], read: Any) -> dict[str, Tensor]:
-    """The tensors of several files; the index must tell the truth about each."""
     names = sorted(set(where.values()))
     absent = [file for file in names if not (folder / file).exists()]
     if absent:
@@ -217,6 +188,7 @@ def _open_indexed(folder: epath.Path, where: Mapping[str, str], read: Any) -> di
         )
     files = {file: read(folder / file) for file in names}
     tensors = {name: tensor for file in files.values() for name, tensor in file.items()}
+    # It says of each tensor where it is.
     problems = [
         f"{name} must be in {file}, it is in "
         + (tensors[name].file if name in tensors else "none of the files")
@@ -241,27 +213,25 @@ def _open_indexed(folder: epath.Path, where: Mapping[str, str], read: Any) -> di
 
 
 def _check(tensors: Mapping[str, Tensor], config: ModelConfig, path: str) -> None:
-    """Names, shapes and dtypes against the parameter table; all mismatches in one error."""
-    count = sum(config.layers if boxes.is_stacked(row) else 1 for row in table.rows(config))
+    """Compares names, shapes and dtypes with the parameter table; all mismatches in one error."""
+    rows = [BothLayouts(row, config) for row in table.rows(config)]
+    count = sum(config.layers if row.stacked else 1 for row in rows)
     if count > 10 * len(tensors) + 1000:  # a list of so many names helps nobody
         raise ConfigError(
             f"{path}: {CONFIG} needs {count:,} tensors, n_layers={config.layers:,}, but the files "
             f"hold {len(tensors)}; correct n_layers"
         )
-    wanted = {
-        name: boxes.axes_of(row, config).torch_shape
-        for row in table.rows(config)
-        for name in boxes.torch_names(row, config)
-    }
+    wanted = {name: row.torch_shape for row in rows for name in row.torch_names}
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
     problems = []
-    for name in missing:
-        near = difflib.get_close_matches(name, unexpected, n=1, cutoff=0.8)
-        problems.append(f"missing: {name}" + (f" (is it {near[0]}?)" if near else ""))
-    for name in unexpected:
-        near = difflib.get_close_matches(name, missing, n=1, cutoff=0.8)
-        problems.append(f"unexpected: {name}" + (f" (is it {near[0]}?)" if near else ""))
+    for what, names, others in (
+        ("missing", missing, unexpected),
+        ("unexpected", unexpected, missing),
+    ):
+        for name in names:
+            near = difflib.get_close_matches(name, others, n=1, cutoff=0.8)
+            problems.append(f"{what}: {name}" + (f" (is it {near[0]}?)" if near else ""))
     for name, tensor in tensors.items():
         if name in wanted and tensor.shape != wanted[name]:
             problems.append(
@@ -276,8 +246,3 @@ def _check(tensors: Mapping[str, Tensor], config: ModelConfig, path: str) -> Non
             f"{path}: {len(tensors)} tensors do not fit {CONFIG}, which needs {len(wanted)}:{lines}"
             "\nnothing was written: correct the folder, or take the config.json of these weights"
         )
-
-
-def to_json(settings: Mapping[str, Any]) -> str:
-    """`config.json` as Hugging Face writes it."""
-    return json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Pytrees on disk and on `gs://`: numbered checkpoints, arrays in pieces."""
+"""Pytrees on disk and on `gs://`: numbered checkpoints, arrays in boxes."""
 
 from jax_mdlm.storage.checkpoints import (
     CheckpointError,
@@ -7,22 +7,16 @@ from jax_mdlm.storage.checkpoints import (
     named_steps,
     open_checkpoints,
 )
-from jax_mdlm.storage.chunks import StoredArray
-from jax_mdlm.storage.pieces import Piece, Streamed, run_pieces
-from jax_mdlm.storage.places import alone_in, place, reaching, read_range
+from jax_mdlm.storage.places import alone_in, given_path, reaching, read_range
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
     "DamagedError",
-    "Piece",
-    "StoredArray",
-    "Streamed",
     "alone_in",
+    "given_path",
     "named_steps",
     "open_checkpoints",
-    "place",
     "reaching",
     "read_range",
-    "run_pieces",
 ]

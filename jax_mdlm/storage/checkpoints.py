@@ -17,8 +17,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.storage.chunks import StoredArray, check_files, open_arrays
-from jax_mdlm.storage.pieces import Streamed, StreamedHandler
+from jax_mdlm.storage.arrays import (
+    StoredArray,
+    Streamed,
+    StreamedHandler,
+    check_files,
+    open_arrays,
+)
 
 Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -43,11 +48,11 @@ class Checkpoints:
     manager: ocp.CheckpointManager
 
     def latest(self) -> int | None:
-        """The newest step, one that is being written included, or None."""
+        """Gives the newest step, one that is being written included, or None."""
         return self.manager.latest_step()
 
     def steps(self) -> list[int]:
-        """All steps that are there, ascending."""
+        """Lists all steps that are there, ascending."""
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, tree: Any, record: dict[str, Any]) -> None:
@@ -77,81 +82,66 @@ class Checkpoints:
         self.manager.close()
 
     def shapes(self, step: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """`{"params/wte": ((V, D), "float32"), ...}` as stored; reads no array."""
-        try:
-            self._check_files(step, values=False)
-            with _first_error_only():
-                metadata = ocp.PyTreeCheckpointHandler().metadata(self._tree(step))
-        except Exception as error:
-            raise self._damaged(step, error) from error
-        return {
-            name: (tuple(leaf.shape), str(leaf.dtype))
-            for name, leaf in _named_leaves(
-                metadata.tree if hasattr(metadata, "tree") else metadata
-            )
-        }
-
-    def arrays(self, step: int) -> dict[str, StoredArray]:
-        """The arrays of a step, for reading in pieces; named as in `shapes`.
+        """Gives `{"params/wte": ((V, D), "float32"), ...}` as stored; reads no array.
 
         Raises:
           DamagedError: files are missing or damaged.
         """
+        with self._whole(step):
+            self._check_files(step, values=False)
+            found = ocp.PyTreeCheckpointHandler().metadata(self._tree(step))
+        leaves = _named_leaves(getattr(found, "tree", found))
+        return {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in leaves}
+
+    def arrays(self, step: int) -> dict[str, StoredArray]:
+        """Opens a step's arrays, to be read in boxes; names and errors are those of `shapes`."""
         names = self.shapes(step)
-        try:
+        with self._whole(step):
             return open_arrays(self._tree(step), names)
-        except ValueError as error:  # TensorStore's, for whatever it cannot open
-            raise self._damaged(step, error) from error
 
     def restore(self, step: int, abstract: Any, *, cast: bool = False) -> Any:
         """Reads arrays straight into their places.
 
         Args:
           step: Which checkpoint.
-          abstract: Tree of `jax.ShapeDtypeStruct` with shardings; may be a part of what is
-            stored (e.g. only "params").
+          abstract: Tree of `jax.ShapeDtypeStruct` with shardings; may be a part of what is stored.
           cast: Values of another dtype are cast while they are read, instead of refused.
 
         No process waits for another in here, so that one that finds its slices damaged can say so
-        to the others (Orbax's manager has a barrier behind its reads).
+        to the others (Orbax's manager has a barrier after its reads).
 
         Raises:
           CheckpointError: another structure or shape than stored (all differences named).
           DamagedError: a description, an array or a chunk of it is missing, short or unreadable.
         """
         _check_fits(self.shapes(step), abstract, f"checkpoint {self.folder / str(step)}", cast)
-        try:
+        args = ocp.args.PyTreeRestore(
+            abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        )
+        with self._whole(step):
             self._check_files(step, values=True)
-            with _first_error_only():
-                return ocp.PyTreeCheckpointHandler().restore(
-                    self._tree(step), args=_restore_args(abstract)
-                )
-        except jax.errors.JaxRuntimeError:  # a device that is full says nothing of the files
-            raise
-        except Exception as error:  # Orbax and TensorStore raise nothing narrower
-            raise self._damaged(step, error) from error
+            return ocp.PyTreeCheckpointHandler().restore(self._tree(step), args=args)
 
     def record(self, step: int) -> dict[str, Any]:
-        """The JSON record that was saved with the step.
+        """Reads the JSON record that was saved with the step.
 
         Raises:
           DamagedError: it is missing or no JSON.
         """
-        try:
+        with self._whole(step):
             return dict(ocp.JsonCheckpointHandler().restore(self.folder / str(step) / "record"))
-        except Exception as error:
-            raise self._damaged(step, error) from error
 
     def set_aside(self, step: int) -> epath.Path:
-        """Renames a step's folder, so that the step can be saved again; the new place.
+        """Renames a step's folder, so that the step can be saved again; returns the new place.
 
-        For one process to call; all call `reload` behind it.
+        For one process to call; all call `reload` after it.
         """
         aside = self.folder.parent / f"{self.folder.name}.damaged"
         aside.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in aside.iterdir()}
         numbers = (f"{step}.{number}" if number else str(step) for number in itertools.count())
-        place = aside / next(name for name in numbers if name not in names)
+        place = next(aside / name for name in numbers if not (aside / name).exists())
         (self.folder / str(step)).rename(place)
         return place
 
@@ -167,18 +157,26 @@ class Checkpoints:
             raise FileNotFoundError(f"{self._tree(step)} is missing")
         check_files(self._tree(step), values=values)
 
-    def _damaged(self, step: int, reason: object) -> DamagedError:
-        others = [other for other in self.manager.all_steps() if other != step]
-        rest = f"step {max(others)} is used then" if others else "no other checkpoint is there"
-        text = " ".join(str(reason).split())
-        return DamagedError(
-            f"checkpoint {self.folder / str(step)} must be whole, but is damaged ({text[:300]}); "
-            f"remove that folder, {rest}"
-        )
+    @contextlib.contextmanager
+    def _whole(self, step: int) -> Iterator[None]:
+        """What Orbax and TensorStore raise, nothing narrow, becomes a DamagedError."""
+        try:
+            with _first_error_only():
+                yield
+        except jax.errors.JaxRuntimeError:  # a device that is full says nothing of the files
+            raise
+        except Exception as error:
+            others = [other for other in self.manager.all_steps() if other != step]
+            rest = f"step {max(others)} is used then" if others else "no other checkpoint is there"
+            text = " ".join(str(error).split())
+            raise DamagedError(
+                f"checkpoint {self.folder / str(step)} must be whole, but is damaged "
+                f"({text[:300]}); remove that folder, {rest}"
+            ) from error
 
 
 def named_steps(folder: epath.Path) -> list[int]:
-    """The steps that a folder has checkpoints of, by their names.
+    """Lists the steps that a folder has checkpoints of, by their names.
 
     Nothing is opened, for which processes would have to agree that the folder is there.
     """
@@ -214,10 +212,7 @@ def open_checkpoints(
     else:
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)
     registry.add("tree", ocp.args.PyTreeSave, handler)
-    registry.add("tree", ocp.args.PyTreeRestore, handler)
-    record = ocp.JsonCheckpointHandler()
-    registry.add("record", ocp.args.JsonSave, record)
-    registry.add("record", ocp.args.JsonRestore, record)
+    registry.add("record", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         keep_period=keep_every or None,
@@ -230,14 +225,7 @@ def open_checkpoints(
 
 
 def _check_fits(stored: Shapes, abstract: Any, what: str, cast: bool) -> None:
-    """Raises CheckpointError if `abstract` asks for arrays that are not `stored`; names all.
-
-    Args:
-      stored: Shapes and dtypes by name.
-      abstract: What is asked for.
-      what: The folder, for the message.
-      cast: Another dtype is no difference.
-    """
+    """Raises CheckpointError if `abstract` asks for what is not stored in the folder `what`."""
     wanted = {name: (tuple(x.shape), str(x.dtype)) for name, x in _named_leaves(abstract)}
     wrong = [f"{name} is not stored" for name in wanted if name not in stored]
     wrong += [
@@ -253,17 +241,8 @@ def _check_fits(stored: Shapes, abstract: Any, what: str, cast: bool) -> None:
         )
 
 
-def _restore_args(abstract: Any) -> ocp.args.PyTreeRestore:
-    """What Orbax needs to read a part of a tree into its places."""
-    return ocp.args.PyTreeRestore(
-        abstract,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-        partial_restore=True,
-    )
-
-
 def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves with their paths, `params/wte`."""
+    """Lists leaves with their paths, `params/wte`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda x: hasattr(x, "shape") and hasattr(x, "dtype")
     )

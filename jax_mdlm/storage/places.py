@@ -1,8 +1,9 @@
-"""Places that users name, local and in buckets: what goes wrong there, and who may write."""
+"""Paths that users give, local and in buckets: what goes wrong there, and who may write."""
 
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 
 import fsspec.core
@@ -10,12 +11,13 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.extras import how_to_install
+from jax_mdlm.storage.checkpoints import CheckpointError
 
 _SCHEMES = ("gs", "s3")
 
 
-def place(path: epath.PathLike) -> epath.Path:
-    """A path that a user gave: `~` is expanded, and only what can be used goes through.
+def given_path(path: epath.PathLike) -> epath.Path:
+    """Takes a path that a user gave: `~` is expanded, and only what can be used goes through.
 
     Raises:
       ConfigError: a URL that is neither gs:// nor s3://, or nothing.
@@ -48,13 +50,13 @@ def read_range(path: epath.Path, begin: int, end: int) -> bytes:
             file.seek(begin)
             return file.read(end - begin)
     with reaching(path):
-        store, place = fsspec.core.url_to_fs(os.fspath(path))
-        return store.cat_file(place, start=begin, end=end)
+        store, key = fsspec.core.url_to_fs(os.fspath(path))
+        return store.cat_file(key, start=begin, end=end)
 
 
 @contextlib.contextmanager
 def reaching(*paths: epath.PathLike) -> Iterator[None]:
-    """What fails while places are used becomes a ConfigError that names them.
+    """Makes what fails while paths are used a ConfigError that names them.
 
     The clients of buckets raise all kinds of errors where the network, the credentials, the bucket
     or the client itself is missing. Where no path is in a bucket, only what the operating system
@@ -86,7 +88,29 @@ def reaching(*paths: epath.PathLike) -> Iterator[None]:
 
 
 def _in_one_line(error: Exception) -> str:
+    """Quotes an exception for a sentence of ours; its type where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def check_room(folder: epath.Path, what: str, size: int, remedy: str) -> None:
+    """Raises ConfigError where the disk of `folder` has not `size` bytes; buckets have."""
+    if os.path.exists(folder) and (free := shutil.disk_usage(folder).free) < size:
+        raise ConfigError(
+            f"{what} must have room for {size:,} bytes, its disk has {free:,} free; {remedy}"
+        )
+
+
+@contextlib.contextmanager
+def taking(what: str, size: int, remedy: str) -> Iterator[None]:
+    """Makes what a disk, a bucket or TensorStore answers to `size` bytes a CheckpointError."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{what} must take {size:,} bytes, but writing failed ({_in_one_line(error)}); {remedy}"
+        ) from error
 
 
 @contextlib.contextmanager

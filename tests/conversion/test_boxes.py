@@ -10,7 +10,10 @@ import pytest
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.conversion import boxes
+from jax_mdlm.conversion.reading import Meter, PublishedArray
+from jax_mdlm.conversion.shards import Tensor
 from jax_mdlm.model import table
+from jax_mdlm.storage.arrays import box_shape
 
 SMALL = ModelConfig(
     vocab_size=70, embed=24, layers=2, heads=4, kv_heads=2, head_dim=6, mlp=34, max_length=8
@@ -29,7 +32,7 @@ def name(value: object) -> str:
 def plain(tensor: np.ndarray, row: ParamRow, config: ModelConfig) -> np.ndarray:
     """PyTorch's [out, in] in our layout, as one would first write it."""
     whole = tensor.T if row.num_inputs else tensor
-    return whole.reshape(boxes.layer_shape(row, config))
+    return whole.reshape(boxes.BothLayouts(row, config).layer_shape)
 
 
 @pytest.fixture
@@ -43,20 +46,29 @@ def small_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("row", table.rows(LLADA_8B), ids=name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_boxes_carry_every_value_both_ways(row: ParamRow, dtype: type) -> None:
-    axes = boxes.axes_of(row, SMALL)
+    layouts = boxes.BothLayouts(row, SMALL)
     rng = np.random.default_rng(0)
-    tensor = rng.standard_normal(axes.torch_shape).astype(dtype)
+    tensor = rng.standard_normal(layouts.torch_shape).astype(dtype)
+    tensors = tuple(
+        Tensor(name, tensor.shape, "", "", lambda first, last: tensor[first:last])
+        for name in layouts.torch_names
+    )
+    array = PublishedArray(layouts, tensors, np.dtype(dtype), Meter())
     ours = plain(tensor, row, SMALL)
     seen = np.zeros(table.shape(row, SMALL), int)
     back = np.zeros_like(tensor)
-    for box in boxes.boxes(row, SMALL, tensor.itemsize):
-        seen[box.index] += 1
-        first, last = box.torch_rows(axes)
-        out = np.empty(box.shape, dtype)
-        boxes.from_torch(tensor[first:last], axes, out)
-        index = box.index[1:] if boxes.is_stacked(row) else box.index
-        np.testing.assert_array_equal(out.view(np.uint8), ours[index].copy().view(np.uint8))
-        boxes.to_torch(out, axes, back[first:last])
+    for index in layouts.boxes(tensor.itemsize):
+        seen[index] += 1
+        _, own = layouts.by_layer(index)
+        first, last = layouts.torch_rows(own)
+        out = np.empty(box_shape(index), dtype)
+        array.read(index, out)
+        out = out.reshape(ours[own].shape)
+        np.testing.assert_array_equal(out.view(np.uint8), ours[own].copy().view(np.uint8))
+        if row.num_inputs:
+            boxes.transpose(out.reshape(-1, last - first), back[first:last])
+        else:
+            boxes.copy(out, back[first:last])
     assert (seen == 1).all()
     np.testing.assert_array_equal(back.view(np.uint8), tensor.view(np.uint8))
 
@@ -65,14 +77,13 @@ def test_boxes_carry_every_value_both_ways(row: ParamRow, dtype: type) -> None:
 @pytest.mark.parametrize(("given", "wanted"), list(itertools.product(DTYPES, DTYPES[:2])))
 def test_casts_and_tiles(shape: tuple[int, int], given: type, wanted: type) -> None:
     """Every pair of dtypes, sizes around the tile; also from rows that are not contiguous."""
-    axes = boxes.Axes((shape[1],), (shape[0],))
     wide = np.random.default_rng(1).standard_normal((shape[0], shape[1] + 5)).astype(given)
     rows = wide[:, 2:-3]
     out = np.empty((shape[1], shape[0]), wanted)
-    boxes.from_torch(rows, axes, out)
+    boxes.transpose(rows, out)
     np.testing.assert_array_equal(out.astype(np.float64), rows.astype(wanted).astype(np.float64).T)
     back = np.empty(shape, wanted)
-    boxes.to_torch(np.ascontiguousarray(rows.T), axes, back)
+    boxes.transpose(np.ascontiguousarray(rows.T), back)
     np.testing.assert_array_equal(back.astype(np.float64), rows.astype(wanted).astype(np.float64))
 
 
@@ -80,7 +91,7 @@ def test_bfloat16_widens_bit_by_bit() -> None:
     """All 65,536 patterns, NaN payloads included."""
     bits = np.arange(2**16, dtype=np.uint16)
     out = np.empty(2**16, np.float32)
-    boxes.from_torch(bits.view(ml_dtypes.bfloat16), boxes.Axes((), (2**16,)), out)
+    boxes.copy(bits.view(ml_dtypes.bfloat16), out)
     np.testing.assert_array_equal(out.view(np.uint32), bits.astype(np.uint32) << 16)
 
 
@@ -103,29 +114,29 @@ def test_values_that_are_not_finite_are_counted(dtype: type) -> None:
 @pytest.mark.parametrize("row", table.rows(LLADA_8B), ids=name)
 def test_chunks_of_real_layouts(row: ParamRow, config: ModelConfig, itemsize: int) -> None:
     """Boxes of at most 16 MiB that begin and end with chunks, which are runs of their values."""
-    chunk = boxes.chunk_shape(row, config, itemsize)
+    layouts = boxes.BothLayouts(row, config)
+    chunk = layouts.chunk(itemsize)
     shape = table.shape(row, config)
-    cut = row.num_inputs + boxes.is_stacked(row)
+    cut = row.num_inputs + layouts.stacked
     total = 0
-    for box in boxes.boxes(row, config, itemsize):
-        assert itemsize * np.prod(box.shape) <= 16 * 2**20
-        assert box.start % chunk[cut] == 0
-        assert box.stop % chunk[cut] == 0 or box.stop == shape[cut]
-        total += int(np.prod(box.shape))
+    for index in layouts.boxes(itemsize):
+        assert itemsize * np.prod(box_shape(index)) <= 16 * 2**20
+        assert index[cut].start % chunk[cut] == 0
+        assert index[cut].stop % chunk[cut] == 0 or index[cut].stop == shape[cut]
+        total += int(np.prod(box_shape(index)))
     assert total == np.prod(shape)
-    own = chunk[1:] if boxes.is_stacked(row) else chunk
-    box_shape = next(boxes.boxes(row, config, itemsize)).shape
-    assert own[1:] == box_shape[1:]  # only the leading axis is cut: a chunk is one run of bytes
+    own = chunk[1:] if layouts.stacked else chunk
+    _, first = layouts.by_layer(next(layouts.boxes(itemsize)))
+    assert (
+        own[1:] == box_shape(first)[1:]
+    )  # only the leading axis is cut: a chunk is one run of bytes
     assert all(size % part == 0 for size, part in zip(shape, chunk))
 
 
 def test_names_of_the_published_checkpoint() -> None:
-    names = {name for row in table.rows(LLADA_8B) for name in boxes.torch_names(row, LLADA_8B)}
-    assert len(names) == 291
-    shapes = {
-        row.torch_name.format(layer=31): boxes.axes_of(row, LLADA_8B).torch_shape
-        for row in table.rows(LLADA_8B)
-    }
+    rows = [boxes.BothLayouts(row, LLADA_8B) for row in table.rows(LLADA_8B)]
+    assert len({name for row in rows for name in row.torch_names}) == 291
+    shapes = {row.torch_names[-1]: row.torch_shape for row in rows}
     block = "model.transformer.blocks.31."
     assert shapes == {
         "model.transformer.wte.weight": (126464, 4096),

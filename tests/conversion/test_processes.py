@@ -146,12 +146,13 @@ def test_memory_of_import_and_export_does_not_grow_with_the_layers(tmp_path: Pat
 def test_shares_are_even_for_the_8b_layout() -> None:
     """Boxes dealt out by size, without any file."""
     from jax_mdlm.config import ModelConfig
-    from jax_mdlm.conversion import boxes
+    from jax_mdlm.conversion.boxes import BothLayouts
     from jax_mdlm.model import table
+    from jax_mdlm.storage.arrays import box_shape
 
     load = np.zeros(16, int)
     for row in table.rows(ModelConfig()):
-        for box in boxes.boxes(row, ModelConfig(), 2):
-            load[np.argmin(load)] += int(np.prod(box.shape))
+        for box in BothLayouts(row, ModelConfig()).boxes(2):
+            load[np.argmin(load)] += int(np.prod(box_shape(box)))
     assert load.sum() == table.num_parameters(ModelConfig())
     assert load.max() < 1.02 * load.min()

@@ -17,7 +17,7 @@ from jax_mdlm.config import (
     SampleConfig,
     TokenizerConfig,
 )
-from jax_mdlm.conversion.prompting import KEY, describe, prompted
+from jax_mdlm.conversion.published import PROMPTING_KEY, prompted, prompting
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.sample import main as sample
 from jax_mdlm.storage import open_checkpoints
@@ -75,7 +75,7 @@ def test_it_answers_as_before(
 
 def test_what_is_llada_s_needs_no_word() -> None:
     config = talking_config()
-    assert describe(config) == {}
+    assert prompting(config) == {}
     assert prompted(config, {}, "config.json") is config
 
 
@@ -86,7 +86,7 @@ def test_what_was_described_is_taken_over() -> None:
         data=dataclasses.replace(base.data, pretraining=True),
         sample=dataclasses.replace(base.sample, length=16, block_length=8, steps=2),
     )
-    settings = json.loads(json.dumps({KEY: describe(told)}))
+    settings = json.loads(json.dumps({PROMPTING_KEY: prompting(told)}))
     found = prompted(base, settings, "config.json")
     assert isinstance(found, Config)
     assert found == told
@@ -104,5 +104,5 @@ def test_what_was_described_is_taken_over() -> None:
 )
 def test_other_values_are_refused(value: object, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        prompted(talking_config(), {KEY: value}, "config.json")
+        prompted(talking_config(), {PROMPTING_KEY: value}, "config.json")
     assert message in str(raised.value)

@@ -130,7 +130,7 @@ def test_a_missing_key_has_the_published_default_not_ours() -> None:
 )
 def test_a_config_that_is_none(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        published.parse(text, "c.json")
+        published.read_settings(text, "c.json")
 
 
 def test_odd_ids_are_refused() -> None:
@@ -142,16 +142,18 @@ def test_odd_ids_are_refused() -> None:
 
 def test_exported_settings_are_the_published_keys_and_those_of_slack() -> None:
     config = published.model_config(GOLDEN)
-    plain = published.settings_of(config, published.token_ids(GOLDEN), "float32", None)
+    plain = published.published_settings(config, published.token_ids(GOLDEN), "float32", None)
     assert plain == GOLDEN | {"init_device": "meta"}
-    kept = published.settings_of(config, TokenIds(), "bfloat16", GOLDEN | {"mine": [1]})
+    kept = published.published_settings(config, TokenIds(), "bfloat16", GOLDEN | {"mine": [1]})
     assert kept == GOLDEN | {"mine": [1], "torch_dtype": "bfloat16"}
     ids = TokenIds(150, 151, 151, slack=140, collapse="slack_only")
-    slack = published.settings_of(config, ids, "float32", GOLDEN)
+    slack = published.published_settings(config, ids, "float32", GOLDEN)
     assert slack == GOLDEN | {"slack_token_id": 140, "slack_collapse": "slack_only"}
     assert published.token_ids(slack) == ids
     assert published.model_config(slack) == config
     newer = {key: value for key, value in GOLDEN.items() if key != "torch_dtype"}
-    newer = published.settings_of(config, TokenIds(), "bfloat16", newer | {"dtype": "float32"})
+    newer = published.published_settings(
+        config, TokenIds(), "bfloat16", newer | {"dtype": "float32"}
+    )
     assert newer["dtype"] == "bfloat16"
     assert "torch_dtype" not in newer

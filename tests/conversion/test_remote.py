@@ -21,7 +21,7 @@ from fsspec.registry import _registry
 from jax_mdlm import conversion
 from jax_mdlm.config import ConfigError
 from jax_mdlm.convert import main as convert
-from jax_mdlm.storage import chunks, open_checkpoints, read_range
+from jax_mdlm.storage import arrays, open_checkpoints, read_range
 from tests.conversion.stubs import (
     FOLDER,
     GOLDEN,
@@ -229,7 +229,7 @@ def test_chunks_in_a_bucket_are_what_tensorstore_reads(
 ) -> None:
     place = epath.Path("gs://bucket/tree/array")
     values = np.arange(35).reshape(5, 7).astype(dtype)
-    array = chunks.create(place, (5, 7), (2, 4), np.dtype(dtype))
+    array = arrays.create(place, (5, 7), (2, 4), np.dtype(dtype))
     array.write((slice(0, 4), slice(0, 7)), values[:4])  # whole chunks, and some at the right edge
     array.write((slice(4, 5), slice(4, 7)), values[4:, 4:])
     array.write((slice(4, 5), slice(0, 4)), values[4:, :4])
@@ -237,7 +237,7 @@ def test_chunks_in_a_bucket_are_what_tensorstore_reads(
     assert files == {
         f"tree/array/{name}" for name in (".zarray", "0.0", "0.1", "1.0", "1.1", "2.0", "2.1")
     }
-    stored = chunks.open_arrays(epath.Path("gs://bucket/tree"), ["array"])["array"]
+    stored = arrays.open_arrays(epath.Path("gs://bucket/tree"), ["array"])["array"]
     assert (stored.shape, stored.dtype) == ((5, 7), np.dtype(dtype))
     out = np.zeros((3, 4), dtype)
     stored.read((slice(1, 4), slice(2, 6)), out)

@@ -1,4 +1,4 @@
-"""Leaves that are written piece by piece."""
+"""Leaves that are written box by box."""
 
 import threading
 import time
@@ -11,24 +11,24 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jax_mdlm.storage import Piece, Streamed, open_checkpoints, run_pieces
+from jax_mdlm.storage import open_checkpoints
+from jax_mdlm.storage.arrays import Index, Streamed, run_in_threads
 
 VALUES = np.arange(2 * 6 * 4).reshape(2, 6, 4).astype(ml_dtypes.bfloat16)
 
 
-def leaf(fill=None) -> Streamed:
-    def filler(layer: int, start: int):
-        def write(out: np.ndarray) -> None:
-            out[...] = VALUES[layer : layer + 1, start : start + 3]
+class Values:
+    """An array in memory, read in boxes."""
 
-        return fill or write
+    shape, dtype = VALUES.shape, VALUES.dtype
 
-    pieces = tuple(
-        Piece((slice(i, i + 1), slice(j, j + 3), slice(0, 4)), filler(i, j))
-        for i in range(2)
-        for j in (0, 3)
-    )
-    return Streamed(VALUES.shape, VALUES.dtype, (1, 3, 4), pieces)
+    def read(self, index: Index, out: np.ndarray) -> None:
+        out[...] = VALUES[index]
+
+
+def leaf(array: Values | None = None) -> Streamed:
+    boxes = [(slice(i, i + 1), slice(j, j + 3), slice(0, 4)) for i in range(2) for j in (0, 3)]
+    return Streamed(array or Values(), (1, 3, 4), tuple(boxes))
 
 
 def test_orbax_restores_what_was_streamed(tmp_path: Path) -> None:
@@ -47,12 +47,13 @@ def test_orbax_restores_what_was_streamed(tmp_path: Path) -> None:
         np.testing.assert_array_equal(back.astype(jnp.float32), VALUES.astype(np.float32))
 
 
-def test_a_piece_that_fails_leaves_no_checkpoint(tmp_path: Path, capfd) -> None:
-    def fail(out: np.ndarray) -> None:
-        raise OSError("no space")
+def test_a_box_that_fails_leaves_no_checkpoint(tmp_path: Path, capfd) -> None:
+    class Failing(Values):
+        def read(self, index: Index, out: np.ndarray) -> None:
+            raise OSError("no space")
 
     checkpoints = open_checkpoints(epath.Path(tmp_path / "c"), keep=1, streamed=True)
-    checkpoints.save(0, {"w": leaf(fail)}, {})
+    checkpoints.save(0, {"w": leaf(Failing())}, {})
     with pytest.raises(OSError, match="no space"):
         checkpoints.wait()
     assert open_checkpoints(epath.Path(tmp_path / "c")).latest() is None
@@ -69,7 +70,7 @@ def test_buffers_are_used_again_and_bounded() -> None:
         with lock:
             seen.setdefault(threading.get_ident(), set()).add(buffer.__array_interface__["data"][0])
 
-    run_pieces([(note, 1000)] * 50, workers=2)
+    run_in_threads([(note, 1000)] * 50, workers=2)
     assert 1 <= len(seen) <= 2
     assert all(len(places) == 1 for places in seen.values())
 
@@ -87,5 +88,5 @@ def test_the_first_error_stops_the_rest() -> None:
         return run
 
     with pytest.raises(ValueError, match="the third"):
-        run_pieces([(work(number), 0) for number in range(1000)], workers=2)
+        run_in_threads([(work(number), 0) for number in range(1000)], workers=2)
     assert len(done) < 20

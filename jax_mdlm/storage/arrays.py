@@ -1,50 +1,64 @@
-"""Boxes of arrays on disk: zarr arrays as Orbax keeps them, read and written without the rest.
+"""Arrays that are read and written in boxes, and never exist as a whole.
 
-TensorStore opens whatever Orbax writes, local or in a bucket. The one form that it costs several
-copies is the simplest: a local, uncompressed zarr array, whose chunks are plain files of values.
-Those are read and written directly: half the time of an import was spent in those copies.
+Orbax keeps its folders as zarr arrays, which TensorStore opens, local or in a bucket. The one form
+that it costs several copies is the simplest: an uncompressed array, whose chunks are plain files of
+values. Those are read and written directly: half the time of an import was spent in those copies.
 """
 
+import asyncio
+import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
+from orbax.checkpoint import future
 
+# A box of an array: a slice with start and stop per axis.
 Index = tuple[slice, ...]
 
+# Threads that fill and write boxes; each holds one buffer, so this bounds the memory too.
+WORKERS = min(4, os.cpu_count() or 1)
 _DESCRIPTION = ".zarray"
 _CACHE_BYTES = 256 * 2**20  # of chunks that are larger than the boxes: they are not read twice
 
 
 class StoredArray(Protocol):
-    """An array on disk."""
+    """An array that is read in boxes, wherever it is."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole array."""
+        """Is that of the whole array."""
         ...
 
     @property
     def dtype(self) -> np.dtype:
-        """NumPy's or ml_dtypes'."""
+        """Is NumPy's or ml_dtypes'."""
         ...
 
     def read(self, index: Index, out: np.ndarray) -> None:
-        """Reads a box into `out`, which is C-contiguous and of the stored dtype.
+        """Reads a box into `out`, which is C-contiguous and of the array's dtype.
 
         Raises:
           OSError: a file is missing or short.
           ValueError: TensorStore cannot read it.
         """
         ...
+
+
+def box_shape(index: Index) -> tuple[int, ...]:
+    """Gives the shape of a box."""
+    return tuple(part.stop - part.start for part in index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,24 +78,21 @@ class RawArray:
     dtype: np.dtype
 
     def read(self, index: Index, out: np.ndarray) -> None:
-        """See `StoredArray`."""
-        size = self.dtype.itemsize * math.prod(self.chunk)
+        """Reads as `StoredArray` says."""
         for name, inside, outside in self._chunks(index):
-            path = self.place / name
             part = out[outside]
-            with open(path, "rb", buffering=0) as file:
-                _check_size(path, os.fstat(file.fileno()).st_size, size)
+            with open(self.place / name, "rb", buffering=0) as file:
+                self._check_size(name, os.fstat(file.fileno()).st_size)
                 if part.shape == self.chunk and part.flags.c_contiguous:
                     file.readinto(memoryview(_bytes(part)))
                 else:
                     values = np.memmap(file, np.uint8, "r").view(self.dtype)
-                    _bits(part)[...] = _bits(values.reshape(self.chunk))[inside]
+                    as_bits(part)[...] = as_bits(values.reshape(self.chunk))[inside]
 
     def check(self) -> None:
         """Raises OSError if a chunk's file is missing or short; reads none."""
-        size = self.dtype.itemsize * math.prod(self.chunk)
         for name, *_ in self._chunks(tuple(slice(0, length) for length in self.shape)):
-            _check_size(self.place / name, os.stat(self.place / name).st_size, size)
+            self._check_size(name, os.stat(self.place / name).st_size)
 
     def write(self, index: Index, box: np.ndarray) -> None:
         """Writes a box that covers whole chunks (to the array's edges)."""
@@ -101,7 +112,7 @@ class RawArray:
                 ts.KvStore.open(_spec(self.place)).result().write(name, bytes(values)).result()
 
     def _chunks(self, index: Index) -> Iterator[tuple[str, Index, Index]]:
-        """File name, place in the chunk, place in the box, of every chunk that a box touches."""
+        """Gives file name, place in the chunk and in the box, of all chunks that a box touches."""
         spans = [
             range(part.start // size, -(-part.stop // size))
             for part, size in zip(index, self.chunk, strict=True)
@@ -115,6 +126,11 @@ class RawArray:
                 outside.append(slice(first - part.start, last - part.start))
             yield ".".join(map(str, numbers)), tuple(inside), tuple(outside)
 
+    def _check_size(self, name: str, found: int) -> None:
+        size = self.dtype.itemsize * math.prod(self.chunk)
+        if found != size:
+            raise OSError(f"{self.place / name} must have {size:,} bytes, it has {found:,}")
+
 
 @dataclasses.dataclass(frozen=True)
 class OpenedArray:
@@ -125,7 +141,7 @@ class OpenedArray:
     dtype: np.dtype
 
     def read(self, index: Index, out: np.ndarray) -> None:
-        """See `StoredArray`."""
+        """Reads as `StoredArray` says."""
         ts.array(out, dtype=self.store.dtype, copy=False).write(self.store[index]).result()
 
 
@@ -151,14 +167,9 @@ def create(
 
 
 def open_arrays(folder: epath.Path, names: Iterable[str]) -> dict[str, StoredArray]:
-    """Opens arrays of an Orbax folder (the one that holds `_METADATA`).
+    """Opens arrays of an Orbax folder (the one that holds `_METADATA`); reads no values.
 
-    Args:
-      folder: Local, `gs://` or `s3://`.
-      names: As in `Checkpoints.shapes`: `params/wte`.
-
-    Returns:
-      An array per name; nothing but their descriptions has been read.
+    Names are those of `Checkpoints.shapes`: `params/wte`.
 
     Raises:
       ValueError: TensorStore cannot open one.
@@ -191,11 +202,8 @@ def check_files(folder: epath.Path, *, values: bool) -> None:
     """Checks the plain arrays of a local folder of Orbax's before Orbax reads them.
 
     Orbax reads arrays side by side: where one fails, it leaves the others running, and Python
-    prints a traceback for each of them later on. It does not name the file either.
-
-    Args:
-      folder: The one that holds `_METADATA`; in a bucket nothing is checked.
-      values: Also the sizes of the chunks' files, not only the descriptions.
+    prints a traceback for each of them later on. It does not name the file either. With `values`
+    the sizes of the chunks' files are checked as well; in a bucket nothing is.
 
     Raises:
       OSError: a file is missing or short.
@@ -203,8 +211,7 @@ def check_files(folder: epath.Path, *, values: bool) -> None:
     """
     if "://" in os.fspath(folder) or (folder / "manifest.ocdbt").exists():
         return
-    described = json.loads((folder / "_METADATA").read_text())
-    for leaf in described["tree_metadata"].values():
+    for leaf in json.loads((folder / "_METADATA").read_text())["tree_metadata"].values():
         place = folder / ".".join(str(part["key"]) for part in leaf["key_metadata"])
         if leaf["value_metadata"].get("skip_deserialize"):
             continue  # an empty node, no array
@@ -215,8 +222,104 @@ def check_files(folder: epath.Path, *, values: bool) -> None:
             array.check()
 
 
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """A leaf that `Checkpoints.save` writes box by box; Orbax keeps the folder and its rename.
+
+    Attributes:
+      array: Gives the values.
+      chunk: Shape of a stored chunk; no two boxes share one, also not in two processes.
+      boxes: Those that this process writes; all processes together cover the array.
+    """
+
+    array: StoredArray
+    chunk: tuple[int, ...]
+    boxes: tuple[Index, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Is that of the whole array; Orbax asks its leaves."""
+        return self.array.shape
+
+
+class StreamedHandler(ocp.type_handlers.TypeHandler):
+    """Writes `Streamed` leaves as plain zarr arrays; Orbax's own handler reads them back."""
+
+    def typestr(self) -> str:
+        """Names the leaf in the folder's description, so that it is restored as an array."""
+        return "jax.Array"
+
+    async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[future.Future]:
+        """Starts writing; the future ends when all boxes of this process are on disk."""
+
+        async def write() -> None:
+            for info in infos:
+                await info.await_path_creation()
+            await asyncio.to_thread(_write, values, [info.path for info in infos])
+
+        return [future.CommitFutureAwaitingContractedSignals(write(), name="streamed_arrays")]
+
+    async def metadata(self, infos: Any) -> Any:
+        """Not called: folders are described by Orbax's own handler."""
+        raise RuntimeError("streamed arrays are only written")
+
+    async def deserialize(self, infos: Any, args: Any = None) -> Any:
+        """Not called: folders are read by Orbax's own handler."""
+        raise RuntimeError("streamed arrays are only written")
+
+
+def _write(leaves: Sequence[Streamed], places: Sequence[epath.Path]) -> None:
+    def fill(leaf: Streamed, target: RawArray, index: Index, buffer: np.ndarray) -> None:
+        box = buffer.view(target.dtype).reshape(box_shape(index))
+        leaf.array.read(index, box)
+        target.write(index, box)
+
+    work = []
+    for leaf, place in zip(leaves, places, strict=True):
+        target = create(place, leaf.shape, leaf.chunk, leaf.array.dtype)
+        for index in leaf.boxes:
+            size = target.dtype.itemsize * math.prod(box_shape(index))
+            work.append((functools.partial(fill, leaf, target, index), size))
+    run_in_threads(work)
+
+
+def run_in_threads(
+    work: Sequence[tuple[Callable[[np.ndarray], None], int]], workers: int = WORKERS
+) -> None:
+    """Calls functions in threads, each with a buffer that its thread uses again.
+
+    A fresh buffer per box would cost a page fault per 4 KiB, as much time as filling it.
+
+    Args:
+      work: (function, bytes it needs); taken up in this order. Buffers are uint8 arrays.
+      workers: Threads; memory is at most this many times the largest box.
+
+    Raises:
+      Exception: the first that a function raised; what was not begun then is left out.
+    """
+    own = threading.local()
+
+    def call(function: Callable[[np.ndarray], None], size: int) -> None:
+        if not hasattr(own, "buffer") or own.buffer.size < size:
+            own.buffer = None  # first, so that never two are held
+            own.buffer = np.empty(size, np.uint8)
+        function(own.buffer[:size])
+
+    with concurrent.futures.ThreadPoolExecutor(workers) as threads:
+        running = [threads.submit(call, *item) for item in work]
+        concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_EXCEPTION)
+        threads.shutdown(cancel_futures=True)
+    for one in running:
+        one.result()
+
+
+def as_bits(values: np.ndarray) -> np.ndarray:
+    """Views memory as integers: NumPy copies bfloat16 value by value through Python's hooks."""
+    return values.view(f"u{values.dtype.itemsize}")
+
+
 def _open_raw(place: epath.Path) -> RawArray | None:
-    """The array if it is local and its chunks are plain files, else None."""
+    """Opens a local array whose chunks are plain files; None for any other."""
     path = place / _DESCRIPTION
     if "://" in os.fspath(place) or not path.exists():
         return None
@@ -233,20 +336,10 @@ def _open_raw(place: epath.Path) -> RawArray | None:
 
 
 def _spec(place: epath.Path) -> Any:
-    """How TensorStore calls a folder."""
+    """Names a folder as TensorStore does."""
     text = os.fspath(place)
     return f"{text}/" if "://" in text else {"driver": "file", "path": f"{text}/"}
 
 
-def _check_size(path: epath.Path, found: int, size: int) -> None:
-    if found != size:
-        raise OSError(f"{path} must have {size:,} bytes, it has {found:,}")
-
-
 def _bytes(values: np.ndarray) -> Any:
     return values.reshape(-1).view(np.uint8)
-
-
-def _bits(values: np.ndarray) -> np.ndarray:
-    """The same memory as integers: NumPy copies bfloat16 value by value through Python's hooks."""
-    return values.view(f"u{values.dtype.itemsize}")

@@ -12,7 +12,7 @@ import pytest
 import tensorstore
 from etils import epath
 
-from jax_mdlm.storage import chunks, open_checkpoints
+from jax_mdlm.storage import arrays, open_checkpoints
 
 SHAPE = (3, 10, 7)
 VALUES = np.arange(np.prod(SHAPE)).reshape(SHAPE)
@@ -28,15 +28,15 @@ def spans(size: int) -> list[slice]:
 )
 def test_every_box_of_every_chunking(tmp_path: Path, chunk: tuple, dtype: type) -> None:
     values = VALUES.astype(dtype)
-    array = chunks.create(epath.Path(tmp_path / "a"), SHAPE, chunk, np.dtype(dtype))
+    array = arrays.create(epath.Path(tmp_path / "a"), SHAPE, chunk, np.dtype(dtype))
     whole = tuple(slice(0, size) for size in SHAPE)
     array.write(whole, values)
     # TensorStore, which Orbax reads with, is the oracle of the form
     spec = {"driver": "zarr", "kvstore": f"file://{tmp_path}/a/", "fill_missing_data_reads": False}
     theirs = tensorstore.open(spec).result().read().result()
     np.testing.assert_array_equal(theirs.astype(np.float32), values.astype(np.float32))
-    (raw,) = chunks.open_arrays(epath.Path(tmp_path), ["a"]).values()
-    assert isinstance(raw, chunks.RawArray)
+    (raw,) = arrays.open_arrays(epath.Path(tmp_path), ["a"]).values()
+    assert isinstance(raw, arrays.RawArray)
     assert (raw.shape, raw.dtype, raw.chunk) == (SHAPE, np.dtype(dtype), chunk)
     for index in itertools.product(*map(spans, SHAPE)):
         out = np.empty([part.stop - part.start for part in index], dtype)
@@ -50,8 +50,8 @@ def test_whatever_orbax_wrote_is_read(tmp_path: Path, options: dict) -> None:
     folder = epath.Path(tmp_path / "tree")
     tree = {"params": {"w": jnp.asarray(VALUES, jnp.bfloat16)}}
     ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)).save(folder, tree)
-    (array,) = chunks.open_arrays(folder, ["params/w"]).values()
-    assert isinstance(array, chunks.OpenedArray)
+    (array,) = arrays.open_arrays(folder, ["params/w"]).values()
+    assert isinstance(array, arrays.OpenedArray)
     assert (array.shape, array.dtype) == (SHAPE, np.dtype(ml_dtypes.bfloat16))
     index = (slice(1, 3), slice(2, 9), slice(0, 7))
     out = np.empty((2, 7, 7), ml_dtypes.bfloat16)
@@ -60,7 +60,7 @@ def test_whatever_orbax_wrote_is_read(tmp_path: Path, options: dict) -> None:
 
 
 def test_lost_and_short_chunks_are_errors(tmp_path: Path) -> None:
-    array = chunks.create(epath.Path(tmp_path / "a"), SHAPE, (1, 10, 7), np.dtype(np.float32))
+    array = arrays.create(epath.Path(tmp_path / "a"), SHAPE, (1, 10, 7), np.dtype(np.float32))
     whole = tuple(slice(0, size) for size in SHAPE)
     array.write(whole, VALUES.astype(np.float32))
     (tmp_path / "a" / "2.0.0").write_bytes(b"123")
@@ -80,6 +80,6 @@ def test_layers_of_a_saved_state_are_chunks_of_their_own(tmp_path: Path) -> None
     checkpoints.save(0, tree, {})
     checkpoints.wait()
     array = checkpoints.arrays(0)["w"]
-    assert isinstance(array, chunks.OpenedArray)
+    assert isinstance(array, arrays.OpenedArray)
     assert array.store.chunk_layout.read_chunk.shape == (1, 10, 7)
     checkpoints.close()
