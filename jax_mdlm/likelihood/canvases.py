@@ -83,7 +83,7 @@ def make_groups(rows: Sequence[Row], ids: SpecialIds, max_length: int) -> list[G
     ]
 
 
-def place(layout: Layout | None, arrays: Any) -> Any:
+def place_batch(layout: Layout | None, arrays: Any) -> Any:
     """A batch on the devices that hold its rows; without a layout `jit` places it."""
     if layout is None:
         return arrays

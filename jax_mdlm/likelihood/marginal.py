@@ -16,8 +16,8 @@ import numpy as np
 from jax_mdlm.config import Collapse, ConfigError, ModelConfig
 from jax_mdlm.containers import Params, SpecialIds
 from jax_mdlm.diffusion import ctc_loss
-from jax_mdlm.likelihood.canvases import Row, make_groups, place
-from jax_mdlm.likelihood.program import Canvases, Setting, logits_of_masks
+from jax_mdlm.likelihood.canvases import Row, make_groups, place_batch
+from jax_mdlm.likelihood.program import Canvases, ScoringSetting, logits_of_masks
 from jax_mdlm.sharding import Layout, constrain
 
 
@@ -78,11 +78,11 @@ def marginal_log_likelihood(
         labels[number, : len(response) - 1] = response[:-1]
         count[number] = len(response) - 1
     for group in make_groups(blank, ids, config.max_length):
-        setting = Setting(config, ids, group.region, 0.0, layout)
+        setting = ScoringSetting(config, ids, group.region, 0.0, layout)
         for begin in range(0, len(group.numbers), batch):
             index = np.arange(begin, min(begin + batch, len(group.numbers)))
             own = np.append(group.numbers[index], np.full(batch - len(index), len(rows)))
-            inputs = place(layout, (group.take(index, batch), labels[own], count[own]))
+            inputs = place_batch(layout, (group.take(index, batch), labels[own], count[own]))
             found = _score(params, *inputs, setting, collapse)
             values[group.numbers[index]] = jax.device_get(found)[: len(index)]
     return values.tolist()
@@ -94,7 +94,7 @@ def _score(
     canvases: Canvases,
     labels: jax.Array,
     label_count: jax.Array,
-    setting: Setting,
+    setting: ScoringSetting,
     collapse: Collapse,
 ) -> jax.Array:
     """Log-probability of each row's labels [B, U] and a closing token, float32 [B]."""

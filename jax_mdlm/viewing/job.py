@@ -19,7 +19,7 @@ from jax_mdlm.viewing.prompts import Prompt
 from jax_mdlm.viewing.show import WRITTEN
 
 
-class Job:
+class ResumableOutput:
     """An output file and how far it got.
 
     Beside `OUT.jsonl` stands `OUT.jsonl.settings.json`, the settings that made its rows: a list is

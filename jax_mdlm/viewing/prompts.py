@@ -62,7 +62,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
+class EncodedPrompt:
     """A prompt in tokens.
 
     Attributes:
@@ -75,7 +75,7 @@ class Encoded:
 
 
 @dataclasses.dataclass(frozen=True)
-class Refused:
+class RefusedPrompt:
     """A prompt that cannot be answered, beside others that can.
 
     Attributes:
@@ -124,7 +124,7 @@ def last_text(conversation: Sequence[Any]) -> str:
     return conversation[-1].content if len(conversation) else ""
 
 
-def prepare(prompts: Sequence[Prompt], setup: Setup) -> list[Encoded | Refused]:
+def encode_prompts(prompts: Sequence[Prompt], setup: Setup) -> list[EncodedPrompt | RefusedPrompt]:
     """Every prompt in tokens; one that the tokenizer or the model cannot take keeps no other back.
 
     Args:
@@ -134,30 +134,30 @@ def prepare(prompts: Sequence[Prompt], setup: Setup) -> list[Encoded | Refused]:
     Raises:
       ConfigError: none of them can be answered; says why of the first.
     """
-    found: list[Encoded | Refused] = []
+    found: list[EncodedPrompt | RefusedPrompt] = []
     for prompt in prompts:
         try:
             encoded = encode_prompt(prompt, setup)
         except ConfigError as error:
-            found.append(Refused(f"{prompt.origin}: {error}"))
+            found.append(RefusedPrompt(f"{prompt.origin}: {error}"))
             continue
         reason = why_too_long(encoded.ids, setup.options, setup.config.model.max_length)
-        found.append(Refused(f"{prompt.origin} {reason}") if reason else encoded)
-    if all(isinstance(one, Refused) for one in found):
-        first = next(one.reason for one in found if isinstance(one, Refused))
+        found.append(RefusedPrompt(f"{prompt.origin} {reason}") if reason else encoded)
+    if all(isinstance(one, RefusedPrompt) for one in found):
+        first = next(one.reason for one in found if isinstance(one, RefusedPrompt))
         more = f" (and so with all {len(found)} prompts)" if len(found) > 1 else ""
         raise ConfigError(first + more)
     return found
 
 
-def encode_prompt(prompt: Prompt, setup: Setup) -> Encoded:
+def encode_prompt(prompt: Prompt, setup: Setup) -> EncodedPrompt:
     """Renders the conversation; after it the response, with masks for its gaps.
 
     A response that does not end with a gap is closed with the terminator: it ends there.
     """
     ids, tokenizer = setup.encode(prompt.conversation), setup.tokenizer
     if prompt.response is None:
-        return Encoded(ids, [])
+        return EncodedPrompt(ids, [])
     mask = tokenizer.ids.mask
     response: list[int] = []
     end = 0
@@ -169,7 +169,7 @@ def encode_prompt(prompt: Prompt, setup: Setup) -> Encoded:
         response += [*_encode(tokenizer, prompt.response[end:]), tokenizer.ids.terminator]
     if mask not in response:
         raise ConfigError(f"a gap must have at least one slot, got {prompt.response!r}")
-    return Encoded(ids + response, response[: response.index(mask)])
+    return EncodedPrompt(ids + response, response[: response.index(mask)])
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

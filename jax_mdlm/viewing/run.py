@@ -18,10 +18,16 @@ from jax_mdlm.sampling import Answer, batches
 from jax_mdlm.sharding import barrier
 from jax_mdlm.viewing import chat, show, web
 from jax_mdlm.viewing.dialogue import Dialogue
-from jax_mdlm.viewing.job import Job
+from jax_mdlm.viewing.job import ResumableOutput
 from jax_mdlm.viewing.player import open_page
-from jax_mdlm.viewing.prompts import Encoded, Prompt, Refused, prepare, read_prompts
-from jax_mdlm.viewing.traces import TraceWriter, open_traces
+from jax_mdlm.viewing.prompts import (
+    EncodedPrompt,
+    Prompt,
+    RefusedPrompt,
+    encode_prompts,
+    read_prompts,
+)
+from jax_mdlm.viewing.show import TraceWriter, open_traces
 
 _REASONS = 20  # refused prompts that have a line each on the terminal
 
@@ -37,7 +43,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         _say_what_is_left_out(prompts)
     # What can be refused is refused before the parameters are read, which may take minutes.
     setup = dataclasses.replace(setup, trace=bool(args.trace or args.html or args.web))
-    prepared = prepare(prompts, setup) if prompts else []
+    prepared = encode_prompts(prompts, setup) if prompts else []
     model = read_kept(setup)
     if args.chat or args.web:
         dialogue = Dialogue(model)
@@ -53,7 +59,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         open_page(args.html, setup.path.name, args.beside) as add_to_page,
     ):
         for prompt, known, answer in zip(prompts, prepared, answers, strict=True):
-            if isinstance(known, Refused):
+            if isinstance(known, RefusedPrompt):
                 if args.json and jax.process_index() == 0:
                     print(to_line(show.refused_record(prompt, known)), flush=True)
                 continue
@@ -76,9 +82,9 @@ def _say_what_is_left_out(prompts: Sequence[Prompt]) -> None:
         )
 
 
-def _report_refused(prepared: Sequence[Encoded | Refused]) -> None:
+def _report_refused(prepared: Sequence[EncodedPrompt | RefusedPrompt]) -> None:
     """A line for every prompt that was not answered, and one that counts them."""
-    reasons = [one.reason for one in prepared if isinstance(one, Refused)]
+    reasons = [one.reason for one in prepared if isinstance(one, RefusedPrompt)]
     if reasons and jax.process_index() == 0:
         for reason in reasons[:_REASONS]:
             print(f"error: {reason}", file=sys.stderr)
@@ -101,7 +107,7 @@ def _check_conversation(args: argparse.Namespace) -> None:
 
 def _answers(
     model: Mdlm,
-    prepared: Sequence[Encoded | Refused],
+    prepared: Sequence[EncodedPrompt | RefusedPrompt],
     done: int = 0,
 ) -> Iterator[Answer]:
     """The answers behind the first `done`; an empty one for a prompt that was refused.
@@ -110,7 +116,7 @@ def _answers(
     otherwise, and a list that goes on shall end with the rows of one that was not interrupted.
     """
     size = min(model.settings.batch_size, len(prepared))
-    ids = [None if isinstance(one, Refused) else one.ids for one in prepared]
+    ids = [None if isinstance(one, RefusedPrompt) else one.ids for one in prepared]
     parts = batches(ids, model.options, model.config.model.max_length, size)
     first = max(part.start for part in parts if part.start <= done)
     answers = model.decode(ids[first:], batch_size=size, first_row=first)
@@ -121,7 +127,7 @@ def _work_through(
     args: argparse.Namespace,
     model: Mdlm,
     prompts: list[Prompt],
-    prepared: list[Encoded | Refused],
+    prepared: list[EncodedPrompt | RefusedPrompt],
 ) -> None:
     """The prompts to a file; what is there already is not done again."""
     settings = dataclasses.asdict(model.settings) | {
@@ -129,13 +135,13 @@ def _work_through(
         "step": model.step,
     }
     del settings["batch_size"]  # what a prompt gets does not depend on it
-    job = Job(args.output, settings, prompts)
+    job = ResumableOutput(args.output, settings, prompts)
     todo = slice(job.done, None)
 
     def records(write_trace: TraceWriter) -> Iterator[dict[str, Any]]:
         answers = _answers(model, prepared, job.done)
         for prompt, known, answer in zip(prompts[todo], prepared[todo], answers, strict=True):
-            if isinstance(known, Refused):
+            if isinstance(known, RefusedPrompt):
                 yield show.refused_record(prompt, known)
                 continue
             text = show.answer_text(answer, known, model.tokenizer)
@@ -143,7 +149,7 @@ def _work_through(
             yield _record(args, model, prompt, text, answer)
 
     first = jax.process_index() == 0
-    traced = sum(isinstance(one, Encoded) for one in prepared[: job.done])
+    traced = sum(isinstance(one, EncodedPrompt) for one in prepared[: job.done])
     with (
         open_traces(args.trace, keep=traced) as write_trace,
         Progress(len(prompts), start=job.done, unit="row", active=first) as progress,

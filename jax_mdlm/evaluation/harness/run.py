@@ -14,9 +14,9 @@ from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.corpus import unfixed
 from jax_mdlm.evaluation.harness import tasks as harness
-from jax_mdlm.evaluation.harness.language_model import language_model
 from jax_mdlm.evaluation.harness.presets import PRESETS, Preset
 from jax_mdlm.evaluation.harness.responder import Responder
+from jax_mdlm.evaluation.harness.tasks import language_model
 from jax_mdlm.opening import open_model
 from jax_mdlm.progress import Progress
 from jax_mdlm.workdir import load_config
@@ -45,7 +45,7 @@ class Settings:
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Runs the tasks and prints lm-eval's table."""
-    harness.require()
+    harness.require_lm_eval()
     names = list(dict.fromkeys(name for name in args.tasks.split(",") if name))
     if not names:
         raise ConfigError(f"--tasks must name a task, got {args.tasks!r}; e.g. --tasks gsm8k,mmlu")
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         for settings in groups
     }
     # What can be refused is refused before the parameters are read, which may take minutes.
-    loaded = harness.load(manager, names, allow_code=args.allow_code)
+    loaded = harness.load_tasks(manager, names, allow_code=args.allow_code)
     opened = open_model(args.workdir, next(iter(groups)).overrides)
     limit = args.limit if args.limit is None or args.limit < 1 else int(args.limit)
     parts = []
@@ -102,13 +102,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
                 )
             )
     if jax.process_index() == 0:
-        results = harness.join(parts)
+        results = harness.join_results(parts)
         print(harness.tables(results))
         if args.output:
             Path(args.output).write_text(harness.as_json(results), encoding="utf-8")
 
 
-def settings_of(
+def settings_from_flags(
     preset: Preset | None, args: argparse.Namespace, overrides: Sequence[str]
 ) -> Settings:
     """What the flags say, and where they say nothing the preset.
@@ -183,7 +183,7 @@ def _group(
                 f"preset {args.preset} says nothing of task {name}: it runs with the settings of "
                 "the work directory and the flags"
             )
-        groups.setdefault(settings_of(preset, args, overrides), []).append(name)
+        groups.setdefault(settings_from_flags(preset, args, overrides), []).append(name)
     return groups
 
 

@@ -15,12 +15,12 @@ from jax_mdlm.evaluation.judge import (
     Judge,
     find_matches,
     judge_matches,
+    make_benchmark,
     not_judged,
     one_model,
 )
-from jax_mdlm.evaluation.judge.choice import make_benchmark
-from jax_mdlm.evaluation.judge.output import check_settings, output_file
 from jax_mdlm.evaluation.judge.records import ModelAnswer
+from jax_mdlm.evaluation.judge.rows import check_settings, output_file
 from jax_mdlm.evaluation.judge.wording import NAME
 from jax_mdlm.progress import Progress
 

@@ -22,7 +22,7 @@ from jax_mdlm.evaluation.judge import pluses, wording
 from jax_mdlm.evaluation.judge.records import (
     ChatMessages,
     Comparison,
-    Decoded,
+    DecodedTurns,
     Grade,
     Judge,
     Judgments,
@@ -91,7 +91,7 @@ class CreativeWriting:
         self,
         question: Question,
         model: str,
-        decoded: Decoded,
+        decoded: DecodedTurns,
         settings: dict[str, Any],
         time: float,
     ) -> dict[str, Any]:
@@ -258,7 +258,7 @@ def _cut(answer: ModelAnswer) -> str:
 def _prompt(question: Question, a: ModelAnswer, b: ModelAnswer) -> ChatMessages:
     parts = [f"[Writing prompt]\n{question.turns[0]}\n[End of the writing prompt]"]
     for name, answer in ((pluses.A, a), (pluses.B, b)):
-        text = wording.shown(_cut(answer))
+        text = wording.quoted(_cut(answer))
         parts.append(f"[Writer {name}]\n{text}\n[End of writer {name}]")
     return wording.conversation(pluses.INSTRUCTION, "\n\n".join(parts))
 

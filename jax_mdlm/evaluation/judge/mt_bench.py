@@ -19,7 +19,7 @@ from jax_mdlm.evaluation.judge.records import (
     TIE,
     ChatMessages,
     Comparison,
-    Decoded,
+    DecodedTurns,
     Grade,
     Judge,
     Judgments,
@@ -29,7 +29,7 @@ from jax_mdlm.evaluation.judge.records import (
     keyed,
     only,
 )
-from jax_mdlm.evaluation.judge.rows import Row, read_lines, write_lines
+from jax_mdlm.evaluation.judge.rows import Row, read_object_lines, write_lines
 
 _VERDICT = (
     "Give your reasons briefly, then end with your verdict: [[A]] if A is better, [[B]] if B is "
@@ -50,14 +50,14 @@ class MtBench:
 
     def read_questions(self, path: str) -> list[Question]:
         """`question.jsonl`."""
-        rows = read_lines(path, "an MT-Bench question")
+        rows = read_object_lines(path, "an MT-Bench question")
         return keyed([_question(row) for row in rows], path)
 
     def answer_row(
         self,
         question: Question,
         model: str,
-        decoded: Decoded,
+        decoded: DecodedTurns,
         settings: dict[str, Any],
         time: float,
     ) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class MtBench:
                 turns=_texts(row, "choices", 0, "turns"),
                 row=row.fields,
             )
-            for row in read_lines(path, "an MT-Bench answer")
+            for row in read_object_lines(path, "an MT-Bench answer")
         ]
 
     def matches(self, question: Question, first: ModelAnswer, second: ModelAnswer) -> list[Match]:
@@ -126,7 +126,7 @@ class MtBench:
 
     def read_judgments(self, path: str) -> Judgments:
         """`JUDGE_single.jsonl` or `JUDGE_pair.jsonl`."""
-        rows = read_lines(path, "an MT-Bench judgment")
+        rows = read_object_lines(path, "an MT-Bench judgment")
         pairs = tuple(_comparison(row) for row in rows if row.has("model_1"))
         grades = tuple(_grade(row) for row in rows if not row.has("model_1"))
         return Judgments(pairs, grades, [row.fields for row in rows])
@@ -158,14 +158,14 @@ def _prompt(question: Question, turn: int, a: ModelAnswer, b: ModelAnswer) -> Ch
         parts = [f"[User Question]\n{question.turns[0]}", *_reference(question, turn)]
         for name, answer in (("A", a), ("B", b)):
             parts.append(
-                f"[The Start of Assistant {name}'s Answer]\n{wording.shown(answer.turns[0])}\n"
+                f"[The Start of Assistant {name}'s Answer]\n{wording.quoted(answer.turns[0])}\n"
                 f"[The End of Assistant {name}'s Answer]"
             )
         return wording.conversation(wording.instruction(_VERDICT), "\n\n".join(parts))
     parts = list(_reference(question, turn))
     for name, answer in (("A", a), ("B", b)):
         talk = [
-            f"### User:\n{asked}\n\n### Assistant {name}:\n{wording.shown(said)}"
+            f"### User:\n{asked}\n\n### Assistant {name}:\n{wording.quoted(said)}"
             for asked, said in zip(question.turns[:turn], answer.turns[:turn], strict=True)
         ]
         title = f"Assistant {name}'s Conversation with User|>"

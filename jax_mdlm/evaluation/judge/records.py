@@ -35,7 +35,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoded:
+class DecodedTurns:
     """The answers to the turns of one question, fresh from the model.
 
     Attributes:
@@ -168,7 +168,7 @@ class Benchmark(Protocol):
         self,
         question: Question,
         model: str,
-        decoded: Decoded,
+        decoded: DecodedTurns,
         settings: dict[str, Any],
         time: float,
     ) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from jax_mdlm.evaluation.judge.records import (
     TIE,
     ChatMessages,
     Comparison,
-    Decoded,
+    DecodedTurns,
     Grade,
     Judge,
     Judgments,
@@ -37,7 +37,7 @@ from jax_mdlm.evaluation.judge.records import (
     keyed,
     only,
 )
-from jax_mdlm.evaluation.judge.rows import Row, read_lines, read_list, write_json
+from jax_mdlm.evaluation.judge.rows import Row, read_list, read_object_lines, write_json
 
 _VERDICT = (
     'Reply with one JSON object with the fields "reason", your reasons in a few sentences, and '
@@ -65,14 +65,14 @@ class WildBench:
 
     def read_questions(self, path: str) -> list[Question]:
         """The dataset's rows: a JSON list, or JSONL."""
-        read = read_list if path.endswith(".json") else read_lines
+        read = read_list if path.endswith(".json") else read_object_lines
         return keyed([_question(row) for row in read(path, "a WildBench question")], path)
 
     def answer_row(
         self,
         question: Question,
         model: str,
-        decoded: Decoded,
+        decoded: DecodedTurns,
         settings: dict[str, Any],
         time: float,
     ) -> dict[str, Any]:
@@ -180,8 +180,8 @@ def _prompt(question: Question, a: ModelAnswer, b: ModelAnswer) -> ChatMessages:
     parts = [
         ("history", past),
         ("query", question.turns[0]),
-        ("response_A", wording.shown(a.turns[0])),
-        ("response_B", wording.shown(b.turns[0])),
+        ("response_A", wording.quoted(a.turns[0])),
+        ("response_B", wording.quoted(b.turns[0])),
         ("checklist", "\n".join(f"- {entry}" for entry in question.row["checklist"])),
     ]
     user = "\n\n".join(

@@ -32,6 +32,6 @@ def conversation(system: str, user: str) -> ChatMessages:
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
-def shown(answer: str) -> str:
+def quoted(answer: str) -> str:
     """An answer as the judge sees it: an empty one is named, so that it is not overlooked."""
     return answer if answer.strip() else _EMPTY
