@@ -28,8 +28,8 @@ from jax_mdlm.evaluate import main
 from jax_mdlm.evaluation import likelihood
 from jax_mdlm.evaluation.harness import responder
 from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
-from jax_mdlm.evaluation.judge import decoding
-from jax_mdlm.evaluation.judge.records import PreparedMessage
+from jax_mdlm.evaluation.judge.answers import Decoder
+from jax_mdlm.evaluation.judge.records import Question
 from jax_mdlm.evaluation.tasks import open_task
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.setup import Setup
@@ -264,9 +264,9 @@ def test_likelihood(opened: Opened, talk: Talk, catch: Callable) -> None:
 def test_judge(opened: Opened, talk: Talk, catch: Callable) -> None:
     """The first turn is given."""
     asked, said, then = talk.texts
-    decoder = decoding.Decoder(opened, "error")
+    decoder = Decoder(opened, "error")
     given = (Message("user", asked), Message("assistant", said))
-    question = PreparedMessage("1", given, (then,), {})
+    question = Question("1", given, (then,), {})
     assert catch(mdlm, "generate", lambda: list(decoder.answers([question]))) == [talk.whole]
 
 

@@ -26,7 +26,7 @@ class Group:
 
     Attributes:
       numbers: int64 [n]; their places in the caller's list.
-      rows: n rows as NumPy arrays, and behind them one that fills up batches.
+      rows: n rows as NumPy arrays, and after them one that fills up batches.
       region: Columns of the response.
     """
 

@@ -90,7 +90,7 @@ def log_likelihood(
       weighed as often as it would be drawn: the value is exact, for fewer calls. An answer of one
       token takes one.
     - What is drawn for a row depends on `key` and the row's number only, not on its batch.
-    - Nothing stands behind the response, as in LLaDA's script: the model sees how long it is. A
+    - Nothing stands after the response, as in LLaDA's script: the model sees how long it is. A
       model that was trained on rows of one length, filled up with EOS, wants those as a part of the
       response.
     - Slack is a token like others here: for a model that was trained with it, this is the

@@ -32,7 +32,7 @@ def marginal_log_likelihood(
     batch_size: int = 16,
     layout: Layout | None = None,
 ) -> list[float]:
-    """`log P(response)` where all `frames` masks behind the prompt are drawn at once.
+    """`log P(response)` where all `frames` masks after the prompt are drawn at once.
 
     Each slot l gets a token of its own from the model's distribution p_l at the fully masked
     canvas. What comes before the first token that closes a text (terminator or EOS) is collapsed;
@@ -48,11 +48,11 @@ def marginal_log_likelihood(
     decoding in many steps, where slots see each other's tokens, nor a bound of it.
 
     Args:
-      params: As in `log_likelihood`.
+      params: As from `model.init` or `model.prepare`.
       config: The network.
       rows: Ids of prompts and of responses; a response ends with the terminator.
       ids: Special tokens.
-      frames: Masks behind each prompt; what `sample.length` is in decoding.
+      frames: Masks after each prompt; what `sample.length` is in decoding.
       collapse: The map that the model was trained with.
       batch_size: Rows per compiled call; rounded up to the batch's shards.
       layout: Mesh and rules; None = one device.

@@ -111,22 +111,13 @@ def score(
 
 
 @functools.partial(jax.jit, static_argnames="setting")
-def is_greedy(
-    params: Params,
-    canvases: Canvases,
-    setting: ScoringSetting,
-) -> jax.Array:
+def is_greedy(params: Params, canvases: Canvases, setting: ScoringSetting) -> jax.Array:
     """Whether the response is what greedy decoding fills its masks with, one slot a call.
 
     LLaDA's `suffix_greedy_prediction`: from a fully masked response of U slots, each call commits
     the argmax of the slot where its probability is largest (the first of equals). A row is left at
     its first wrong commit, so what is committed is always the response's own token, and no argmax
     over the vocabulary is needed: is the token's logit the largest?
-
-    Args:
-      params: As in `score`.
-      canvases: As in `score`.
-      setting: As in `score`.
 
     Returns:
       bool [B], whole on every device.

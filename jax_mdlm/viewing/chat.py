@@ -47,7 +47,7 @@ def converse(dialogue: Dialogue) -> None:
             line = input(PROMPT).strip()
             line.encode()  # in a C locale, bytes that are no UTF-8 come as half characters
         except (EOFError, KeyboardInterrupt):
-            conversation.end()
+            print()  # leaves the line that was being typed
             return
         except UnicodeError:
             conversation.note("that line is not text in this terminal's encoding; type it again")
@@ -85,10 +85,6 @@ class Conversation:
     def note(self, text: str) -> None:
         """Prints what is neither question nor answer."""
         self._console.print(Text(escape_controls(text), "dim"))
-
-    def end(self) -> None:
-        """Leaves the line that was being typed."""
-        self._console.print()
 
     def forget(self) -> None:
         """Begins anew; later turns still draw from numbers of their own."""

@@ -121,7 +121,7 @@ def style() -> str:
 
 
 def still(record: Mapping[str, Any], note: str = "") -> str:
-    """HTML of the canvas behind the last call of a generation.
+    """HTML of the canvas after the last call of a generation.
 
     Args:
       record: As `show.trace_of` makes it, of a finished or unfinished answer.

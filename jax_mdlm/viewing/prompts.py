@@ -74,17 +74,6 @@ class EncodedPrompt:
     opening: list[int]
 
 
-@dataclasses.dataclass(frozen=True)
-class RefusedPrompt:
-    """A prompt that cannot be answered, beside others that can.
-
-    Attributes:
-      reason: One line that begins with the prompt's origin.
-    """
-
-    reason: str
-
-
 def read_prompts(words: Sequence[str], files: str | None, response: str | None) -> list[Prompt]:
     """Prompts from arguments, or from files (text lines, or JSON rows), or from stdin.
 
@@ -124,29 +113,28 @@ def last_text(conversation: Sequence[Any]) -> str:
     return conversation[-1].content if len(conversation) else ""
 
 
-def encode_prompts(prompts: Sequence[Prompt], setup: Setup) -> list[EncodedPrompt | RefusedPrompt]:
+def encode_prompts(prompts: Sequence[Prompt], setup: Setup) -> list[EncodedPrompt | str]:
     """Every prompt in tokens; one that the tokenizer or the model cannot take keeps no other back.
 
-    Args:
-      prompts: At least one.
-      setup: Of the model that will answer them.
+    Returns:
+      Of each the tokens, or why it cannot be answered: a line that begins with its origin.
 
     Raises:
       ConfigError: none of them can be answered; says why of the first.
     """
-    found: list[EncodedPrompt | RefusedPrompt] = []
+    found: list[EncodedPrompt | str] = []
     for prompt in prompts:
         try:
             encoded = encode_prompt(prompt, setup)
         except ConfigError as error:
-            found.append(RefusedPrompt(f"{prompt.origin}: {error}"))
+            found.append(f"{prompt.origin}: {error}")
             continue
         reason = why_too_long(encoded.ids, setup.options, setup.config.model.max_length)
-        found.append(RefusedPrompt(f"{prompt.origin} {reason}") if reason else encoded)
-    if all(isinstance(one, RefusedPrompt) for one in found):
-        first = next(one.reason for one in found if isinstance(one, RefusedPrompt))
+        found.append(f"{prompt.origin} {reason}" if reason else encoded)
+    reasons = [one for one in found if isinstance(one, str)]
+    if len(reasons) == len(found):
         more = f" (and so with all {len(found)} prompts)" if len(found) > 1 else ""
-        raise ConfigError(first + more)
+        raise ConfigError(reasons[0] + more)
     return found
 
 

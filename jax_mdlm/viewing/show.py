@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ import jax
 import numpy as np
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.lines import to_line
+from jax_mdlm.data.lines import Line, number_lines, parse_object, to_line
 from jax_mdlm.data.signs import slot_texts, visible, without_end
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sampling import Answer
-from jax_mdlm.viewing.prompts import EncodedPrompt, Prompt, RefusedPrompt
+from jax_mdlm.viewing.prompts import EncodedPrompt, Prompt
 
 _OF_AN_ANSWER = ("error", "canvas", "committed_at")  # a row that was an output has an older one's
 WRITTEN = ("response", "reference", "template", *_OF_AN_ANSWER)  # what a record adds to its row
@@ -41,9 +40,9 @@ def answer_record(prompt: Prompt, text: str) -> dict[str, Any]:
     return row | {"response": text}
 
 
-def refused_record(prompt: Prompt, refused: RefusedPrompt) -> dict[str, Any]:
-    """The same for a prompt that was not answered: `response` is null, `error` says why."""
-    return answer_record(prompt, "") | {"response": None, "error": refused.reason}
+def refused_record(prompt: Prompt, reason: str) -> dict[str, Any]:
+    """A prompt that was not answered: its `response` is null, `error` says why."""
+    return answer_record(prompt, "") | {"response": None, "error": reason}
 
 
 def slot_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -145,22 +144,24 @@ def read_traces(path: str) -> list[dict[str, Any]]:
     Raises:
       ConfigError: the file cannot be read, or a line is no generation.
     """
-    records = []
     try:
-        lines = Path(path).read_bytes().splitlines()
+        with open(path, "rb") as file:
+            lines = list(number_lines(file, path))
     except OSError as error:
         raise ConfigError(f"{path} must be a file of --trace, but {error}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:  # no JSON, or no text at all
-            record = None
-        if not isinstance(record, dict) or "changes" not in record:
-            raise ConfigError(
-                f"{path}:{number} must be a generation of --trace, it is not; write the file again "
-                "with python -m jax_mdlm.sample --trace"
-            )
-        records.append(record)
-    if not records:
+    if not lines:
         raise ConfigError(f"{path} must hold at least one generation of --trace, it is empty")
-    return records
+    return [_parse_trace(line) for line in lines]
+
+
+def _parse_trace(line: Line) -> dict[str, Any]:
+    try:
+        record = parse_object(line)
+    except ConfigError:  # no JSON, no object, or no text at all
+        record = {}
+    if "changes" not in record:
+        raise ConfigError(
+            f"{line.origin} must be a generation of --trace, it is not; write the file again "
+            "with python -m jax_mdlm.sample --trace"
+        )
+    return record

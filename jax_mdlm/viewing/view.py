@@ -56,7 +56,7 @@ class Reader:
     def canvas(self, answer: Answer, *, since: int, block: range) -> tuple[Text, int]:
         """A decoded region.
 
-        What stands behind its end is left out.
+        What stands after its end is left out.
 
         Args:
           answer: Finished or not.

@@ -88,7 +88,7 @@ class Picture:
       html: The canvas; of a finished answer the page that replays it, in a frame.
       text: The answer; empty until it is finished.
       notes: What is to be said beside it: what it cost, turns that were left out.
-      turns: The conversation behind it; until the end the one before it.
+      turns: The conversation after it; until the end the one before it.
       record: The generation so far, as `--trace` writes it.
     """
 

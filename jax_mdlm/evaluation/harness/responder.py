@@ -16,7 +16,7 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import history
 from jax_mdlm.data.examples import Message, check_text, parse_messages
 from jax_mdlm.data.written import Written, encode_written
-from jax_mdlm.evaluation.harness.decoding import DecodingPlan, cut, plan
+from jax_mdlm.evaluation.harness.decoding import cut, plan
 from jax_mdlm.likelihood import Estimate, log_likelihood
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import SampleOptions
@@ -49,7 +49,7 @@ class Scored:
     Attributes:
       context: The prompt, or "".
       continuation: The text that is scored.
-      origin: As in `Asked`.
+      origin: Where it comes from, for messages.
     """
 
     context: str
@@ -144,7 +144,8 @@ class Responder:
                 first_row=done,
             )
             for number, answer in zip(numbers, answers, strict=True):
-                texts[number] = self._text(answer.tokens, plans[number])
+                text = self.model.tokenizer.decode(answer.tokens[: plans[number].limit])
+                texts[number] = cut(text, plans[number].until)
                 done += 1
                 self.report("answer", done, len(asked))
         return texts
@@ -259,15 +260,12 @@ class Responder:
 
     def _check_fits(self, tokens: int, slots: int, origin: str) -> None:
         if tokens + slots > self.model.config.model.max_length:
-            behind = f" and {slots} new slots" if slots else ""
+            more = f" and {slots} new slots" if slots else ""
             raise ConfigError(
-                f"{origin}: a text of {tokens} tokens{behind} must fit "
+                f"{origin}: a text of {tokens} tokens{more} must fit "
                 f"model.max_length={self.model.config.model.max_length}; lower --num-fewshot"
                 + (" or --config.sample.length" if slots else "")
             )
-
-    def _text(self, tokens: list[int], how: DecodingPlan) -> str:
-        return cut(self.model.tokenizer.decode(tokens[: how.limit]), how.until)
 
 
 def to_string(parts: Sequence[Written]) -> str:

@@ -16,7 +16,6 @@ from jax_mdlm.data.corpus import unfixed
 from jax_mdlm.evaluation.harness import tasks as harness
 from jax_mdlm.evaluation.harness.presets import PRESETS, Preset
 from jax_mdlm.evaluation.harness.responder import Responder
-from jax_mdlm.evaluation.harness.tasks import language_model
 from jax_mdlm.opening import open_model
 from jax_mdlm.progress import Progress
 from jax_mdlm.workdir import load_config
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
                 "samples": settings.samples,
                 "sample": dataclasses.asdict(sample),
             }
-            model = language_model(responder, name=opened.config.name, settings=record)
+            model = harness.language_model(responder, name=opened.config.name, settings=record)
             parts.append(
                 harness.run(
                     model,

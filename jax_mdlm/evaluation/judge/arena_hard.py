@@ -16,7 +16,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from jax_mdlm.evaluation.judge import wording
 from jax_mdlm.evaluation.judge.records import (
     A_IS_BETTER,
     B_IS_BETTER,
@@ -29,8 +28,11 @@ from jax_mdlm.evaluation.judge.records import (
     Match,
     ModelAnswer,
     Question,
+    instruction,
+    judge_messages,
     keyed,
     only,
+    quoted,
 )
 from jax_mdlm.evaluation.judge.rows import Row, read_object_lines, write_lines
 
@@ -182,12 +184,12 @@ def _question(row: Row) -> Question:
 def _prompt(question: Question, a: ModelAnswer, b: ModelAnswer) -> ChatMessages:
     """The layout of `config/arena-hard-v2.0.yaml`, with an instruction of our own."""
     answers = [
-        f"<|The Start of Assistant {name}'s Answer|>\n{wording.quoted(answer.turns[0])}\n"
+        f"<|The Start of Assistant {name}'s Answer|>\n{quoted(answer.turns[0])}\n"
         f"<|The End of Assistant {name}'s Answer|>"
         for name, answer in (("A", a), ("B", b))
     ]
     user = "\n\n".join([f"<|User Prompt|>\n{question.turns[0]}", *answers])
-    return wording.conversation(wording.instruction(_VERDICT), user)
+    return judge_messages(instruction(_VERDICT), user)
 
 
 def _outcome(row: Row) -> float | None:

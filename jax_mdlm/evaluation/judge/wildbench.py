@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from jax_mdlm.data.examples import parse_messages
-from jax_mdlm.evaluation.judge import wording
 from jax_mdlm.evaluation.judge.records import (
     A_IS_BETTER,
     B_IS_BETTER,
@@ -34,8 +33,11 @@ from jax_mdlm.evaluation.judge.records import (
     Match,
     ModelAnswer,
     Question,
+    instruction,
+    judge_messages,
     keyed,
     only,
+    quoted,
 )
 from jax_mdlm.evaluation.judge.rows import Row, read_list, read_object_lines, write_json
 
@@ -180,14 +182,14 @@ def _prompt(question: Question, a: ModelAnswer, b: ModelAnswer) -> ChatMessages:
     parts = [
         ("history", past),
         ("query", question.turns[0]),
-        ("response_A", wording.quoted(a.turns[0])),
-        ("response_B", wording.quoted(b.turns[0])),
+        ("response_A", quoted(a.turns[0])),
+        ("response_B", quoted(b.turns[0])),
         ("checklist", "\n".join(f"- {entry}" for entry in question.row["checklist"])),
     ]
     user = "\n\n".join(
         f"<|begin_of_{name}|>\n\n{text}\n\n<|end_of_{name}|>" for name, text in parts
     )
-    return wording.conversation(wording.instruction(_VERDICT, about=_ABOUT), user)
+    return judge_messages(instruction(_VERDICT, about=_ABOUT), user)
 
 
 def _is_pair(row: Row) -> bool:
