@@ -73,6 +73,7 @@ def _rows(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, 
         model.tokenizer,
         slack_max=model.config.objective.slack_max,
     )
+    # Laid out as training lays them out: prompt, response, end padding.
     pairs = np.arange(len(table.history))[: args.limit or None]
     texts: list[_Text] = []
     for begin in range(0, len(pairs), _CHUNK):
@@ -88,6 +89,7 @@ def _rows(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, 
     # First: it is quick, and refuses rows that the rest would be scored for in vain.
     marginal = _marginal(model, texts) if args.marginal else []
     found = _score(model, texts, args.samples)
+    # Sums over all rows, with what drawing adds to them.
     tokens = sum(text.tokens for text in texts)
     whole = add_up(found)
     low, high = whole.interval(0.95)
@@ -141,6 +143,7 @@ def _marginal(model: Mdlm, texts: Sequence[_Text]) -> list[float]:
 def _choices(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, Any]:
     lines = (line for path in find_files(args.file, "--file") for line in read_lines(path))
     questions = list(parse_lines(lines, parse_multiple_choice))[: args.limit or None]
+    # Every choice is a row, its answer the response.
     tokenizer, texts = model.tokenizer, []
     for question in questions:
         prompt = model.encode(question.prompt)
@@ -155,6 +158,7 @@ def _choices(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[st
             room = max(data.length - len(prompt) - len(response), 0)
             padded = [*response, *[tokenizer.ids.eos] * min(data.end_padding, room)]
             texts.append(_Text(prompt, padded, len(response)))
+    # Back to questions: which choice is likeliest?
     found = iter(_score(model, texts, args.samples))
     rows = []
     for question in questions:

@@ -77,6 +77,7 @@ def marginal_log_likelihood(
     for number, (_, response) in enumerate(rows):
         labels[number, : len(response) - 1] = response[:-1]
         count[number] = len(response) - 1
+    # Scored group by group, rows of a batch together.
     for group in make_groups(blank, ids, config.max_length):
         setting = ScoringSetting(config, ids, group.region, 0.0, layout)
         for begin in range(0, len(group.numbers), batch):

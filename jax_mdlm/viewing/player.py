@@ -1,7 +1,8 @@
 """The page of `--html`: generations that replay themselves, in one file that asks for no other.
 
 Enters: records of `--trace`. Leaves: `player.html` with the records inside. It works from a disk,
-in a notebook (as the `srcdoc` of a frame), without a network and without this package.
+in a notebook (as the `srcdoc` of a frame), without a network and without this package. `still` is
+one canvas of it without a script, for what is shown while it is still being denoised.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""Prompts answered: to stdout, to a file, as traces and pages, or in a conversation."""
+"""Prompts answered: to stdout, to a file, as traces and pages, or in a conversation.
+
+A file has one output row per input row, in order, and goes on where it was interrupted.
+"""
 
 import argparse
 import dataclasses
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         _work_through(args, model, prompts, prepared)
         _report_refused(prepared)
         return
+    # To the terminal, as soon as an answer is there.
     answers = _answers(model, prepared)
     with (
         open_traces(args.trace) as write_trace,

@@ -1,4 +1,7 @@
-"""Answers as people and programs read them: a line of text, a table of slots, JSON records."""
+"""Answers as people and programs read them: a line of text, a table of slots, JSON records.
+
+The file of `--trace` has such a record a line, from which a viewer replays the generation.
+"""
 
 import contextlib
 import itertools

@@ -1,7 +1,8 @@
 """JSON files in and out: objects that know where they stand, files that are replaced whole.
 
-Enters: files of the judges' tools, and ours. Leaves: `Row`s, whose errors name file and line. The
-benchmarks (`arena_hard`, `mt_bench`, ...) say which fields mean what.
+Enters: files of the judges' tools, and ours. Leaves: `Row`s, whose errors name file and line, and
+outputs that are continued with the same settings only. The benchmarks (`arena_hard`, `mt_bench`,
+...) say which fields mean what.
 """
 
 import dataclasses
