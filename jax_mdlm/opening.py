@@ -50,10 +50,10 @@ def open_model(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Mdlm:
     return read_kept(open_workdir(workdir, overrides))
 
 
-def with_progress(answers: Iterator[Answer], total: int) -> list[Answer]:
+def with_progress(answers: Iterator[Answer], total: int, unit: str = "row") -> list[Answer]:
     """All answers, with a bar while they come."""
     found = []
-    with console(total) as progress:
+    with console(total, unit) as progress:
         for answer in answers:
             found.append(answer)
             progress.advance(len(found))

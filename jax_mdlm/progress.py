@@ -6,6 +6,7 @@ none came for a while, one of how many are done.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -24,7 +25,22 @@ from rich.progress import Progress as RichProgress
 _QUIET_SECONDS = 10.0
 
 
-class Progress:
+class _Shown:
+    """What has a bar on the screen while it is entered."""
+
+    _bar: RichProgress
+
+    def __enter__(self) -> Self:
+        """Shows the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.stop()
+
+
+class Progress(_Shown):
     """A bar on a terminal, plain lines elsewhere; silent where `active` is false.
 
     Args:
@@ -61,15 +77,6 @@ class Progress:
             disable=not active or self._in_log,
         )
         self._task = self._bar.add_task(unit, total=total, completed=start)
-
-    def __enter__(self) -> "Progress":
-        """Shows the bar."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.stop()
 
     def advance(self, done: int) -> None:
         """Moves the bar to `done`; in a log, says so where it has been quiet for long."""
@@ -135,7 +142,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 99.5 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-class ByteProgress:
+class ByteProgress(_Shown):
     """A bar of bytes on a terminal; nothing elsewhere. `add` may be called from any thread."""
 
     def __init__(self, total: int | None, *, active: bool = True):
@@ -149,15 +156,6 @@ class ByteProgress:
             disable=not (active and console.is_terminal),
         )
         self._task = self._bar.add_task("bytes", total=total)
-
-    def __enter__(self) -> "ByteProgress":
-        """Shows the bar."""
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leaves the bar as it stands."""
-        self._bar.stop()
 
     def add(self, num_bytes: int) -> None:
         """Moves the bar on."""

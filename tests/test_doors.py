@@ -28,7 +28,7 @@ from jax_mdlm.evaluate import main
 from jax_mdlm.evaluation import likelihood
 from jax_mdlm.evaluation.harness import responder
 from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
-from jax_mdlm.evaluation.judge import decoding
+from jax_mdlm.evaluation.judge.answers import Decoder
 from jax_mdlm.evaluation.judge.records import Question
 from jax_mdlm.evaluation.tasks import open_task
 from jax_mdlm.mdlm import Mdlm
@@ -37,8 +37,8 @@ from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.viewing.chat import Conversation
 from jax_mdlm.viewing.dialogue import Dialogue
-from jax_mdlm.viewing.live import pictures
 from jax_mdlm.viewing.prompts import encode_prompt, read_prompts
+from jax_mdlm.viewing.web import pictures
 from jax_mdlm.workdir import save_config
 from tests.data.conftest import save_llada
 from tests.data.test_written import PUBLISHED
@@ -264,7 +264,7 @@ def test_likelihood(opened: Opened, talk: Talk, catch: Callable) -> None:
 def test_judge(opened: Opened, talk: Talk, catch: Callable) -> None:
     """The first turn is given."""
     asked, said, then = talk.texts
-    decoder = decoding.Decoder(opened, "error")
+    decoder = Decoder(opened, "error")
     given = (Message("user", asked), Message("assistant", said))
     question = Question("1", given, (then,), {})
     assert catch(mdlm, "generate", lambda: list(decoder.answers([question]))) == [talk.whole]

@@ -5,7 +5,7 @@ import sys
 
 from jax_mdlm.__main__ import COMMANDS
 from jax_mdlm.evaluation import judge_flags as flags
-from jax_mdlm.evaluation.judge import choice
+from jax_mdlm.evaluation.judge import make_benchmark
 
 # The dependencies, but for pydantic.
 HEAVY = {"jax", "numpy", "flax", "orbax", "tensorstore", "etils", "tokenizers", "rich", "scipy"}
@@ -74,4 +74,4 @@ def test_a_mistake_in_the_flags_is_told_before_anything_is_loaded() -> None:
 
 def test_flags_name_the_benchmarks_that_there_are() -> None:
     for name in flags.BENCHMARKS:
-        choice.make_benchmark(name)
+        make_benchmark(name)

@@ -45,7 +45,7 @@ def _likelihood(tasks: Any) -> None:
     task.add_argument(
         "--end-padding",
         type=int,
-        help="EOS slots behind a response, scored with it; default: data.end_padding where every "
+        help="EOS slots after a response, scored with it; default: data.end_padding where every "
         "row of the training had it, else 0",
     )
     task.add_argument(

@@ -5,7 +5,12 @@ from typing import Any
 
 from jax_mdlm import command
 
-BENCHMARKS = ("arena_hard", "mt_bench", "wildbench", "creative_writing")  # see `choice`
+BENCHMARKS = (
+    "arena_hard",
+    "mt_bench",
+    "wildbench",
+    "creative_writing",
+)  # of `make_benchmark`
 
 
 def add(tasks: Any) -> None:

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +12,9 @@ import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.batches import assemble
-from jax_mdlm.data.examples import SplitRows
-from jax_mdlm.data.jsonl import find_files, parse_lines, read_lines, read_rows
+from jax_mdlm.data.examples import SplitRows, check_text
+from jax_mdlm.data.jsonl import find_files, parse_lines, read_lines, read_rows, shown_name
 from jax_mdlm.data.table import make_table
-from jax_mdlm.evaluation.choices import choose, parse_question
 from jax_mdlm.evaluation.intervals import share_of
 from jax_mdlm.evaluation.tasks import open_held_out
 from jax_mdlm.likelihood import (
@@ -72,6 +71,7 @@ def _rows(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, 
         model.tokenizer,
         slack_max=model.config.objective.slack_max,
     )
+    # Laid out as training lays them out: prompt, response, end padding.
     pairs = np.arange(len(table.history))[: args.limit or None]
     texts: list[_Text] = []
     for begin in range(0, len(pairs), _CHUNK):
@@ -87,6 +87,7 @@ def _rows(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, 
     # First: it is quick, and refuses rows that the rest would be scored for in vain.
     marginal = _marginal(model, texts) if args.marginal else []
     found = _score(model, texts, args.samples)
+    # Sums over all rows, with what drawing adds to them.
     tokens = sum(text.tokens for text in texts)
     whole = add_up(found)
     low, high = whole.interval(0.95)
@@ -139,7 +140,8 @@ def _marginal(model: Mdlm, texts: Sequence[_Text]) -> list[float]:
 
 def _choices(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, Any]:
     lines = (line for path in find_files(args.file, "--file") for line in read_lines(path))
-    questions = list(parse_lines(lines, parse_question))[: args.limit or None]
+    questions = list(parse_lines(lines, parse_multiple_choice))[: args.limit or None]
+    # Every choice is a row, its answer the response.
     tokenizer, texts = model.tokenizer, []
     for question in questions:
         prompt = model.encode(question.prompt)
@@ -154,6 +156,7 @@ def _choices(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[st
             room = max(data.length - len(prompt) - len(response), 0)
             padded = [*response, *[tokenizer.ids.eos] * min(data.end_padding, room)]
             texts.append(_Text(prompt, padded, len(response)))
+    # Back to questions: which choice is likeliest?
     found = iter(_score(model, texts, args.samples))
     rows = []
     for question in questions:
@@ -161,8 +164,8 @@ def _choices(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[st
         rows.append(
             {
                 "answer": question.answer,
-                "chosen": choose(own),
-                "chosen_normalised": choose(own, [len(choice) for choice in question.choices]),
+                "chosen": likeliest(own),
+                "chosen_normalised": likeliest(own, [len(choice) for choice in question.choices]),
                 "log_likelihoods": [one.value for one in own],
                 "standard_errors": [one.standard_error for one in own],
             }
@@ -215,3 +218,68 @@ def _describe_choices(record: dict[str, Any]) -> Iterator[str]:
     ):
         low, high = record[f"{name}_interval"]
         yield f"{title} {100 * record[name]:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
+
+
+@dataclasses.dataclass(frozen=True)
+class MultipleChoice:
+    """A prompt with answers to choose from.
+
+    Attributes:
+      prompt: Text of the prompt.
+      choices: Text of each answer, two or more.
+      answer: Index of the right one.
+      origin: Where it comes from, for messages, e.g. "questions.jsonl:3".
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int
+    origin: str
+
+
+def likeliest(estimates: Sequence[Estimate], lengths: Sequence[int] | None = None) -> int:
+    """Picks one of several responses to the same prompt.
+
+    Args:
+      estimates: Log-likelihood of each response.
+      lengths: What each is divided by: characters of the answers for lm-eval's `acc_norm`, or
+        tokens; a long answer is less likely whatever it says. None = nothing (`acc`).
+
+    Returns:
+      The index of the largest, the first of equals.
+    """
+    values = np.array([estimate.value for estimate in estimates])
+    return int(np.argmax(values if lengths is None else values / np.asarray(lengths)))
+
+
+def parse_multiple_choice(row: Mapping[str, Any], origin: str) -> MultipleChoice:
+    """One row, `{"prompt": str, "choices": [str, ...], "answer": index}`.
+
+    Args:
+      row: Its fields.
+      origin: Opens the error's text, "file:line".
+
+    Raises:
+      ConfigError: the row is no such object.
+    """
+    choices, answer = row.get("choices"), row.get("answer")
+    if not isinstance(row.get("prompt"), str) or "choices" not in row:
+        form = '{"prompt": text, "choices": [text, text, ...], "answer": index}'
+        found = ", ".join(map(shown_name, row)) or "none"
+        raise ConfigError(f"{origin} must be {form}; its fields are: {found}")
+    if (
+        not isinstance(choices, list)
+        or len(choices) < 2
+        or not all(isinstance(choice, str) and choice.strip() for choice in choices)
+    ):
+        raise ConfigError(f"{origin}: choices must be two or more texts, got {repr(choices)[:60]}")
+    if type(answer) is not int or not 0 <= answer < len(choices):  # True is an int, and no index
+        raise ConfigError(
+            f"{origin}: answer must be an index of its {len(choices)} choices, counted from 0, "
+            f"got {repr(answer)[:60]}"
+        )
+    for number, choice in enumerate(choices, start=1):
+        check_text(choice, f"{origin}: choice {number}")
+    return MultipleChoice(
+        check_text(row["prompt"], f"{origin}: prompt"), tuple(choices), answer, origin
+    )

@@ -5,9 +5,9 @@ import json
 from collections.abc import Sequence
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.corpus import open_references
-from jax_mdlm.evaluation.tasks import evaluate_pronunciations
-from jax_mdlm.opening import console, open_model
+from jax_mdlm.evaluation.tasks import Task, open_task, slack_share
+from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.opening import open_model, with_progress
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -20,25 +20,35 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             f"is {config.data.source}; score its rows with evaluate likelihood or evaluate "
             "intervention"
         )
-    words = open_references(config.data, model.path, args.split)[: args.limit or None]
-    with console(len(words), "word") as progress:
-        scores = evaluate_pronunciations(model, words, progress.advance)
+    task = open_task(config, model.path, split=args.split, limit=args.limit)
+    words, found = len(task.conversations), score_words(model, task)
     if args.json:
-        record = {
-            "split": args.split,
-            "words": len(words),
-            "step": model.step,
-            "slack_share": scores.slack_share,
-            "calls_per_word": scores.calls_per_word,
-            "phoneme_error_rate": scores.rates.phoneme,
-            "word_error_rate": scores.rates.word,
-        }
-        print(json.dumps(record))
+        print(json.dumps({"split": args.split, "words": words, "step": model.step} | found))
         return
-    print(f"{len(words):,} {args.split} words, {model.step:,} training steps")
+    print(f"{words:,} {args.split} words, {model.step:,} training steps")
     print(
-        f"slack share {100 * scores.slack_share:.1f} % of the decoded slots before the terminator"
+        f"slack share {100 * found['slack_share']:.1f} % of the decoded slots before the terminator"
     )
-    print(f"{scores.calls_per_word:.1f} model calls a word")
-    print(f"phoneme error rate {100 * scores.rates.phoneme:.1f} %")
-    print(f"word error rate {100 * scores.rates.word:.1f} %")
+    print(f"{found['calls_per_word']:.1f} model calls a word")
+    print(f"phoneme error rate {100 * found['phoneme_error_rate']:.1f} %")
+    print(f"word error rate {100 * found['word_error_rate']:.1f} %")
+
+
+def score_words(model: Mdlm, task: Task) -> dict[str, float]:
+    """Decodes words and scores them.
+
+    Returns:
+      The slack share, the model calls that a word takes when it is decoded alone (mean), and the
+      scores of the task.
+
+    Raises:
+      ConfigError: a word that the model cannot take.
+    """
+    prompts = [model.encode(word) for word in task.conversations]
+    answers = with_progress(model.decode(prompts), len(prompts), "word")
+    texts = [model.tokenizer.decode(answer.tokens) for answer in answers]
+    return {
+        "slack_share": slack_share(answers, model.options),
+        "calls_per_word": sum(answer.own_calls for answer in answers) / len(answers),
+        **{score.name: score.value(texts, task.references) for score in task.scores},
+    }

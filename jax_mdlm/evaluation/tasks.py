@@ -1,7 +1,7 @@
 """What is decoded to be scored: prompts with references, and what became of them.
 
-Enters: held-out rows of a run's source, or a file of rows. Leaves: decoded texts and their scores;
-for pronunciations phoneme and word error rate. Prompts are decoded by `sampling` as a user's are.
+Enters: held-out rows of a run's source, or a file of rows. Leaves: prompts, and how their answers
+are scored. Prompts are decoded by `sampling` as a user's are.
 """
 
 import dataclasses
@@ -17,13 +17,11 @@ from jax_mdlm.data.corpus import open_references, open_split
 from jax_mdlm.data.examples import Example, SplitRows, answers, without_answer
 from jax_mdlm.data.jsonl import read_rows
 from jax_mdlm.data.rows import Split
-from jax_mdlm.evaluation.scores import METRICS, Metric, Score, metric_named, nearest
-from jax_mdlm.mdlm import Mdlm
+from jax_mdlm.evaluation.scores import METRICS, Metric, Score, metric_named
 from jax_mdlm.sampling import Answer, SampleOptions, response_end, why_too_long
 from jax_mdlm.setup import Setup
 
 TooLong = Literal["error", "empty"]  # what becomes of a prompt that does not fit the model
-Word = tuple[str, Sequence[str]]  # a word and its pronunciations, symbols between spaces
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,113 +229,6 @@ def _last_pair(example: Example) -> tuple[Example, str] | None:
         return None
     question, answer = without_answer(example[: found[-1] + 1])
     return (question, answer) if answer and answer.strip() else None
-
-
-@dataclasses.dataclass(frozen=True)
-class ErrorRates:
-    """Counts over words; the rates are shares, 1 = 100%.
-
-    Attributes:
-      phoneme_errors: Insertions, deletions and substitutions, summed over words.
-      phonemes: Length of the nearest pronunciations, summed over words.
-      word_errors: Words that match none of their pronunciations.
-      words: All words.
-    """
-
-    phoneme_errors: int
-    phonemes: int
-    word_errors: int
-    words: int
-
-    @property
-    def phoneme(self) -> float:
-        """Errors per phoneme of the reference; may exceed 1."""
-        return self.phoneme_errors / self.phonemes
-
-    @property
-    def word(self) -> float:
-        """Share of words with an error."""
-        return self.word_errors / self.words
-
-
-@dataclasses.dataclass(frozen=True)
-class PronunciationScores:
-    """What decoding a list of words showed.
-
-    Attributes:
-      rates: Phoneme and word errors.
-      slack_share: Slack per slot before the terminator, over all answers.
-      calls_per_word: Model calls that a word takes when it is decoded alone, mean.
-      hypotheses: The decoded symbols, one list per word, in order.
-    """
-
-    rates: ErrorRates
-    slack_share: float
-    calls_per_word: float
-    hypotheses: list[list[str]]
-
-
-def error_rates(
-    hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
-) -> ErrorRates:
-    """Scores each hypothesis against its nearest reference.
-
-    Args:
-      hypotheses: Symbols, one sequence per word.
-      references: All accepted symbol sequences of each word, none of them empty. Of equally near
-        ones the shortest counts, which gives the higher rate.
-
-    Returns:
-      Sums over the words.
-
-    Raises:
-      ValueError: no words, lengths that differ, a word without a reference, an empty reference.
-    """
-    if len(hypotheses) != len(references):
-        raise ValueError(
-            f"every hypothesis needs its references, got {len(hypotheses)} hypotheses and "
-            f"{len(references)} sets of references"
-        )
-    if not hypotheses:
-        raise ValueError("error rates need at least one word, got none")
-    rows = [nearest(*row) for row in zip(hypotheses, references, strict=True)]
-    return ErrorRates(
-        phoneme_errors=sum(errors for errors, _ in rows),
-        phonemes=sum(length for _, length in rows),
-        word_errors=sum(errors > 0 for errors, _ in rows),
-        words=len(rows),
-    )
-
-
-def evaluate_pronunciations(
-    model: Mdlm, words: Sequence[Word], report: Callable[[int], None] = lambda done: None
-) -> PronunciationScores:
-    """Decodes words and scores them.
-
-    Args:
-      model: Answers.
-      words: Held-out words with their pronunciations.
-      report: Called with the number of words that are decoded.
-
-    Returns:
-      Rates, slack share, calls and the decoded symbols.
-
-    Raises:
-      ConfigError: a word that the model cannot take.
-      ValueError: as `error_rates`.
-    """
-    decoded = []
-    for answer in model.decode([model.encode(word) for word, _ in words]):
-        decoded.append(answer)
-        report(len(decoded))
-    hypotheses = [model.tokenizer.decode(answer.tokens).split() for answer in decoded]
-    references = [[text.split() for text in pronunciations] for _, pronunciations in words]
-    return PronunciationScores(
-        rates=error_rates(hypotheses, references),
-        slack_share=slack_share(decoded, model.options),
-        calls_per_word=sum(answer.own_calls for answer in decoded) / len(decoded),
-        hypotheses=hypotheses,
-    )
 
 
 def slack_share(decoded: Sequence[Answer], options: SampleOptions) -> float:

@@ -26,7 +26,7 @@ class Group:
 
     Attributes:
       numbers: int64 [n]; their places in the caller's list.
-      rows: n rows as NumPy arrays, and behind them one that fills up batches.
+      rows: n rows as NumPy arrays, and after them one that fills up batches.
       region: Columns of the response.
     """
 
@@ -83,7 +83,7 @@ def make_groups(rows: Sequence[Row], ids: SpecialIds, max_length: int) -> list[G
     ]
 
 
-def place(layout: Layout | None, arrays: Any) -> Any:
+def place_batch(layout: Layout | None, arrays: Any) -> Any:
     """A batch on the devices that hold its rows; without a layout `jit` places it."""
     if layout is None:
         return arrays

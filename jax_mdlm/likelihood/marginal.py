@@ -16,8 +16,8 @@ import numpy as np
 from jax_mdlm.config import Collapse, ConfigError, ModelConfig
 from jax_mdlm.containers import Params, SpecialIds
 from jax_mdlm.diffusion import ctc_loss
-from jax_mdlm.likelihood.canvases import Row, make_groups, place
-from jax_mdlm.likelihood.program import Canvases, Setting, logits_of_masks
+from jax_mdlm.likelihood.canvases import Row, make_groups, place_batch
+from jax_mdlm.likelihood.program import Canvases, ScoringSetting, logits_of_masks
 from jax_mdlm.sharding import Layout, constrain
 
 
@@ -32,7 +32,7 @@ def marginal_log_likelihood(
     batch_size: int = 16,
     layout: Layout | None = None,
 ) -> list[float]:
-    """`log P(response)` where all `frames` masks behind the prompt are drawn at once.
+    """`log P(response)` where all `frames` masks after the prompt are drawn at once.
 
     Each slot l gets a token of its own from the model's distribution p_l at the fully masked
     canvas. What comes before the first token that closes a text (terminator or EOS) is collapsed;
@@ -48,11 +48,11 @@ def marginal_log_likelihood(
     decoding in many steps, where slots see each other's tokens, nor a bound of it.
 
     Args:
-      params: As in `log_likelihood`.
+      params: As from `model.init` or `model.prepare`.
       config: The network.
       rows: Ids of prompts and of responses; a response ends with the terminator.
       ids: Special tokens.
-      frames: Masks behind each prompt; what `sample.length` is in decoding.
+      frames: Masks after each prompt; what `sample.length` is in decoding.
       collapse: The map that the model was trained with.
       batch_size: Rows per compiled call; rounded up to the batch's shards.
       layout: Mesh and rules; None = one device.
@@ -77,12 +77,13 @@ def marginal_log_likelihood(
     for number, (_, response) in enumerate(rows):
         labels[number, : len(response) - 1] = response[:-1]
         count[number] = len(response) - 1
+    # Scored group by group, rows of a batch together.
     for group in make_groups(blank, ids, config.max_length):
-        setting = Setting(config, ids, group.region, 0.0, layout)
+        setting = ScoringSetting(config, ids, group.region, 0.0, layout)
         for begin in range(0, len(group.numbers), batch):
             index = np.arange(begin, min(begin + batch, len(group.numbers)))
             own = np.append(group.numbers[index], np.full(batch - len(index), len(rows)))
-            inputs = place(layout, (group.take(index, batch), labels[own], count[own]))
+            inputs = place_batch(layout, (group.take(index, batch), labels[own], count[own]))
             found = _score(params, *inputs, setting, collapse)
             values[group.numbers[index]] = jax.device_get(found)[: len(index)]
     return values.tolist()
@@ -94,7 +95,7 @@ def _score(
     canvases: Canvases,
     labels: jax.Array,
     label_count: jax.Array,
-    setting: Setting,
+    setting: ScoringSetting,
     collapse: Collapse,
 ) -> jax.Array:
     """Log-probability of each row's labels [B, U] and a closing token, float32 [B]."""

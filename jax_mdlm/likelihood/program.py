@@ -24,7 +24,7 @@ _TILE = 2**24  # logits that a device holds at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class ScoringSetting:
     """What is the same for all calls on canvases of one shape; static under `jit`.
 
     Attributes:
@@ -79,7 +79,7 @@ def score(
     draws: Draws,
     key: jax.Array,
     samples: jax.Array,
-    setting: Setting,
+    setting: ScoringSetting,
 ) -> tuple[jax.Array, jax.Array]:
     """`sum over masked slots of log p(token | what is not masked)`, a mask a canvas.
 
@@ -111,22 +111,13 @@ def score(
 
 
 @functools.partial(jax.jit, static_argnames="setting")
-def is_greedy(
-    params: Params,
-    canvases: Canvases,
-    setting: Setting,
-) -> jax.Array:
+def is_greedy(params: Params, canvases: Canvases, setting: ScoringSetting) -> jax.Array:
     """Whether the response is what greedy decoding fills its masks with, one slot a call.
 
     LLaDA's `suffix_greedy_prediction`: from a fully masked response of U slots, each call commits
     the argmax of the slot where its probability is largest (the first of equals). A row is left at
     its first wrong commit, so what is committed is always the response's own token, and no argmax
     over the vocabulary is needed: is the token's logit the largest?
-
-    Args:
-      params: As in `score`.
-      canvases: As in `score`.
-      setting: As in `score`.
 
     Returns:
       bool [B], whole on every device.
@@ -203,7 +194,7 @@ def numbered_mask(number: jax.Array, count: jax.Array, *, width: int) -> jax.Arr
     return (digits & 1 == 1) & (slots < count)
 
 
-def logits_of_masks(params: Params, canvases: Canvases, setting: Setting) -> jax.Array:
+def logits_of_masks(params: Params, canvases: Canvases, setting: ScoringSetting) -> jax.Array:
     """Logits of the response's slots when all of them are masked, float32 [B, R, V]."""
     noisy = jnp.full((len(canvases.tokens), setting.region.length), setting.ids.mask)
     params = model.cast(params, setting.config)
@@ -211,7 +202,9 @@ def logits_of_masks(params: Params, canvases: Canvases, setting: Setting) -> jax
     return model.project(hidden, model.head(params), setting.layout)
 
 
-def _predict(params: Params, noisy: jax.Array, canvases: Canvases, setting: Setting) -> SlotLogits:
+def _predict(
+    params: Params, noisy: jax.Array, canvases: Canvases, setting: ScoringSetting
+) -> SlotLogits:
     """What the model says of the response's tokens, [B, R], given the response `noisy` [B, R]."""
     layout, start = setting.layout, setting.region.start
     params = model.cast(params, setting.config)  # master weights: once, not where each is used
@@ -233,7 +226,9 @@ def _predict(params: Params, noisy: jax.Array, canvases: Canvases, setting: Sett
     )
 
 
-def _encode(params: Params, noisy: jax.Array, canvases: Canvases, setting: Setting) -> jax.Array:
+def _encode(
+    params: Params, noisy: jax.Array, canvases: Canvases, setting: ScoringSetting
+) -> jax.Array:
     """States [B, R, D] of the response's slots, guided where that is wanted."""
     region, layout, valid = setting.region, setting.layout, canvases.valid
     prompt = canvases.tokens[:, : region.start]

@@ -4,8 +4,13 @@ Enters: a dialogue and what the user types. Leaves: answers on the screen. `view
 `dialogue` makes the answers.
 """
 
+import contextlib
+import io
 import re
+import signal
+import sys
 import time
+from collections.abc import Callable, Iterator
 
 import jax
 from rich.console import Console
@@ -14,14 +19,8 @@ from rich.text import Text
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.sampling import Answer
-from jax_mdlm.viewing.dialogue import Dialogue, Question, Turn, left_out, report, status
-from jax_mdlm.viewing.terminal import (
-    edit_lines,
-    noting_interrupts,
-    replace_what_cannot_be_shown,
-    silent_keyboard,
-)
-from jax_mdlm.viewing.view import CanvasView, Pace, Reader, plain
+from jax_mdlm.viewing.dialogue import Dialogue, PreparedMessage, Turn, cost_line, left_out, status
+from jax_mdlm.viewing.view import CanvasView, Pace, Reader, escape_controls
 
 PROMPT = "you> "
 HELP = """\
@@ -48,7 +47,7 @@ def converse(dialogue: Dialogue) -> None:
             line = input(PROMPT).strip()
             line.encode()  # in a C locale, bytes that are no UTF-8 come as half characters
         except (EOFError, KeyboardInterrupt):
-            conversation.end()
+            print()  # leaves the line that was being typed
             return
         except UnicodeError:
             conversation.note("that line is not text in this terminal's encoding; type it again")
@@ -85,11 +84,7 @@ class Conversation:
 
     def note(self, text: str) -> None:
         """Prints what is neither question nor answer."""
-        self._console.print(Text(plain(text), "dim"))
-
-    def end(self) -> None:
-        """Leaves the line that was being typed."""
-        self._console.print()
+        self._console.print(Text(escape_controls(text), "dim"))
 
     def forget(self) -> None:
         """Begins anew; later turns still draw from numbers of their own."""
@@ -110,11 +105,13 @@ class Conversation:
             self.note(gone)
         answer, seconds, compiling = self._generate(question)
         text = dialogue.text(answer)
-        self._console.print(Text(plain(text)) if text.strip() else Text("(no text)", "dim"))
-        self.note(report(answer, seconds, compiling, dialogue.model.options) + "\n")
+        self._console.print(
+            Text(escape_controls(text)) if text.strip() else Text("(no text)", "dim")
+        )
+        self.note(cost_line(answer, seconds, compiling, dialogue.model.options) + "\n")
         self.turns = dialogue.remember(question, text)
 
-    def _generate(self, question: Question) -> tuple[Answer, float, float]:
+    def _generate(self, question: PreparedMessage) -> tuple[Answer, float, float]:
         """The answer, the seconds of its calls, and those of compiling before them."""
         dialogue, pace, view = self._dialogue, Pace(), CanvasView()
         with noting_interrupts() as interrupted, silent_keyboard():
@@ -135,3 +132,63 @@ class Conversation:
                         shown = answer.calls
             assert answer is not None
             return answer, time.perf_counter() - began, compiling
+
+
+def edit_lines() -> None:
+    """Gives `input` cursor keys and a history, where there is readline."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        return
+    # Python switches it off: each line of a pasted text would be a message of its own.
+    readline.parse_and_bind("set enable-bracketed-paste on")
+
+
+def replace_what_cannot_be_shown() -> None:
+    """A terminal that does not speak UTF-8 gets question marks; without this, an exception."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+@contextlib.contextmanager
+def noting_interrupts() -> Iterator[Callable[[], bool]]:
+    """Notes the first Ctrl-C, so that it ends no frame halfway; the second raises as usual.
+
+    Yields:
+      A function that says whether it was pressed.
+    """
+    pressed = False
+
+    def notice(*_: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, notice)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def silent_keyboard() -> Iterator[None]:
+    """Keys are not echoed into the canvas; what is typed waits for the next prompt."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = list(before)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)

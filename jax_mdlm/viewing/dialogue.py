@@ -26,7 +26,7 @@ _Every = Callable[[], int]
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class PreparedMessage:
     """A message that is ready to be answered.
 
     Attributes:
@@ -70,7 +70,7 @@ class Dialogue:
         config = command.apply_overrides(self.model.config, overrides, section="sample")
         return Dialogue(self.model.with_settings(**dataclasses.asdict(config.sample)))
 
-    def ask(self, message: str, turns: Sequence[Turn], number: int) -> Question:
+    def ask(self, message: str, turns: Sequence[Turn], number: int) -> PreparedMessage:
         """A message with as much of the conversation as fits.
 
         Args:
@@ -84,13 +84,13 @@ class Dialogue:
         asked = Message("user", message)
         ids, kept = fit(self.model, turns, asked)
         key = jax.random.fold_in(jax.random.key(self.model.settings.seed), number)
-        return Question(asked, ids, kept, len(turns) - len(kept), key)
+        return PreparedMessage(asked, ids, kept, len(turns) - len(kept), key)
 
-    def is_compiled(self, question: Question) -> bool:
+    def is_compiled(self, question: PreparedMessage) -> bool:
         """Whether there is a program for a prompt of this width."""
         return self._region(question) in self._compiled
 
-    def compile(self, question: Question) -> float:
+    def compile(self, question: PreparedMessage) -> float:
         """Makes one call with a prompt of a new width, so that no answer's time holds that.
 
         Returns:
@@ -103,7 +103,7 @@ class Dialogue:
         self._compiled.add(self._region(question))
         return time.perf_counter() - began
 
-    def frames(self, question: Question, every: _Every = lambda: 1) -> Iterator[Frame]:
+    def frames(self, question: PreparedMessage, every: _Every = lambda: 1) -> Iterator[Frame]:
         """The canvas while it is denoised, the finished one at the end.
 
         Args:
@@ -116,13 +116,13 @@ class Dialogue:
         """The answer's text."""
         return self.model.tokenizer.decode(answer.tokens)
 
-    def remember(self, question: Question, text: str) -> list[Turn]:
+    def remember(self, question: PreparedMessage, text: str) -> list[Turn]:
         """The conversation with this turn."""
         if self.answers_alone:
             return []
         return [*question.kept, (question.message, Message("assistant", text))]
 
-    def _region(self, question: Question) -> Region:
+    def _region(self, question: PreparedMessage) -> Region:
         length = self.model.config.model.max_length
         return make_canvas([question.ids], self.model.options, max_length=length).region
 
@@ -170,7 +170,7 @@ def fit(model: Setup, turns: Sequence[Turn], message: Message) -> tuple[list[int
     )
 
 
-def left_out(question: Question, max_length: int) -> str:
+def left_out(question: PreparedMessage, max_length: int) -> str:
     """What to say of turns that did not fit; empty where all did."""
     if not question.left_out:
         return ""
@@ -185,7 +185,7 @@ def status(answer: Answer, options: SampleOptions) -> str:
     return f"{calls}, {masked} masked"
 
 
-def report(answer: Answer, seconds: float, compiling: float, options: SampleOptions) -> str:
+def cost_line(answer: Answer, seconds: float, compiling: float, options: SampleOptions) -> str:
     """The line below an answer: what it cost.
 
     Args:

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from jax_mdlm.viewing.dialogue import Dialogue, Turn, open_dialogue
-from jax_mdlm.viewing.live import pictures
 from jax_mdlm.viewing.player import framed, page
+from jax_mdlm.viewing.web import pictures
 
 __all__ = ["Chat", "describe_device", "open_dialogue", "replay", "weights_that_fit"]
 

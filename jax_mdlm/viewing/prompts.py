@@ -62,7 +62,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoded:
+class EncodedPrompt:
     """A prompt in tokens.
 
     Attributes:
@@ -72,17 +72,6 @@ class Encoded:
 
     ids: list[int]
     opening: list[int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Refused:
-    """A prompt that cannot be answered, beside others that can.
-
-    Attributes:
-      reason: One line that begins with the prompt's origin.
-    """
-
-    reason: str
 
 
 def read_prompts(words: Sequence[str], files: str | None, response: str | None) -> list[Prompt]:
@@ -124,40 +113,39 @@ def last_text(conversation: Sequence[Any]) -> str:
     return conversation[-1].content if len(conversation) else ""
 
 
-def prepare(prompts: Sequence[Prompt], setup: Setup) -> list[Encoded | Refused]:
+def encode_prompts(prompts: Sequence[Prompt], setup: Setup) -> list[EncodedPrompt | str]:
     """Every prompt in tokens; one that the tokenizer or the model cannot take keeps no other back.
 
-    Args:
-      prompts: At least one.
-      setup: Of the model that will answer them.
+    Returns:
+      Of each the tokens, or why it cannot be answered: a line that begins with its origin.
 
     Raises:
       ConfigError: none of them can be answered; says why of the first.
     """
-    found: list[Encoded | Refused] = []
+    found: list[EncodedPrompt | str] = []
     for prompt in prompts:
         try:
             encoded = encode_prompt(prompt, setup)
         except ConfigError as error:
-            found.append(Refused(f"{prompt.origin}: {error}"))
+            found.append(f"{prompt.origin}: {error}")
             continue
         reason = why_too_long(encoded.ids, setup.options, setup.config.model.max_length)
-        found.append(Refused(f"{prompt.origin} {reason}") if reason else encoded)
-    if all(isinstance(one, Refused) for one in found):
-        first = next(one.reason for one in found if isinstance(one, Refused))
+        found.append(f"{prompt.origin} {reason}" if reason else encoded)
+    reasons = [one for one in found if isinstance(one, str)]
+    if len(reasons) == len(found):
         more = f" (and so with all {len(found)} prompts)" if len(found) > 1 else ""
-        raise ConfigError(first + more)
+        raise ConfigError(reasons[0] + more)
     return found
 
 
-def encode_prompt(prompt: Prompt, setup: Setup) -> Encoded:
+def encode_prompt(prompt: Prompt, setup: Setup) -> EncodedPrompt:
     """Renders the conversation; after it the response, with masks for its gaps.
 
     A response that does not end with a gap is closed with the terminator: it ends there.
     """
     ids, tokenizer = setup.encode(prompt.conversation), setup.tokenizer
     if prompt.response is None:
-        return Encoded(ids, [])
+        return EncodedPrompt(ids, [])
     mask = tokenizer.ids.mask
     response: list[int] = []
     end = 0
@@ -169,7 +157,7 @@ def encode_prompt(prompt: Prompt, setup: Setup) -> Encoded:
         response += [*_encode(tokenizer, prompt.response[end:]), tokenizer.ids.terminator]
     if mask not in response:
         raise ConfigError(f"a gap must have at least one slot, got {prompt.response!r}")
-    return Encoded(ids + response, response[: response.index(mask)])
+    return EncodedPrompt(ids + response, response[: response.index(mask)])
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

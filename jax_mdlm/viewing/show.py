@@ -1,20 +1,29 @@
-"""Answers as people and programs read them: a line of text, a table of slots, JSON records."""
+"""Answers as people and programs read them: a line of text, a table of slots, JSON records.
 
+The file of `--trace` has such a record a line, from which a viewer replays the generation.
+"""
+
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jax_mdlm.config import ConfigError
+from jax_mdlm.data.jsonl import Line, number_lines, parse_object, to_line
 from jax_mdlm.data.tokenizer import Tokenizer, slot_texts, visible, without_end
 from jax_mdlm.sampling import Answer
-from jax_mdlm.viewing.prompts import Encoded, Prompt, Refused
+from jax_mdlm.viewing.prompts import EncodedPrompt, Prompt
 
 _OF_AN_ANSWER = ("error", "canvas", "committed_at")  # a row that was an output has an older one's
 WRITTEN = ("response", "reference", "template", *_OF_AN_ANSWER)  # what a record adds to its row
+TraceWriter = Callable[[Prompt, str, Answer, Tokenizer], None]
 
 
-def answer_text(answer: Answer, encoded: Encoded, tokenizer: Tokenizer) -> str:
+def answer_text(answer: Answer, encoded: EncodedPrompt, tokenizer: Tokenizer) -> str:
     """The response; in infilling with what stands before its first gap."""
     return tokenizer.decode([*encoded.opening, *answer.tokens])
 
@@ -33,9 +42,9 @@ def answer_record(prompt: Prompt, text: str) -> dict[str, Any]:
     return row | {"response": text}
 
 
-def refused_record(prompt: Prompt, refused: Refused) -> dict[str, Any]:
-    """The same for a prompt that was not answered: `response` is null, `error` says why."""
-    return answer_record(prompt, "") | {"response": None, "error": refused.reason}
+def refused_record(prompt: Prompt, reason: str) -> dict[str, Any]:
+    """A prompt that was not answered: its `response` is null, `error` says why."""
+    return answer_record(prompt, "") | {"response": None, "error": reason}
 
 
 def slot_record(answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -89,3 +98,72 @@ def _table(tokens: Sequence[str], order: Sequence[int]) -> str:
     top = " ".join(token.ljust(width) for token, width in zip(tokens, widths, strict=True))
     bottom = " ".join(call.ljust(width) for call, width in zip(calls, widths, strict=True))
     return f"  slot {top.rstrip()}\n  call {bottom.rstrip()}"
+
+
+@contextlib.contextmanager
+def open_traces(path: str | None, keep: int = 0) -> Iterator[TraceWriter]:
+    """A function that writes one generation; does nothing without a path or on other processes.
+
+    Args:
+      path: Of a local file; None = no traces are wanted.
+      keep: Rows that stay in it, of a list that is continued.
+
+    Raises:
+      ConfigError: the file cannot be written, or has fewer rows than are kept.
+    """
+    if path is None or jax.process_index() != 0:
+        yield lambda *_: None
+        return
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True) if keep else []
+        if len(lines) < keep:
+            raise ConfigError(
+                f"--trace {path} must have a row for each of the {keep} that --output has, got "
+                f"{len(lines)}; choose another --output and --trace"
+            )
+        with open(path, "wb") as file:
+            file.writelines(lines[:keep])
+
+            def write(*generation: Any) -> None:
+                file.write(f"{to_line(trace_of(*generation))}\n".encode())
+                file.flush()
+
+            yield write
+    except OSError as error:
+        raise ConfigError(
+            f"--trace {path} must be a file that can be written, but {error}"
+        ) from error
+
+
+def trace_of(prompt: Prompt, text: str, answer: Answer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A generation as a line of the file holds it."""
+    return answer_record(prompt, text) | trace_record(answer, tokenizer)
+
+
+def read_traces(path: str) -> list[dict[str, Any]]:
+    """All generations of a file.
+
+    Raises:
+      ConfigError: the file cannot be read, or a line is no generation.
+    """
+    try:
+        with open(path, "rb") as file:
+            lines = list(number_lines(file, path))
+    except OSError as error:
+        raise ConfigError(f"{path} must be a file of --trace, but {error}") from error
+    if not lines:
+        raise ConfigError(f"{path} must hold at least one generation of --trace, it is empty")
+    return [_parse_trace(line) for line in lines]
+
+
+def _parse_trace(line: Line) -> dict[str, Any]:
+    try:
+        record = parse_object(line)
+    except ConfigError:  # no JSON, no object, or no text at all
+        record = {}
+    if "changes" not in record:
+        raise ConfigError(
+            f"{line.origin} must be a generation of --trace, it is not; write the file again "
+            "with python -m jax_mdlm.sample --trace"
+        )
+    return record

@@ -33,7 +33,7 @@ _PART_SIGN = "\ufffd"  # what decoding makes of a part of a character
 _LONGEST_CHARACTER = 4  # bytes, and so tokens at most
 
 
-def plain(text: str) -> str:
+def escape_controls(text: str) -> str:
     r"""Text with its control characters as escapes (`\x1b`): nothing in it acts on a terminal."""
     return _ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
@@ -55,7 +55,7 @@ class Reader:
     def canvas(self, answer: Answer, *, since: int, block: range) -> tuple[Text, int]:
         """A decoded region.
 
-        What stands behind its end is left out.
+        What stands after its end is left out.
 
         Args:
           answer: Finished or not.
@@ -94,7 +94,7 @@ class Reader:
                 if pending and token != self._ids.slack:  # the rest of it is not there yet
                     yield last, _PART_SIGN
                     pending = []
-                yield slot, signs.get(token) or plain(self._tokenizer.token(token))
+                yield slot, signs.get(token) or escape_controls(self._tokenizer.token(token))
                 continue
             pending.append(token)
             last, text = slot, self._read(tuple(pending))
@@ -109,7 +109,7 @@ class Reader:
         # SentencePiece drops the space before the first word of what it decodes.
         if first.startswith(" ") and not text.startswith(" "):
             text = " " + text
-        return plain(text or first).replace("\t", "    ")
+        return escape_controls(text or first).replace("\t", "    ")
 
     def _separates(self) -> bool:
         for index in range(self._tokenizer.vocab_size):

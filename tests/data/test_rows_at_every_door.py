@@ -18,8 +18,8 @@ from jax_mdlm.data.jsonl import find_files, parse_lines, read_jsonl, read_lines,
 from jax_mdlm.data.rows import open_rows
 from jax_mdlm.data.table import encode_rows, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.evaluation.choices import parse_question
-from jax_mdlm.evaluation.judge.rows import read_lines as judged_rows
+from jax_mdlm.evaluation.judge.rows import read_object_lines as judged_rows
+from jax_mdlm.evaluation.likelihood import parse_multiple_choice
 from jax_mdlm.evaluation.tasks import open_task
 from jax_mdlm.setup import Setup
 from jax_mdlm.viewing.prompts import encode_prompt, read_prompts
@@ -434,7 +434,7 @@ def check_all_doors(path: Path, tokenizer: Tokenizer) -> None:
         lambda path: trained(path, pretraining=True),
         evaluated,
         lambda path: judged_rows(path, "a row"),
-        lambda path: list(parse_lines(read_lines(path), parse_question)),
+        lambda path: list(parse_lines(read_lines(path), parse_multiple_choice)),
     ):
         said = ""
         try:

@@ -13,15 +13,9 @@ from jax_mdlm.config import Config, DataConfig, MeshConfig, ModelConfig, SampleC
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.chat import plain_template
 from jax_mdlm.data.examples import Message, SplitRows
-from jax_mdlm.evaluation.tasks import (
-    ErrorRates,
-    error_rates,
-    evaluate_pronunciations,
-    rows_decoded,
-    slack_share,
-    task_of_rows,
-    usual_of,
-)
+from jax_mdlm.evaluation.pronunciations import score_words
+from jax_mdlm.evaluation.scores import METRICS
+from jax_mdlm.evaluation.tasks import Task, rows_decoded, slack_share, task_of_rows, usual_of
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import Answer
 from jax_mdlm.setup import Setup
@@ -29,43 +23,42 @@ from jax_mdlm.sharding import make_layout
 from tests.sampling.making import make_options
 from tests.sampling.standin import random_params
 
+PHONEMES, WORDS = usual_of(Config(data=DataConfig(source="pronunciations"))).scores
+
 
 def test_error_rates_by_hand():
-    hypotheses = [["A", "B"], ["A"], [], ["B", "B", "B"]]
+    texts = ["A B", "A", "", "B B B"]
     references = [
-        [["A", "B"]],  # right
-        [["B"], ["A", "C", "C"]],  # one substitution in "B" is nearer than two insertions
-        [["A", "B", "C"]],  # three deletions
-        [["C", "C"], ["B", "B"]],  # one insertion
+        ("A B",),  # right
+        ("B", "A C C"),  # one substitution in "B" is nearer than two insertions
+        ("A B C",),  # three deletions
+        ("C C", "B B"),  # one insertion
     ]
-    rates = error_rates(hypotheses, references)
-    assert rates == ErrorRates(phoneme_errors=5, phonemes=2 + 1 + 3 + 2, word_errors=3, words=4)
-    assert rates.phoneme == 5 / 8
-    assert rates.word == 3 / 4
+    assert PHONEMES.value(texts, references) == 5 / (2 + 1 + 3 + 2)
+    assert WORDS.value(texts, references) == 3 / 4
 
 
-@given(st.permutations([["A"], ["A", "B", "C"], ["C", "B"]]))
+@given(st.permutations(["A", "A B C", "C B"]))
 def test_the_order_of_references_does_not_matter(references):
-    """["A"] and ["A", "B", "C"] are both one edit away: the shorter one counts."""
-    assert error_rates([["A", "B"]], [references]) == ErrorRates(1, 1, 1, 1)
+    """Both "A" and "A B C" are one edit away: the shorter one counts."""
+    assert PHONEMES.value(["A B"], [references]) == WORDS.value(["A B"], [references]) == 1
 
 
 def test_errors_may_exceed_the_reference():
-    assert error_rates([["A"] * 5], [[["B"]]]).phoneme == 5.0
+    assert PHONEMES.value(["A A A A A"], [("B",)]) == 5.0
 
 
 @pytest.mark.parametrize(
-    ("hypotheses", "references", "message"),
+    ("references", "message"),
     [
-        ([], [], "error rates need at least one word, got none"),
-        ([["A"]], [], "every hypothesis needs its references, got 1 hypotheses and 0 sets"),
-        ([["A"]], [[]], r"a row must have at least one reference and no empty one, got \[\]"),
-        ([["A"]], [[["A"], []]], r"a row must have .* got \[\['A'\], \[\]\]"),
+        ([], "shorter"),
+        ([[]], r"a row must have at least one reference and no empty one, got \[\]"),
+        ([["A", ""]], r"a row must have .* got \[\['A'\], \[\]\]"),
     ],
 )
-def test_errors_of_error_rates(hypotheses, references, message):
+def test_errors_of_error_rates(references, message):
     with pytest.raises(ValueError, match=message):
-        error_rates(hypotheses, references)
+        PHONEMES.value(["A"], references)
 
 
 LETTERS = "abcdefghij"
@@ -100,7 +93,7 @@ class Letters:
         raise NotImplementedError
 
 
-def test_evaluate_pronunciations():
+def test_words_are_decoded_and_scored():
     """Taking the decoded text as the reference gives 0 errors; another word's text does not."""
     config = ModelConfig(
         vocab_size=26,
@@ -129,16 +122,16 @@ def test_evaluate_pronunciations():
     assert len(set(texts)) > 1
     assert all(texts)
 
-    def evaluate(pronunciations):
-        return evaluate_pronunciations(model, list(zip(words, pronunciations, strict=True)))
+    def evaluate(references):
+        scores = (PHONEMES, WORDS)
+        return score_words(model, Task("words", words, references, METRICS["symbols"], (), scores))
 
-    scores = evaluate([[text, "P0 P1"] for text in texts])
-    assert scores.rates.word == scores.rates.phoneme == 0
-    assert [" ".join(hypothesis) for hypothesis in scores.hypotheses] == texts
-    assert 1 <= scores.calls_per_word <= 4
-    assert scores.slack_share == slack_share(answers, model.options)
-    scores = evaluate([[texts[(i + 1) % 5] + " P9"] for i in range(5)])
-    assert scores.rates.word_errors > 0
+    found = evaluate([(text, "P0 P1") for text in texts])
+    assert found["word_error_rate"] == found["phoneme_error_rate"] == 0
+    assert 1 <= found["calls_per_word"] <= 4
+    assert found["slack_share"] == slack_share(answers, model.options)
+    found = evaluate([(texts[(i + 1) % 5] + " P9",) for i in range(5)])
+    assert found["word_error_rate"] > 0
 
 
 def test_slack_share_counts_up_to_the_terminator():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluation.choices import Question, choose, parse_question
+from jax_mdlm.evaluation.likelihood import MultipleChoice, likeliest, parse_multiple_choice
 from jax_mdlm.likelihood import Estimate
-from jax_mdlm.likelihood.estimate import add_up, from_draws
+from jax_mdlm.likelihood.estimator import add_up, from_draws
 from jax_mdlm.likelihood.program import draw_mask, level_of, numbered_mask
 from tests.likelihood.small import predict
 from tests.reference import likelihood as reference
@@ -158,13 +158,13 @@ def test_intervals_by_hand():
 
 def test_choose():
     estimates = [Estimate(value, 0.1) for value in (-4.0, -3.0, -3.0, -9.0)]
-    assert choose(estimates) == 1
-    assert choose(estimates, [4, 2, 3, 10]) == 3
+    assert likeliest(estimates) == 1
+    assert likeliest(estimates, [4, 2, 3, 10]) == 3
 
 
 def test_questions():
     row = {"prompt": "p", "choices": ["a", "b"], "answer": 1, "more": 0}
-    assert parse_question(row, "f:1") == Question("p", ("a", "b"), 1, "f:1")
+    assert parse_multiple_choice(row, "f:1") == MultipleChoice("p", ("a", "b"), 1, "f:1")
 
 
 @pytest.mark.parametrize(
@@ -184,4 +184,4 @@ def test_questions():
 )
 def test_bad_questions(line, message):
     with pytest.raises(ConfigError, match=message):
-        parse_question(json.loads(line), "f:1")
+        parse_multiple_choice(json.loads(line), "f:1")

@@ -22,8 +22,8 @@ from jax_mdlm.sampling import Answer, SampleOptions, make_canvas, read_answers, 
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.viewing import chat
 from jax_mdlm.viewing.chat import Conversation
-from jax_mdlm.viewing.dialogue import Dialogue, Question, fit, report
-from jax_mdlm.viewing.view import Reader, plain
+from jax_mdlm.viewing.dialogue import Dialogue, PreparedMessage, cost_line, fit
+from jax_mdlm.viewing.view import Reader, escape_controls
 from tests.viewing.talk import QUESTION, Talk, talk
 
 
@@ -104,7 +104,7 @@ def test_an_answer_is_printed_alone_with_its_cost(run: Mdlm) -> None:
     now = talk(run)
     now.console.width = 100
     printed = now.ask(QUESTION)
-    answer = plain(now.conversation.turns[0][1].content)
+    answer = escape_controls(now.conversation.turns[0][1].content)
     text, cost, empty, rest = printed.rsplit("\n", 3)
     assert "".join(text.split()) == "".join(answer.split())
     assert re.fullmatch(
@@ -123,11 +123,13 @@ def test_the_cost_counts_what_stands_before_the_end(run: Mdlm) -> None:
     slots = np.full(8, 33, np.int32)
     slots[:] = [30, ids.slack, 31, ids.slack, 32, ids.terminator, ids.slack, 33]
     answer = Answer([30, 31, 32], slots, np.zeros(8, int), np.zeros(8, bool), 1)
-    assert report(answer, 0.5, 0.0, now.options) == "1 call, 0.50 s, 6 tokens/s, 2 slack"
-    waited = report(answer, 0.5, 5.64, now.options)
+    assert cost_line(answer, 0.5, 0.0, now.options) == "1 call, 0.50 s, 6 tokens/s, 2 slack"
+    waited = cost_line(answer, 0.5, 5.64, now.options)
     assert waited == "1 call, 0.50 s + 5.6 s compiling, 6 tokens/s, 2 slack"
     slots[5] = 33
-    assert report(answer, 0.5, 0.0, now.options).endswith("6 tokens/s, 3 slack, no end in 8 slots")
+    assert cost_line(answer, 0.5, 0.0, now.options).endswith(
+        "6 tokens/s, 3 slack, no end in 8 slots"
+    )
 
 
 def holding(model: Mdlm, max_length: int) -> Mdlm:
@@ -176,7 +178,7 @@ def test_a_long_conversation_goes_on(run: Mdlm, monkeypatch: pytest.MonkeyPatch)
     slots = np.full(8, now.options.ids.terminator, np.int32)
     answer = Answer(words, slots, np.zeros(8, int), np.zeros(8, bool), 8)
 
-    def generated(self: Conversation, question: Question) -> tuple[Answer, float, float]:
+    def generated(self: Conversation, question: PreparedMessage) -> tuple[Answer, float, float]:
         prompts.append(question.ids)
         return answer, 1.0, 0.0
 

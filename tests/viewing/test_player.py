@@ -12,9 +12,8 @@ import pytest
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.tokenizer import visible
 from jax_mdlm.sample import main
-from jax_mdlm.viewing.player import framed, page
-from jax_mdlm.viewing.still import still
-from jax_mdlm.viewing.traces import read_traces
+from jax_mdlm.viewing.player import framed, page, still
+from jax_mdlm.viewing.show import read_traces
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 ODD = "</script><script>alert(1)</script> <!-- & \u2028 'a' \"b\" ü"

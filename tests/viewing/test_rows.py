@@ -12,7 +12,7 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.jsonl import to_line
 from jax_mdlm.viewing.player import page
 from jax_mdlm.viewing.prompts import read_prompts
-from jax_mdlm.viewing.traces import read_traces
+from jax_mdlm.viewing.show import read_traces
 
 LONG = "a" * 40
 USER, ASSISTANT = {"role": "user", "content": "abc"}, {"role": "gpt", "content": "A B"}

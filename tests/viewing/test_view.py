@@ -19,7 +19,7 @@ from jax_mdlm.sampling import Answer
 from jax_mdlm.viewing import view
 from jax_mdlm.viewing.prompts import Prompt
 from jax_mdlm.viewing.show import show_line
-from jax_mdlm.viewing.view import CanvasView, Pace, Reader, plain, window, wrap
+from jax_mdlm.viewing.view import CanvasView, Pace, Reader, escape_controls, window, wrap
 
 NOWHERE = range(0)
 
@@ -151,10 +151,10 @@ def test_model_output_is_neither_markup_nor_escapes(bpe: Tokenizer) -> None:
     canvas = CanvasView()
     canvas.update(text, focus, evil.replace("\r", ""))
     safe = r"[red]a[/red] :smile: \x1b[31m\x1b]0;t\x07\r\x08\x9b2J\u202eabc\x00\x7f end"
-    assert plain(evil) == text.plain == safe
-    printed = on_screen(Text(plain(evil)), width=100)
+    assert escape_controls(evil) == text.plain == safe
+    printed = on_screen(Text(escape_controls(evil)), width=100)
     assert printed == safe + "\n"
-    assert plain("a\tb\nc é 🙂 שלום") == "a\tb\nc é 🙂 שלום"
+    assert escape_controls("a\tb\nc é 🙂 שלום") == "a\tb\nc é 🙂 שלום"
 
 
 SAMPLES = [
@@ -303,7 +303,7 @@ def test_random_canvases_never_break_the_reader(bpe: Tokenizer) -> None:
         order = [draw.randrange(-1, 5) for _ in slots]
         text, focus = reader.canvas(answer(slots, order), since=3, block=range(8, 16))
         assert 0 <= focus <= len(text)
-        assert text.plain == plain(text.plain)
+        assert text.plain == escape_controls(text.plain)
         canvas = CanvasView()
         canvas.update(text, focus, "")
         printed = Console(file=io.StringIO(), width=30, height=9, color_system=None)

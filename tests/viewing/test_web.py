@@ -9,10 +9,9 @@ import pytest
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.sample import main
-from jax_mdlm.viewing import live, notebook, web
+from jax_mdlm.viewing import notebook, web
 from jax_mdlm.viewing.dialogue import Dialogue, open_dialogue
-from jax_mdlm.viewing.player import framed, page
-from jax_mdlm.viewing.still import still
+from jax_mdlm.viewing.player import framed, page, still
 from tests.viewing.test_player import ODD, RECORD, data_of, slots_of
 
 
@@ -64,7 +63,7 @@ def test_pictures_end_with_what_the_sampler_gives(
     asked = "what is masked"
     compile = Dialogue.compile
     monkeypatch.setattr(Dialogue, "compile", lambda *question: compile(*question) and 5.64)
-    seen = list(live.pictures(dialogue, asked, [], 0))
+    seen = list(web.pictures(dialogue, asked, [], 0))
     assert seen[0].html == '<p role="status">compiling...</p>'
     assert all('class="denoising"' in one.html for one in seen[1:-1])
     assert len(seen) > 2
@@ -75,16 +74,16 @@ def test_pictures_end_with_what_the_sampler_gives(
     (run,) = data_of(held)["runs"]
     assert run["generations"][0]["response"] == seen[-1].text
     assert re.match(r"\d calls, \d\.\d\d s \+ 5\.6 s compiling, ", seen[-1].notes)
-    again = list(live.pictures(dialogue, asked, [], 0))
+    again = list(web.pictures(dialogue, asked, [], 0))
     assert "compiling" not in again[0].html + again[-1].notes
     assert again[-1].text == seen[-1].text
-    later = list(live.pictures(dialogue, "and then?", seen[-1].turns, 1))
+    later = list(web.pictures(dialogue, "and then?", seen[-1].turns, 1))
     assert len(later[-1].turns) == 2
 
 
 def test_a_finished_still_is_the_page_of_its_record(dialogue: Dialogue) -> None:
     """A canvas on its way is the record of the whole generation, cut at its call."""
-    seen = list(live.pictures(dialogue, "slack", [], 0))
+    seen = list(web.pictures(dialogue, "slack", [], 0))
     held = html.unescape(re.findall(r'srcdoc="(.*?)"', seen[-1].html, re.S)[0])
     record = data_of(held)["runs"][0]["generations"][0]
     for picture in seen:
@@ -101,9 +100,9 @@ def test_a_finished_still_is_the_page_of_its_record(dialogue: Dialogue) -> None:
 def test_other_settings_keep_the_parameters(dialogue: Dialogue) -> None:
     fast = dialogue.with_settings("--config.sample.steps=2")
     assert fast.model.params is dialogue.model.params
-    picture = list(live.pictures(fast, "what is", [], 0))[-1]
+    picture = list(web.pictures(fast, "what is", [], 0))[-1]
     assert picture.notes.startswith("2 calls, ")
-    assert list(live.pictures(dialogue, "what is", [], 0))[-1].notes.startswith("8 calls, ")
+    assert list(web.pictures(dialogue, "what is", [], 0))[-1].notes.startswith("8 calls, ")
     with pytest.raises(ConfigError, match=r"sample\.weights and mesh settings say how parameters"):
         dialogue.with_settings("--config.sample.weights=int8")
 
@@ -125,7 +124,7 @@ def test_gradio_streams_to_a_client(dialogue: Dialogue, monkeypatch: pytest.Monk
         assert "iframe" in canvases[-1]
         said = outputs[-1][1]
         assert [one["role"] for one in said] == ["user", "assistant"]
-        expected = list(live.pictures(dialogue, "what is", [], 0))[-1].text
+        expected = list(web.pictures(dialogue, "what is", [], 0))[-1].text
         assert expected.strip() in json.dumps(said, ensure_ascii=False)
         job = client.submit("x" * 999, said, api_name="/answer")
         with pytest.raises(Exception, match="the message takes .* slots"):
@@ -184,7 +183,7 @@ def test_a_notebook_shows_canvases_and_the_page(
     monkeypatch.setattr(shown, "display", display)
     chat = notebook.Chat(dialogue)
     text = chat.say("what is")
-    assert text == list(live.pictures(dialogue, "what is", [], 0))[-1].text
+    assert text == list(web.pictures(dialogue, "what is", [], 0))[-1].text
     assert 'class="denoising"' in pieces[0]
     assert "srcdoc" in pieces[-1]
     assert len(chat.turns) == 1

@@ -30,7 +30,7 @@ _NEUTRAL = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class DecodingPlan:
     """How one request is answered.
 
     Attributes:
@@ -46,7 +46,7 @@ class Plan:
 
 def plan(
     options: SampleOptions, wishes: Mapping[str, Any], *, fixed: frozenset[str], origin: str
-) -> Plan:
+) -> DecodingPlan:
     """Reads the generation settings of a request.
 
     The length of a canvas is a setting of a masked-diffusion model, not a bound that the model may
@@ -72,9 +72,9 @@ def plan(
     options = _drawn(options, wishes, fixed, origin)
     named = [name for name in _MOST_TOKENS if wishes.get(name) is not None]
     if not named or "length" in fixed:
-        return Plan(options, until)
+        return DecodingPlan(options, until)
     most = _number(wishes[named[0]], named[0], origin, least=1, whole=True)
-    return Plan(_sized(options, int(most)), until, int(most))
+    return DecodingPlan(_sized(options, int(most)), until, int(most))
 
 
 def cut(text: str, until: tuple[str, ...]) -> str:

@@ -1,11 +1,12 @@
 """Texts in, texts and log-likelihoods out: what lm-evaluation-harness asks of a model.
 
 Enters: contexts as strings. Leaves: answers decoded by `sampling`, and estimates of
-`evaluation.likelihood`. Nothing here knows lm-eval; `harness.language_model` is the plug.
+`evaluation.likelihood`. Nothing here knows lm-eval; `harness.tasks` has the plug.
 """
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,13 +15,15 @@ import jax
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import Written, encode_written, history
 from jax_mdlm.data.examples import Message, check_text, parse_messages
-from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
-from jax_mdlm.evaluation.harness.rendering import from_string, to_string
+from jax_mdlm.evaluation.harness.decoding import cut, plan
 from jax_mdlm.likelihood import Estimate, log_likelihood
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import SampleOptions
 
 Row = tuple[list[int], list[int]]  # prompt and response, token ids
+_DLE = "\x10"
+_CUT = f"{_DLE};{_DLE}"
+_SIGN = re.compile(f"{_DLE}(?:(?P<id>[0-9]+){_DLE}|(?P<cut>;{_DLE})|{_DLE})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Scored:
     Attributes:
       context: The prompt, or "".
       continuation: The text that is scored.
-      origin: As in `Asked`.
+      origin: Where it comes from, for messages.
     """
 
     context: str
@@ -75,7 +78,7 @@ class Responder:
     report: Callable[[str, int, int], None] = lambda what, done, total: None
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, open_answer: bool = True) -> str:
-        """A conversation as one string (see `rendering`); its ids are those of `render_prompt`.
+        """A conversation as one string (see `to_string`); its ids are those of `render_prompt`.
 
         Args:
           messages: Objects with role and content.
@@ -140,7 +143,8 @@ class Responder:
                 first_row=done,
             )
             for number, answer in zip(numbers, answers, strict=True):
-                texts[number] = self._text(answer.tokens, plans[number])
+                text = self.model.tokenizer.decode(answer.tokens[: plans[number].limit])
+                texts[number] = cut(text, plans[number].until)
                 done += 1
                 self.report("answer", done, len(asked))
         return texts
@@ -255,12 +259,41 @@ class Responder:
 
     def _check_fits(self, tokens: int, slots: int, origin: str) -> None:
         if tokens + slots > self.model.config.model.max_length:
-            behind = f" and {slots} new slots" if slots else ""
+            more = f" and {slots} new slots" if slots else ""
             raise ConfigError(
-                f"{origin}: a text of {tokens} tokens{behind} must fit "
+                f"{origin}: a text of {tokens} tokens{more} must fit "
                 f"model.max_length={self.model.config.model.max_length}; lower --num-fewshot"
                 + (" or --config.sample.length" if slots else "")
             )
 
-    def _text(self, tokens: list[int], how: Plan) -> str:
-        return cut(self.model.tokenizer.decode(tokens[: how.limit]), how.until)
+
+def to_string(parts: Sequence[Written]) -> str:
+    """One string for parts that are encoded each alone.
+
+    lm-eval asks for a conversation to be rendered, and gives the string back as a request's
+    context. Control tokens stand in it as signs that no content can spell: an id between two DLE
+    (U+0010). `;` in the id's place parts messages that are encoded alone. A DLE of a content is
+    doubled.
+    """
+    return _CUT.join("".join(map(_spell, part)) for part in parts if part)
+
+
+def from_string(text: str) -> Sequence[Written]:
+    """The parts of a string; one that was not rendered is text as it stands."""
+    parts: list[list[int | str]] = [[]]
+    end = 0
+    for sign in _SIGN.finditer(text):
+        parts[-1].append(text[end : sign.start()])
+        end = sign.end()
+        if sign["cut"]:
+            parts.append([])
+        else:
+            parts[-1].append(int(sign["id"]) if sign["id"] else _DLE)
+    parts[-1].append(text[end:])
+    return parts
+
+
+def _spell(piece: int | str) -> str:
+    if isinstance(piece, int):
+        return f"{_DLE}{piece}{_DLE}"
+    return piece.replace(_DLE, 2 * _DLE)

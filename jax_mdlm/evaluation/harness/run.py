@@ -1,9 +1,10 @@
 """Tasks of lm-evaluation-harness (extra `eval`), stock ones and local ones."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.corpus import unfixed
 from jax_mdlm.evaluation.harness import tasks as harness
-from jax_mdlm.evaluation.harness.language_model import language_model
 from jax_mdlm.evaluation.harness.presets import PRESETS, Preset
 from jax_mdlm.evaluation.harness.responder import Responder
 from jax_mdlm.opening import open_model
@@ -45,11 +45,12 @@ class Settings:
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Runs the tasks and prints lm-eval's table."""
-    harness.require()
+    harness.require_lm_eval()
     names = list(dict.fromkeys(name for name in args.tasks.split(",") if name))
     if not names:
         raise ConfigError(f"--tasks must name a task, got {args.tasks!r}; e.g. --tasks gsm8k,mmlu")
     _prepare(args)
+    # Tasks that are run alike go together, each group with a config of its own.
     manager = harness.open_tasks(names, args.include)
     groups = _group(manager, names, args, overrides)
     workdir = epath.Path(args.workdir)
@@ -64,15 +65,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         for settings in groups
     }
     # What can be refused is refused before the parameters are read, which may take minutes.
-    loaded = harness.load(manager, names, allow_code=args.allow_code)
+    loaded = harness.load_tasks(manager, names, allow_code=args.allow_code)
     opened = open_model(args.workdir, next(iter(groups)).overrides)
     limit = args.limit if args.limit is None or args.limit < 1 else int(args.limit)
     parts = []
     for settings, together in groups.items():
-        sample = configs[settings].sample
-        with _Bars() as bars:
+        config = configs[settings]
+        with _bars() as bars:
             responder = Responder(
-                dataclasses.replace(opened, config=configs[settings]),
+                dataclasses.replace(opened, config=config),
                 samples=settings.samples,
                 greedy=args.greedy,
                 fixed=settings.fixed,
@@ -87,9 +88,9 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
                 "num_fewshot": settings.num_fewshot,
                 "chat": settings.chat,
                 "samples": settings.samples,
-                "sample": dataclasses.asdict(sample),
+                "sample": dataclasses.asdict(config.sample),
             }
-            model = language_model(responder, name=opened.config.name, settings=record)
+            model = harness.language_model(responder, name=opened.config.name, settings=record)
             parts.append(
                 harness.run(
                     model,
@@ -101,14 +102,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
                     allow_code=args.allow_code,
                 )
             )
+    # One process of a pod speaks.
     if jax.process_index() == 0:
-        results = harness.join(parts)
+        results = harness.join_results(parts)
         print(harness.tables(results))
         if args.output:
             Path(args.output).write_text(harness.as_json(results), encoding="utf-8")
 
 
-def settings_of(
+def settings_from_flags(
     preset: Preset | None, args: argparse.Namespace, overrides: Sequence[str]
 ) -> Settings:
     """What the flags say, and where they say nothing the preset.
@@ -183,27 +185,22 @@ def _group(
                 f"preset {args.preset} says nothing of task {name}: it runs with the settings of "
                 "the work directory and the flags"
             )
-        groups.setdefault(settings_of(preset, args, overrides), []).append(name)
+        groups.setdefault(settings_from_flags(preset, args, overrides), []).append(name)
     return groups
 
 
-class _Bars:
-    """A bar for each kind of request, one after the other."""
+@contextlib.contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows a bar for each kind of request, one after the other."""
+    shown: dict[str, Progress] = {}
+    with contextlib.ExitStack() as stack:
 
-    def __init__(self) -> None:
-        self._shown: Progress | None = None
-        self._what = ""
+        def report(what: str, done: int, total: int) -> None:
+            if what not in shown:
+                stack.close()
+                shown.clear()
+                bar = Progress(total, unit=what, active=jax.process_index() == 0)
+                shown[what] = stack.enter_context(bar)
+            shown[what].advance(done)
 
-    def __enter__(self) -> "_Bars":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._shown is not None:
-            self._shown.__exit__(*error)
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what != self._what or self._shown is None:
-            self.__exit__(None, None, None)
-            self._what = what
-            self._shown = Progress(total, unit=what, active=jax.process_index() == 0).__enter__()
-        self._shown.advance(done)
+        yield report

@@ -18,10 +18,19 @@ if TYPE_CHECKING:
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 
+import hashlib
+import math
+from typing import TYPE_CHECKING
+
+from jax_mdlm.evaluation.harness.responder import Asked, Responder, Scored
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+
 Results = dict[str, Any]  # what lm-eval returns
 
 
-def require() -> None:
+def require_lm_eval() -> None:
     """Raises ConfigError where lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError(
@@ -42,7 +51,7 @@ def open_tasks(names: Sequence[str], include: Sequence[str]) -> "TaskManager":
     Raises:
       ConfigError: no such folder, or no such task (the nearest one is named).
     """
-    require()
+    require_lm_eval()
     from lm_eval.tasks import TaskManager
 
     for folder in include:
@@ -50,7 +59,7 @@ def open_tasks(names: Sequence[str], include: Sequence[str]) -> "TaskManager":
             raise ConfigError(f"--include {folder} must be a folder with task files, it is none")
     manager = TaskManager(include_path=list(include), include_defaults=False)
     known = set(manager.all_tasks)
-    if not all(members(manager, name) <= known for name in names):
+    if not all(task_members(manager, name) <= known for name in names):
         manager = TaskManager(include_path=list(include))
     for name in names:
         if name not in manager.all_tasks:
@@ -60,7 +69,7 @@ def open_tasks(names: Sequence[str], include: Sequence[str]) -> "TaskManager":
     return manager
 
 
-def members(manager: "TaskManager", name: str) -> set[str]:
+def task_members(manager: "TaskManager", name: str) -> set[str]:
     """The names of a task, group or tag and of everything in it."""
     found: set[str] = set()
     todo: list[Any] = [name]
@@ -81,17 +90,19 @@ def members(manager: "TaskManager", name: str) -> set[str]:
 
 def runs_code(manager: "TaskManager", name: str) -> bool:
     """Whether a task, or one of a group, executes what the model wrote."""
-    entries = [manager.task_index.get(member) for member in members(manager, name)]
+    entries = [manager.task_index.get(member) for member in task_members(manager, name)]
     return any(entry and entry.cfg and entry.cfg.get("unsafe_code") for entry in entries)
 
 
 def find_preset(manager: "TaskManager", presets: Mapping[str, Preset], name: str) -> Preset | None:
     """The settings of a task: its own, or those of a group that it belongs to."""
-    groups = [group for group in presets if name in members(manager, group)]
+    groups = [group for group in presets if name in task_members(manager, group)]
     return presets.get(name) or next((presets[group] for group in groups), None)
 
 
-def load(manager: "TaskManager", names: Sequence[str], *, allow_code: bool) -> dict[str, list[Any]]:
+def load_tasks(
+    manager: "TaskManager", names: Sequence[str], *, allow_code: bool
+) -> dict[str, list[Any]]:
     """Loads tasks with their data.
 
     Args:
@@ -162,7 +173,7 @@ def run(
 
     Args:
       model: See `language_model`.
-      tasks: From `load`.
+      tasks: From `load_tasks`.
       manager: From `open_tasks`.
       num_fewshot: Worked examples in a prompt; None = as the tasks say.
       chat: Whether prompts are rendered with the chat template, examples as turns of their own.
@@ -185,7 +196,7 @@ def run(
     return dict(results)
 
 
-def join(parts: Sequence[Results]) -> Results:
+def join_results(parts: Sequence[Results]) -> Results:
     """The results of several runs as one; `config` has a list of theirs."""
     joined: Results = {}
     for part in parts:
@@ -218,3 +229,69 @@ def as_json(results: Results) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def language_model(responder: Responder, *, name: str, settings: Mapping[str, Any]) -> "LM":
+    """A model for `lm_eval.simple_evaluate`.
+
+    Every process of a pod runs all requests, in the same order: the rows are shared out by JAX.
+    For lm-eval there is one process.
+
+    Args:
+      responder: Answers.
+      name: Of the run; tells caches of requests apart.
+      settings: Go into the results, under `config`.
+
+    Raises:
+      ConfigError: lm-eval is not installed.
+    """
+    require_lm_eval()
+    from lm_eval.api.model import LM
+
+    class MaskedDiffusion(LM):
+        """Requests (`lm_eval.api.instance.Instance`), answered."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._errors: list[float] = []  # standard errors of the likelihoods, in nats
+
+        def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
+            asked = [Asked(one.args[0], one.args[1], _origin(one)) for one in requests]
+            return responder.answer(asked)
+
+        def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+            scored = [Scored(one.args[0], one.args[1], _origin(one)) for one in requests]
+            estimates = responder.score(scored)
+            self._errors += [one.standard_error for one in estimates]
+            return [(one.value, bool(one.greedy)) for one in estimates]
+
+        def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
+            texts = [one.args[0] for one in requests]
+            return responder.score_texts(texts, [_origin(one) for one in requests])
+
+        def apply_chat_template(
+            self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+        ) -> str:
+            return responder.render(chat_history, open_answer=add_generation_prompt)
+
+        @property
+        def tokenizer_name(self) -> str:
+            # of what requests hold: one that is kept must not be read in another way
+            rendered = responder.render([{"role": "user", "content": "content"}])
+            digest = hashlib.sha256(rendered.encode()).hexdigest()[:12]
+            return f"{name}-{digest}"
+
+        def chat_template(self, chat_template: bool | str = False) -> str:
+            return responder.template_text() if chat_template else ""
+
+        def get_model_info(self) -> dict[str, Any]:
+            """What lm-eval adds to `config` of its results, after the run."""
+            known = [error for error in self._errors if math.isfinite(error)]  # not of one draw
+            mean = sum(known) / len(known) if known else None
+            return {**settings, "mean_standard_error_of_log_likelihood": mean}
+
+    return MaskedDiffusion()
+
+
+def _origin(request: Any) -> str:
+    return f"task {request.task_name}, document {request.doc_id}"

@@ -16,23 +16,25 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from jax_mdlm.evaluation.judge import wording
 from jax_mdlm.evaluation.judge.records import (
     A_IS_BETTER,
     B_IS_BETTER,
     TIE,
     ChatMessages,
     Comparison,
-    Decoded,
+    DecodedTurns,
     Judge,
     Judgments,
     Match,
     ModelAnswer,
     Question,
+    instruction,
+    judge_messages,
     keyed,
     only,
+    quoted,
 )
-from jax_mdlm.evaluation.judge.rows import Row, read_lines, write_lines
+from jax_mdlm.evaluation.judge.rows import Row, read_object_lines, write_lines
 
 _VERDICT = (
     "Give your reasons briefly, then end with one of these labels: [[A>>B]] A is much better, "
@@ -58,14 +60,14 @@ class ArenaHard:
 
     def read_questions(self, path: str) -> list[Question]:
         """`question.jsonl`."""
-        rows = read_lines(path, "an Arena-Hard question")
+        rows = read_object_lines(path, "an Arena-Hard question")
         return keyed([_question(row) for row in rows], path)
 
     def answer_row(
         self,
         question: Question,
         model: str,
-        decoded: Decoded,
+        decoded: DecodedTurns,
         settings: dict[str, Any],
         time: float,
     ) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class ArenaHard:
                 turns=(row.text("messages", -1, "content", "answer"),),
                 row=row.fields,
             )
-            for row in read_lines(path, "an Arena-Hard answer")
+            for row in read_object_lines(path, "an Arena-Hard answer")
         ]
 
     def matches(self, question: Question, first: ModelAnswer, second: ModelAnswer) -> list[Match]:
@@ -138,7 +140,7 @@ class ArenaHard:
 
     def read_judgments(self, path: str) -> Judgments:
         """`model_judgment/JUDGE/MODEL.jsonl`; as there, a missing verdict takes its pair along."""
-        rows = read_lines(path, "an Arena-Hard judgment")
+        rows = read_object_lines(path, "an Arena-Hard judgment")
         found = [
             Comparison(row.label("uid"), "", row.text("model"), row.text("baseline"), _outcome(row))
             for row in rows
@@ -182,12 +184,12 @@ def _question(row: Row) -> Question:
 def _prompt(question: Question, a: ModelAnswer, b: ModelAnswer) -> ChatMessages:
     """The layout of `config/arena-hard-v2.0.yaml`, with an instruction of our own."""
     answers = [
-        f"<|The Start of Assistant {name}'s Answer|>\n{wording.shown(answer.turns[0])}\n"
+        f"<|The Start of Assistant {name}'s Answer|>\n{quoted(answer.turns[0])}\n"
         f"<|The End of Assistant {name}'s Answer|>"
         for name, answer in (("A", a), ("B", b))
     ]
     user = "\n\n".join([f"<|User Prompt|>\n{question.turns[0]}", *answers])
-    return wording.conversation(wording.instruction(_VERDICT), user)
+    return judge_messages(instruction(_VERDICT), user)
 
 
 def _outcome(row: Row) -> float | None:

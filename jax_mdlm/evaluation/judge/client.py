@@ -26,7 +26,7 @@ _ABOUT_THE_REQUEST = frozenset({400, 413, 422})  # too long, or against the serv
 _SHOWN = 300  # characters of a server's message
 
 
-class Refused(ConfigError):
+class RefusedRequest(ConfigError):
     """The server does not want this conversation; it may want others."""
 
 
@@ -81,7 +81,7 @@ class Client:
         """The reply to a conversation.
 
         Raises:
-          Refused: the server refuses this conversation (status 400, 413, 422).
+          RefusedRequest: the server refuses this conversation (status 400, 413, 422).
           ConfigError: the server refuses us, or does not answer within `attempts` requests.
         """
         endpoint = self._endpoint
@@ -146,7 +146,7 @@ class Client:
         # Also a 429, but no wait pays a bill.
         if (error.code in _PASSING or error.code >= 500) and code != "insufficient_quota":
             return _Passing(what, _seconds(error.headers.get("Retry-After")))
-        kind = Refused if error.code in _ABOUT_THE_REQUEST else ConfigError
+        kind = RefusedRequest if error.code in _ABOUT_THE_REQUEST else ConfigError
         return kind(
             f"{self._address} must accept requests for {self._endpoint.model}, but: {what}; "
             "correct --url, --judge-model or the key"

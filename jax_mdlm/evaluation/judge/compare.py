@@ -15,13 +15,12 @@ from jax_mdlm.evaluation.judge import (
     Judge,
     find_matches,
     judge_matches,
+    make_benchmark,
     not_judged,
     one_model,
 )
-from jax_mdlm.evaluation.judge.choice import make_benchmark
-from jax_mdlm.evaluation.judge.output import check_settings, output_file
-from jax_mdlm.evaluation.judge.records import ModelAnswer
-from jax_mdlm.evaluation.judge.wording import NAME
+from jax_mdlm.evaluation.judge.records import JUDGE_PROMPT, ModelAnswer
+from jax_mdlm.evaluation.judge.rows import check_settings, output_file
 from jax_mdlm.progress import Progress
 
 _SAVE_EVERY = 20  # matches; a file is written whole, and replies are long
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         "judge": args.judge_model,
         "temperature": args.temperature,
         "max_tokens": args.max_tokens,
-        "prompt": NAME,
+        "prompt": JUDGE_PROMPT,
     }
     check_settings(path, "comparisons", settings, begun=len(todo) < len(matches))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluation.judge.client import Refused
+from jax_mdlm.evaluation.judge.client import RefusedRequest
 from jax_mdlm.evaluation.judge.records import (
     Benchmark,
     ChatMessages,
@@ -75,7 +75,7 @@ def judge_matches(
       server refuses the conversation: one that is too long must not stop the others.
 
     Raises:
-      Refused: as the first `_REFUSALS` conversations are, so it is not about them.
+      RefusedRequest: as the first `_REFUSALS` conversations are, so it is not about them.
       ConfigError: a request fails for good; matches that come much later are not begun.
     """
     pool, held, answered = ThreadPoolExecutor(parallel), [], False
@@ -92,7 +92,7 @@ def judge_matches(
             try:
                 held.append((match, future.result()))
                 answered = True
-            except Refused:
+            except RefusedRequest:
                 held.append((match, ("", "")))
                 if not answered and len(held) in (_REFUSALS, len(matches)):
                     raise

@@ -18,18 +18,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jax_mdlm.evaluation.judge import pluses, wording
+from jax_mdlm.evaluation.judge import pluses
 from jax_mdlm.evaluation.judge.records import (
     ChatMessages,
     Comparison,
-    Decoded,
+    DecodedTurns,
     Grade,
     Judge,
     Judgments,
     Match,
     ModelAnswer,
     Question,
+    judge_messages,
     keyed,
+    quoted,
 )
 from jax_mdlm.evaluation.judge.rows import Row, read_object, write_json
 
@@ -91,7 +93,7 @@ class CreativeWriting:
         self,
         question: Question,
         model: str,
-        decoded: Decoded,
+        decoded: DecodedTurns,
         settings: dict[str, Any],
         time: float,
     ) -> dict[str, Any]:
@@ -258,9 +260,9 @@ def _cut(answer: ModelAnswer) -> str:
 def _prompt(question: Question, a: ModelAnswer, b: ModelAnswer) -> ChatMessages:
     parts = [f"[Writing prompt]\n{question.turns[0]}\n[End of the writing prompt]"]
     for name, answer in ((pluses.A, a), (pluses.B, b)):
-        text = wording.shown(_cut(answer))
+        text = quoted(_cut(answer))
         parts.append(f"[Writer {name}]\n{text}\n[End of writer {name}]")
-    return wording.conversation(pluses.INSTRUCTION, "\n\n".join(parts))
+    return judge_messages(pluses.INSTRUCTION, "\n\n".join(parts))
 
 
 def _grade(row: Row) -> Grade:

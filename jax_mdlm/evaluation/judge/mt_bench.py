@@ -14,22 +14,25 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from jax_mdlm.evaluation.judge import wording
 from jax_mdlm.evaluation.judge.records import (
+    JUDGE_PROMPT,
     TIE,
     ChatMessages,
     Comparison,
-    Decoded,
+    DecodedTurns,
     Grade,
     Judge,
     Judgments,
     Match,
     ModelAnswer,
     Question,
+    instruction,
+    judge_messages,
     keyed,
     only,
+    quoted,
 )
-from jax_mdlm.evaluation.judge.rows import Row, read_lines, write_lines
+from jax_mdlm.evaluation.judge.rows import Row, read_object_lines, write_lines
 
 _VERDICT = (
     "Give your reasons briefly, then end with your verdict: [[A]] if A is better, [[B]] if B is "
@@ -50,14 +53,14 @@ class MtBench:
 
     def read_questions(self, path: str) -> list[Question]:
         """`question.jsonl`."""
-        rows = read_lines(path, "an MT-Bench question")
+        rows = read_object_lines(path, "an MT-Bench question")
         return keyed([_question(row) for row in rows], path)
 
     def answer_row(
         self,
         question: Question,
         model: str,
-        decoded: Decoded,
+        decoded: DecodedTurns,
         settings: dict[str, Any],
         time: float,
     ) -> dict[str, Any]:
@@ -87,7 +90,7 @@ class MtBench:
                 turns=_texts(row, "choices", 0, "turns"),
                 row=row.fields,
             )
-            for row in read_lines(path, "an MT-Bench answer")
+            for row in read_object_lines(path, "an MT-Bench answer")
         ]
 
     def matches(self, question: Question, first: ModelAnswer, second: ModelAnswer) -> list[Match]:
@@ -114,7 +117,7 @@ class MtBench:
             "model_2": match.second.model,
             "g1_winner": _winner(replies[0], a="model_1", b="model_2"),
             "g2_winner": _winner(replies[1], a="model_2", b="model_1"),
-            "judge": [judge.model, wording.NAME + ("" if match.unit == "1" else "-multi-turn")],
+            "judge": [judge.model, JUDGE_PROMPT + ("" if match.unit == "1" else "-multi-turn")],
         }
         for game, prompt, reply in zip(("g1", "g2"), match.prompts, replies, strict=True):
             row |= {f"{game}_user_prompt": prompt[-1]["content"], f"{game}_judgment": reply}
@@ -126,7 +129,7 @@ class MtBench:
 
     def read_judgments(self, path: str) -> Judgments:
         """`JUDGE_single.jsonl` or `JUDGE_pair.jsonl`."""
-        rows = read_lines(path, "an MT-Bench judgment")
+        rows = read_object_lines(path, "an MT-Bench judgment")
         pairs = tuple(_comparison(row) for row in rows if row.has("model_1"))
         grades = tuple(_grade(row) for row in rows if not row.has("model_1"))
         return Judgments(pairs, grades, [row.fields for row in rows])
@@ -158,20 +161,20 @@ def _prompt(question: Question, turn: int, a: ModelAnswer, b: ModelAnswer) -> Ch
         parts = [f"[User Question]\n{question.turns[0]}", *_reference(question, turn)]
         for name, answer in (("A", a), ("B", b)):
             parts.append(
-                f"[The Start of Assistant {name}'s Answer]\n{wording.shown(answer.turns[0])}\n"
+                f"[The Start of Assistant {name}'s Answer]\n{quoted(answer.turns[0])}\n"
                 f"[The End of Assistant {name}'s Answer]"
             )
-        return wording.conversation(wording.instruction(_VERDICT), "\n\n".join(parts))
+        return judge_messages(instruction(_VERDICT), "\n\n".join(parts))
     parts = list(_reference(question, turn))
     for name, answer in (("A", a), ("B", b)):
         talk = [
-            f"### User:\n{asked}\n\n### Assistant {name}:\n{wording.shown(said)}"
+            f"### User:\n{asked}\n\n### Assistant {name}:\n{quoted(said)}"
             for asked, said in zip(question.turns[:turn], answer.turns[:turn], strict=True)
         ]
         title = f"Assistant {name}'s Conversation with User|>"
         parts.append("\n\n".join([f"<|The Start of {title}", *talk, f"<|The End of {title}"]))
-    told = wording.instruction(_VERDICT, about=_SECOND_TURN)
-    return wording.conversation(told, "\n\n".join(parts))
+    told = instruction(_VERDICT, about=_SECOND_TURN)
+    return judge_messages(told, "\n\n".join(parts))
 
 
 def _reference(question: Question, turn: int) -> list[str]:

@@ -16,6 +16,19 @@ ChatMessages = list[dict[str, str]]  # role and content, as chat endpoints take 
 
 A_IS_BETTER, TIE, B_IS_BETTER = 1.0, 0.5, 0.0
 
+# What a judge of ours is told; the layout around it and the verdict are each benchmark's own. The
+# official judges have longer instructions: figures to be compared with published ones need the
+# official tools. These words serve to compare two models of one's own.
+JUDGE_PROMPT = "jax-mdlm-pair"  # stands in judgments where the tools name their prompt
+
+_TASK = (
+    "Two AI assistants, A and B, were given the same request. Decide which answer serves the user "
+    "better. Look first for what is wrong or left out, then at how well the answer does what was "
+    "asked, then at how clearly it says it. Neither the order nor the length of the answers is a "
+    "reason to prefer one."
+)
+_EMPTY = "(this answer is empty)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -35,7 +48,7 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoded:
+class DecodedTurns:
     """The answers to the turns of one question, fresh from the model.
 
     Attributes:
@@ -168,7 +181,7 @@ class Benchmark(Protocol):
         self,
         question: Question,
         model: str,
-        decoded: Decoded,
+        decoded: DecodedTurns,
         settings: dict[str, Any],
         time: float,
     ) -> dict[str, Any]:
@@ -239,3 +252,23 @@ def keyed(questions: Sequence[Question], path: str) -> list[Question]:
             raise ConfigError(f"{path}: two questions have the key {question.key}; remove one")
         seen.add(question.key)
     return list(questions)
+
+
+def instruction(verdict: str, *, about: str = "") -> str:
+    """The judge's instruction.
+
+    Args:
+      verdict: How the verdict is to be written.
+      about: What is special about the request.
+    """
+    return " ".join(part for part in (_TASK, about, verdict) if part)
+
+
+def judge_messages(system: str, user: str) -> ChatMessages:
+    """The two messages that a judge gets."""
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+
+
+def quoted(answer: str) -> str:
+    """An answer as the judge sees it: an empty one is named, so that it is not overlooked."""
+    return answer if answer.strip() else _EMPTY

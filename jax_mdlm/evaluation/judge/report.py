@@ -7,8 +7,7 @@ from typing import Any
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluation.intervals import Interval
-from jax_mdlm.evaluation.judge import MeanGrade, WinRate, mean_grades, win_rates
-from jax_mdlm.evaluation.judge.choice import make_benchmark
+from jax_mdlm.evaluation.judge import MeanGrade, WinRate, make_benchmark, mean_grades, win_rates
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:

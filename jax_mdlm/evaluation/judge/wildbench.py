@@ -20,24 +20,26 @@ from pathlib import Path
 from typing import Any
 
 from jax_mdlm.data.examples import parse_messages
-from jax_mdlm.evaluation.judge import wording
 from jax_mdlm.evaluation.judge.records import (
     A_IS_BETTER,
     B_IS_BETTER,
     TIE,
     ChatMessages,
     Comparison,
-    Decoded,
+    DecodedTurns,
     Grade,
     Judge,
     Judgments,
     Match,
     ModelAnswer,
     Question,
+    instruction,
+    judge_messages,
     keyed,
     only,
+    quoted,
 )
-from jax_mdlm.evaluation.judge.rows import Row, read_lines, read_list, write_json
+from jax_mdlm.evaluation.judge.rows import Row, read_list, read_object_lines, write_json
 
 _VERDICT = (
     'Reply with one JSON object with the fields "reason", your reasons in a few sentences, and '
@@ -65,14 +67,14 @@ class WildBench:
 
     def read_questions(self, path: str) -> list[Question]:
         """The dataset's rows: a JSON list, or JSONL."""
-        read = read_list if path.endswith(".json") else read_lines
+        read = read_list if path.endswith(".json") else read_object_lines
         return keyed([_question(row) for row in read(path, "a WildBench question")], path)
 
     def answer_row(
         self,
         question: Question,
         model: str,
-        decoded: Decoded,
+        decoded: DecodedTurns,
         settings: dict[str, Any],
         time: float,
     ) -> dict[str, Any]:
@@ -180,14 +182,14 @@ def _prompt(question: Question, a: ModelAnswer, b: ModelAnswer) -> ChatMessages:
     parts = [
         ("history", past),
         ("query", question.turns[0]),
-        ("response_A", wording.shown(a.turns[0])),
-        ("response_B", wording.shown(b.turns[0])),
+        ("response_A", quoted(a.turns[0])),
+        ("response_B", quoted(b.turns[0])),
         ("checklist", "\n".join(f"- {entry}" for entry in question.row["checklist"])),
     ]
     user = "\n\n".join(
         f"<|begin_of_{name}|>\n\n{text}\n\n<|end_of_{name}|>" for name, text in parts
     )
-    return wording.conversation(wording.instruction(_VERDICT, about=_ABOUT), user)
+    return judge_messages(instruction(_VERDICT, about=_ABOUT), user)
 
 
 def _is_pair(row: Row) -> bool:

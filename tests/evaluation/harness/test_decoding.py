@@ -3,7 +3,7 @@
 import pytest
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluation.harness.decoding import Plan, cut, plan
+from jax_mdlm.evaluation.harness.decoding import DecodingPlan, cut, plan
 from jax_mdlm.sampling import SampleOptions
 from tests.sampling.making import changed, make_options
 from tests.sampling.standin import IDS
@@ -12,7 +12,9 @@ OPTIONS = make_options(length=8, block_length=4, steps=4, ids=IDS)
 DRAWN = changed(OPTIONS, temperature=0.5, top_k=3, top_p=0.5)
 
 
-def read(wishes: dict, options: SampleOptions = OPTIONS, fixed: tuple[str, ...] = ()) -> Plan:
+def read(
+    wishes: dict, options: SampleOptions = OPTIONS, fixed: tuple[str, ...] = ()
+) -> DecodingPlan:
     return plan(options, wishes, fixed=frozenset(fixed), origin="task t")
 
 
@@ -38,23 +40,25 @@ def altered(**fields: object) -> SampleOptions:
     ],
 )
 def test_what_is_drawn(wishes, expected):
-    assert read(wishes) == Plan(expected, ())
+    assert read(wishes) == DecodingPlan(expected, ())
 
 
 def test_what_was_chosen_stays():
     wishes = {"do_sample": True, "temperature": 1.0, "top_k": 9, "top_p": 0.1, "max_gen_toks": 99}
     fixed = ("temperature", "top_k", "top_p", "length")
-    assert read(wishes, DRAWN, fixed) == Plan(DRAWN, ())
-    assert read({}, DRAWN) == Plan(DRAWN, ())
+    assert read(wishes, DRAWN, fixed) == DecodingPlan(DRAWN, ())
+    assert read({}, DRAWN) == DecodingPlan(DRAWN, ())
     greedy = changed(DRAWN, temperature=0.0, top_k=0, top_p=1.0)
-    assert read({"do_sample": False}, DRAWN) == Plan(greedy, ())
-    assert read({"do_sample": False}, DRAWN, ("temperature",)) == Plan(DRAWN, ())
+    assert read({"do_sample": False}, DRAWN) == DecodingPlan(greedy, ())
+    assert read({"do_sample": False}, DRAWN, ("temperature",)) == DecodingPlan(DRAWN, ())
 
 
 @pytest.mark.parametrize("name", ["max_gen_toks", "max_new_tokens", "max_tokens"])
 def test_the_canvas_takes_the_most_tokens_in_whole_blocks(name):
-    assert read({name: 10}) == Plan(altered(length=12, steps=6), (), 10)  # half a call a slot
-    assert read({name: 2}) == Plan(altered(length=4, steps=2), (), 2)
+    assert read({name: 10}) == DecodingPlan(
+        altered(length=12, steps=6), (), 10
+    )  # half a call a slot
+    assert read({name: 2}) == DecodingPlan(altered(length=4, steps=2), (), 2)
 
 
 def test_every_block_has_a_call():
@@ -64,8 +68,10 @@ def test_every_block_has_a_call():
 
 def test_a_growing_canvas_grows_to_the_most_tokens():
     growing = altered(limit=32)
-    assert read({"max_gen_toks": 18}, growing) == Plan(altered(limit=20), (), 18)
-    assert read({"max_gen_toks": 3}, growing) == Plan(altered(length=4, steps=2, limit=4), (), 3)
+    assert read({"max_gen_toks": 18}, growing) == DecodingPlan(altered(limit=20), (), 18)
+    assert read({"max_gen_toks": 3}, growing) == DecodingPlan(
+        altered(length=4, steps=2, limit=4), (), 3
+    )
 
 
 def test_the_first_name_decides():

@@ -89,7 +89,7 @@ def test_lm_eval_knows_the_tasks():
     manager = harness.open_tasks([*names, "mmlu_anatomy"], [])
     for presets in PRESETS.values():
         for name, preset in presets.items():
-            entries = map(manager.task_index.get, harness.members(manager, name))
+            entries = map(manager.task_index.get, harness.task_members(manager, name))
             kinds = {((entry and entry.cfg) or {}).get("output_type") for entry in entries} - {None}
             generates = {"generate_until"} if preset.length else {"multiple_choice"}
             assert kinds == generates, name

@@ -127,7 +127,7 @@ CONVERSATION = [
     ],
 )
 def test_render_gives_the_ids_of_render_prompt(bytewise, make):
-    """For contents that spell control tokens, and the signs of `rendering`, too."""
+    """For contents that spell control tokens, and the signs of `to_string`, too."""
     template = make(bytewise.model.tokenizer)
     config = bytewise.model.config
     network = dataclasses.replace(config.model, max_length=400)

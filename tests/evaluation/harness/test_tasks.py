@@ -18,8 +18,8 @@ import pytest
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import render_prompt
 from jax_mdlm.evaluation.harness import tasks as harness
-from jax_mdlm.evaluation.harness.language_model import language_model
 from jax_mdlm.evaluation.harness.responder import Responder
+from jax_mdlm.evaluation.harness.tasks import language_model
 from jax_mdlm.likelihood import Estimate, log_likelihood
 from tests.evaluation.harness.conftest import TASKS
 
@@ -46,7 +46,7 @@ def write(
 
 def evaluate(responder: Responder, *names: str, **flags: Any) -> dict[str, Any]:
     manager = harness.open_tasks(names, [str(TASKS)])
-    loaded = harness.load(manager, names, allow_code=False)
+    loaded = harness.load_tasks(manager, names, allow_code=False)
     responder = dataclasses.replace(responder, chat=flags.get("chat", False))
     model = language_model(responder, name="letters", settings={"step": 3})
     tasks = [task for name in names for task in loaded[name]]
@@ -162,7 +162,7 @@ def test_likelihood_of_whole_texts(responder, write):
 def test_tables_and_json_of_several_runs(responder, write):
     write("choose.jsonl", choosing(responder))
     write("whole.jsonl", [{"text": "abc A"}])
-    joined = harness.join([evaluate(responder, "choose"), evaluate(responder, "whole")])
+    joined = harness.join_results([evaluate(responder, "choose"), evaluate(responder, "whole")])
     table = harness.tables(joined)
     cells = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
     assert any(line[1] == "choose" and "acc" in line and "0.5000" in line for line in cells[2:])
@@ -181,8 +181,8 @@ def test_requests_are_named_for_caches(responder):
 
 def test_members():
     manager = harness.open_tasks(["trio"], [str(TASKS)])
-    assert harness.members(manager, "trio") == {"trio", "spell", "several", "choose"}
-    assert harness.members(manager, "spell") == {"spell"}
+    assert harness.task_members(manager, "trio") == {"trio", "spell", "several", "choose"}
+    assert harness.task_members(manager, "spell") == {"spell"}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_members():
 def test_refusals(local_only, no_network, tmp_path, monkeypatch, names, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message) as caught:
-        harness.load(harness.open_tasks(names, [str(TASKS)]), names, allow_code=False)
+        harness.load_tasks(harness.open_tasks(names, [str(TASKS)]), names, allow_code=False)
     assert "\n" not in str(caught.value)
     assert no_network == []
 
@@ -211,7 +211,7 @@ def test_refuses_a_task_named_twice(responder, write):
     names = ["trio", "spell"]
     manager = harness.open_tasks(names, [str(TASKS)])
     with pytest.raises(ConfigError, match=r"task spell must be run once, .* trio and to spell"):
-        harness.load(manager, names, allow_code=False)
+        harness.load_tasks(manager, names, allow_code=False)
 
 
 def test_refuses_a_folder_that_is_none(tmp_path):

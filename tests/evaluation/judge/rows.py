@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from jax_mdlm.evaluation.judge import ArenaHard, Benchmark, CreativeWriting, MtBench, WildBench
-from jax_mdlm.evaluation.judge.records import Decoded
+from jax_mdlm.evaluation.judge.records import DecodedTurns
 
 NAMES = ("arena_hard", "mt_bench", "wildbench", "creative_writing")
 
@@ -65,7 +65,7 @@ def answer_file(folder: Path, benchmark: Benchmark, questions: Path, model: str)
     rows = []
     for question in benchmark.read_questions(str(questions)):
         turns = tuple(f"{model}, turn {i}: {'words ' * 100}ü" for i in range(len(question.turns)))
-        decoded = Decoded(turns, (7,) * len(turns))
+        decoded = DecodedTurns(turns, (7,) * len(turns))
         settings = {"temperature": 0.5, "top_p": 1.0, "length": 8, "limit": 0}
         rows.append(benchmark.answer_row(question, model, decoded, settings, 5.0))
     benchmark.write_answers(path, rows)

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.evaluation.judge.client import Client, Endpoint, Refused
+from jax_mdlm.evaluation.judge.client import Client, Endpoint, RefusedRequest
 from tests.evaluation.judge.stub import completion, serve
 
 MESSAGES = [{"role": "system", "content": "judge"}, {"role": "user", "content": "ä or b?"}]
@@ -129,7 +129,7 @@ def test_nobody_listens():
             r"\*\*\*",
         ),
         ({"status": 404, "body": '{"error": "no model m"}'}, ConfigError, "404, no model m"),
-        ({"status": 400, "body": "too long"}, Refused, "status 400, too long"),
+        ({"status": 400, "body": "too long"}, RefusedRequest, "status 400, too long"),
         ({"status": 307, "headers": {"Location": "http://other/"}}, ConfigError, "status 307"),
         (
             {"status": 429, "body": '{"error": {"message": "pay", "code": "insufficient_quota"}}'},

@@ -12,7 +12,7 @@ from jax_mdlm.evaluation.judge.arena_hard import label, markdown_counts
 from jax_mdlm.evaluation.judge.creative_writing import CreativeWriting
 from jax_mdlm.evaluation.judge.mt_bench import verdict as read_letter
 from jax_mdlm.evaluation.judge.pluses import outcome_fields, read_pluses
-from jax_mdlm.evaluation.judge.records import Comparison, Decoded, Question
+from jax_mdlm.evaluation.judge.records import Comparison, DecodedTurns, Question
 from jax_mdlm.evaluation.judge.wildbench import read_choice
 from tests.evaluation.judge.rows import NAMES, answer_file, make, question_file, verdict
 
@@ -122,7 +122,7 @@ def test_short_creative_writing_counts_as_failed():
     for length, failed in ((499, True), (500, False)):
         row = {"prompt_id": "p", "writing_prompt": "w", "seed": "s", "iteration": 1}
         question = Question("p/1", (), ("w",), row)
-        row = benchmark.answer_row(question, "m", Decoded(("x" * length,), (1,)), {}, 1.0)
+        row = benchmark.answer_row(question, "m", DecodedTurns(("x" * length,), (1,)), {}, 1.0)
         result = row["results_by_modifier"]["s"]
         assert result["generation_failed"] is failed
         assert ("model_response" in result) is not failed
@@ -173,7 +173,7 @@ def test_prompts_show_both_orders(tmp_path, name):
 
 def test_an_empty_answer_is_named(tmp_path):
     benchmark, questions, (ours, theirs) = both(tmp_path, "arena_hard")
-    row = benchmark.answer_row(questions[0], "ours", Decoded((" ",), (0,)), {}, 1.0)
+    row = benchmark.answer_row(questions[0], "ours", DecodedTurns((" ",), (0,)), {}, 1.0)
     benchmark.write_answers(tmp_path / "empty.jsonl", [row])
     ours = benchmark.read_answers(str(tmp_path / "empty.jsonl"))
     (match,) = find_matches(benchmark, questions[:1], ours, theirs)

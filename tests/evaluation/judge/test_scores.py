@@ -15,7 +15,7 @@ from jax_mdlm.evaluation.judge import (
     one_model,
     win_rates,
 )
-from jax_mdlm.evaluation.judge.client import Refused
+from jax_mdlm.evaluation.judge.client import RefusedRequest
 from jax_mdlm.evaluation.judge.records import Comparison, Grade, ModelAnswer
 from tests.evaluation.judge.rows import answer_file, make, question_file
 
@@ -139,7 +139,7 @@ def test_a_failure_keeps_what_came_before(matches):
 def test_a_refused_conversation_does_not_stop_the_others(matches):
     def ask(messages):
         if "what is a slot?" in messages[-1]["content"]:
-            raise Refused("too long")
+            raise RefusedRequest("too long")
         return "r"
 
     judged = list(judge_matches(matches, ask, parallel=2))
@@ -149,10 +149,10 @@ def test_a_refused_conversation_does_not_stop_the_others(matches):
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_when_all_are_refused_it_is_not_about_them(matches, count):
     def ask(messages):
-        raise Refused("no such model")
+        raise RefusedRequest("no such model")
 
     judged = judge_matches(matches[:count], ask, parallel=1)
-    with pytest.raises(Refused, match="no such model"):
+    with pytest.raises(RefusedRequest, match="no such model"):
         next(judged)
 
 
