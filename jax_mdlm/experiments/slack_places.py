@@ -92,7 +92,7 @@ class Timing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class SlackPlaces:
     """What is said of a set of responses.
 
     Attributes:
@@ -192,7 +192,9 @@ def _messages(conversation: Conversation) -> Example:
     return parse_messages(conversation, "conversation")
 
 
-def measure(responses: Sequence[Response], ids: SpecialIds, *, bins: int = 10) -> Places:
+def measure_places(
+    responses: Sequence[Response], ids: SpecialIds, *, bins: int = 10
+) -> SlackPlaces:
     """Counts everything once.
 
     Args:
@@ -215,7 +217,7 @@ def measure(responses: Sequence[Response], ids: SpecialIds, *, bins: int = 10) -
     slack = [one.slots == ids.slack for one in responses]
     total = int(sum(is_slack.sum() for is_slack in slack))
     tails = sum(row[-1].slack for row in own if len(row) > 1)
-    return Places(
+    return SlackPlaces(
         rows=len(responses),
         slots=sum(len(one.slots) for one in responses),
         slack=total,
