@@ -130,7 +130,7 @@ def draw_rows(path: str, record: dict[str, Any]) -> None:
     The title is that of the same record's curves.
 
     Args:
-      path: As in `draw_curves`.
+      path: A local file, `.png`, `.svg` or `.pdf`.
       record: What `evaluate intervention` writes.
     """
     plt = pyplot()

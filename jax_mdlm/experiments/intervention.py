@@ -221,13 +221,15 @@ def _record_of(measured: dict[str, ModelScores], args: argparse.Namespace) -> di
             "rates_of_training_seeds": [
                 list(map(rounded, row)) for row in one.curve.rates.tolist()
             ],
-            **_plain(bootstrap_curve(one.curve, spread=spread)),
+            **intervals_in_json(bootstrap_curve(one.curve, spread=spread)),
             "means": one.means,
         }
     against = {}
     for name, other in others:
         check_same_rows(base.task, other.task, name)
-        against[name] = _plain(bootstrap_differences(base.curve, other.curve, spread=spread))
+        against[name] = intervals_in_json(
+            bootstrap_differences(base.curve, other.curve, spread=spread)
+        )
         against[name]["p"] = permutation_test(base.curve, other.curve).tolist()
     return {
         "task": base.task.name,
@@ -242,16 +244,16 @@ def _record_of(measured: dict[str, ModelScores], args: argparse.Namespace) -> di
     }
 
 
-def _plain(found: dict[str, Any]) -> dict[str, Any]:
+def intervals_in_json(found: dict[str, Any]) -> dict[str, Any]:
     """Intervals as [value, low, high]; where there is none null, with the reason beside them."""
-    lists = {name: value if isinstance(value, list) else [value] for name, value in found.items()}
-    reasons = {
-        name: next((one.reason for one in value if one.reason), "") for name, value in lists.items()
-    }
-    return {
-        name: [one.numbers() for one in value] if isinstance(value, list) else value.numbers()
-        for name, value in found.items()
-    } | {"no_interval": {name: reason for name, reason in reasons.items() if reason}}
+    numbers, reasons = {}, {}
+    for name, value in found.items():
+        several = value if isinstance(value, list) else [value]
+        every = [one.numbers() for one in several]
+        numbers[name] = every if isinstance(value, list) else every[0]
+        if reason := next((one.reason for one in several if one.reason), ""):
+            reasons[name] = reason
+    return numbers | {"no_interval": reasons}
 
 
 def why_none(record: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.numbers import load_numbers
 from jax_mdlm.evaluation.intervals import Interval, share_of, shown
 from jax_mdlm.evaluation.tasks import open_task, too_long_note
-from jax_mdlm.experiments.intervention import Model, parse_models
+from jax_mdlm.experiments.intervention import Model, intervals_in_json, parse_models
 from jax_mdlm.opening import open_model, with_progress
 
 _COLUMNS = {  # field of a report -> its heading
@@ -147,24 +147,16 @@ def _measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) -
             for reference, text, count in zip(expected, texts, counts, strict=True)
             if count.lost
         ]
+    values = vars(summarise(trained))
+    found = {name: value for name, value in values.items() if isinstance(value, Interval)}
     return {
         "training_seeds": len(trained),
         "steps": steps,
         "too_long": too_long,
-        **_plain(summarise(trained)),
+        **values,
+        **intervals_in_json(found),
         "lost_examples": lost[:_SHOWN],
     }
-
-
-def _plain(report: Report) -> dict[str, Any]:
-    """Intervals as [value, low, high]; where there is none null, with the reason beside it."""
-    values = {field.name: getattr(report, field.name) for field in dataclasses.fields(report)}
-    found = {name: value for name, value in values.items() if isinstance(value, Interval)}
-    return (
-        values
-        | {name: value.numbers() for name, value in found.items()}
-        | {"no_interval": {name: value.reason for name, value in found.items() if value.reason}}
-    )
 
 
 def print_repeats(record: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ class Response:
 
     Attributes:
       slots: int [n]; tokens and slack before the terminator.
-      behind: Slack behind it.
+      behind: Slack after it.
       calls: int [n]; the call that fixed each slot, from 0; None for a target. A slack that the
         merge step made has the call of the token whose place it took.
       terminator: What stands after the tail.
@@ -104,7 +104,7 @@ class SlackPlaces:
       per_gap: Mean slack in a gap: "start", "between" (two tokens), "equal" (two equal tokens),
         "tail"; nan where no such gap is.
       tail_share: Slack in tails / all slack; nan where there is none.
-      behind: Slack behind the terminator, mean over responses.
+      behind: Slack after the terminator, mean over responses.
       before: What slack comes after: token id -> its gaps; `START` for the response's start.
       after: What slack comes before: token id -> its gaps; the terminator for tails.
       timing: None for targets.
