@@ -46,7 +46,7 @@ class Decoded:
     calls: float
 
 
-def decode(
+def decode_task(
     model: Mdlm,
     task: Task,
     prompts: Sequence[Sequence[int] | None],

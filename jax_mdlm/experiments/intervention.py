@@ -15,7 +15,7 @@ from jax_mdlm.data.jsonl import find_files
 from jax_mdlm.evaluation.intervals import Interval, shown
 from jax_mdlm.evaluation.scores import metric_named
 from jax_mdlm.evaluation.tasks import Task, open_task, too_long_note
-from jax_mdlm.experiments.decodings import Decoded, Store, curve_of, decode, seeds_for
+from jax_mdlm.experiments.decodings import Decoded, Store, curve_of, decode_task, seeds_for
 from jax_mdlm.experiments.figures import draw_curves, intervention_in_words, pyplot, title_of
 from jax_mdlm.experiments.statistics import (
     STATISTICS,
@@ -37,7 +37,7 @@ class Model(NamedTuple):
     workdirs: tuple[str, ...]
 
 
-class Measured(NamedTuple):
+class ModelScores(NamedTuple):
     """What was decoded of a model: its curve, and means over decodings per strength."""
 
     curve: Curve
@@ -52,19 +52,19 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if args.output:
         pyplot()  # a package that is missing is said before hours of decoding
     models = parse_models(args.workdir)
-    measured = {model.name: measure(model, args, overrides) for model in models}
-    record = report(measured, args)
+    measured = {model.name: _measure(model, args, overrides) for model in models}
+    record = _record_of(measured, args)
     if jax.process_index() != 0:
         return
     if args.json:
         print(json.dumps(record))
     else:
-        print_table(record)
+        _print_table(record)
     if args.output:
         folder = Path(args.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "intervention.json").write_text(json.dumps(record, indent=1) + "\n")
-        draw(record, str(folder / "intervention.png"))
+        draw_record(record, str(folder / "intervention.png"))
 
 
 def parse_models(words: Sequence[str]) -> list[Model]:
@@ -88,7 +88,7 @@ def parse_models(words: Sequence[str]) -> list[Model]:
     return models
 
 
-def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) -> Measured:
+def _measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) -> ModelScores:
     """Decodes a model at every strength, all its training seeds."""
     strengths = check_flags(args)
     trained, first, step, too_long = [], None, 0, 0
@@ -108,14 +108,14 @@ def measure(model: Model, args: argparse.Namespace, overrides: Sequence[str]) ->
         prompts = task.prompts(opened, args.too_long)
         too_long = prompts.count(None)
         disturbed = intervention_of(args, opened.options.strategy)
-        trained.append(decode_all(opened, task, prompts, disturbed, strengths, args.seeds))
+        trained.append(_decode_all(opened, task, prompts, disturbed, strengths, args.seeds))
     assert first is not None
     names = ("slack_share", "distinct", "repetition", "calls")
     means = []
     for number in range(len(strengths)):
         runs = [one for runs in trained for one in runs[number]]
         means.append({name: sum(getattr(r, name) for r in runs) / len(runs) for name in names})
-    return Measured(curve_of(strengths, trained), means, first, step, too_long)
+    return ModelScores(curve_of(strengths, trained), means, first, step, too_long)
 
 
 def check_same_rows(first: Task, other: Task, workdir: str) -> None:
@@ -167,7 +167,7 @@ def check_flags(args: argparse.Namespace) -> list[float]:
     return strengths
 
 
-def decode_all(
+def _decode_all(
     opened: Mdlm,
     task: Task,
     prompts: Sequence[Sequence[int] | None],
@@ -195,7 +195,7 @@ def decode_all(
             store = Store(opened.path, what)
 
             def make(strength: float = strength, seed: int = 0, options=options) -> Decoded:
-                return decode(opened, task, prompts, options, strength=strength, seed=seed)
+                return decode_task(opened, task, prompts, options, strength=strength, seed=seed)
 
             first = opened.config.sample.seed
             decodings.append([])
@@ -208,7 +208,7 @@ def decode_all(
     return decodings
 
 
-def report(measured: dict[str, Measured], args: argparse.Namespace) -> dict[str, Any]:
+def _record_of(measured: dict[str, ModelScores], args: argparse.Namespace) -> dict[str, Any]:
     """Everything that is said of the models, as JSON values."""
     (first, base), *others = measured.items()
     spread = Spread.of([one.curve for one in measured.values()])
@@ -218,14 +218,18 @@ def report(measured: dict[str, Measured], args: argparse.Namespace) -> dict[str,
             "step": one.step,
             "too_long": one.too_long,
             "training_seeds": len(one.curve.errors),
-            "rates_of_training_seeds": [list(map(number, row)) for row in one.curve.rates.tolist()],
-            **plain(bootstrap_curve(one.curve, spread=spread)),
+            "rates_of_training_seeds": [
+                list(map(rounded, row)) for row in one.curve.rates.tolist()
+            ],
+            **intervals_in_json(bootstrap_curve(one.curve, spread=spread)),
             "means": one.means,
         }
     against = {}
     for name, other in others:
         check_same_rows(base.task, other.task, name)
-        against[name] = plain(bootstrap_differences(base.curve, other.curve, spread=spread))
+        against[name] = intervals_in_json(
+            bootstrap_differences(base.curve, other.curve, spread=spread)
+        )
         against[name]["p"] = permutation_test(base.curve, other.curve).tolist()
     return {
         "task": base.task.name,
@@ -240,16 +244,16 @@ def report(measured: dict[str, Measured], args: argparse.Namespace) -> dict[str,
     }
 
 
-def plain(found: dict[str, Any]) -> dict[str, Any]:
+def intervals_in_json(found: dict[str, Any]) -> dict[str, Any]:
     """Intervals as [value, low, high]; where there is none null, with the reason beside them."""
-    lists = {name: value if isinstance(value, list) else [value] for name, value in found.items()}
-    reasons = {
-        name: next((one.reason for one in value if one.reason), "") for name, value in lists.items()
-    }
-    return {
-        name: [one.numbers() for one in value] if isinstance(value, list) else value.numbers()
-        for name, value in found.items()
-    } | {"no_interval": {name: reason for name, reason in reasons.items() if reason}}
+    numbers, reasons = {}, {}
+    for name, value in found.items():
+        several = value if isinstance(value, list) else [value]
+        every = [one.numbers() for one in several]
+        numbers[name] = every if isinstance(value, list) else every[0]
+        if reason := next((one.reason for one in several if one.reason), ""):
+            reasons[name] = reason
+    return numbers | {"no_interval": reasons}
 
 
 def why_none(record: dict[str, Any]) -> list[str]:
@@ -261,12 +265,12 @@ def why_none(record: dict[str, Any]) -> list[str]:
     return [f"no interval ({', '.join(names)}): {reason}" for reason, names in said.items()]
 
 
-def number(value: float) -> float | None:
+def rounded(value: float) -> float | None:
     """For JSON, which has no nan."""
     return round(value, 6) if math.isfinite(value) else None
 
 
-def print_table(record: dict[str, Any]) -> None:
+def _print_table(record: dict[str, Any]) -> None:
     """The curve and what follows from it, a column per model."""
     models = record["models"]
     print(f"{record['metric']}, {record['rows']:,} rows of {record['task']}")
@@ -309,7 +313,7 @@ def number_of(numbers: list[float | None]) -> str:
     return shown(numbers, ".3f")
 
 
-def draw(record: dict[str, Any], path: str) -> None:
+def draw_record(record: dict[str, Any], path: str) -> None:
     """The curves with their intervals."""
     curves = {
         name: [_in_percent(rate) for rate in one["rates"]] for name, one in record["models"].items()

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,19 +12,20 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.tasks import open_task
 from jax_mdlm.experiments.figures import pyplot, rows_in_words
+from jax_mdlm.experiments.intervention import rounded
 from jax_mdlm.experiments.slack_places import (
     LONGEST,
     START,
     Neighbour,
-    Places,
+    SlackPlaces,
     draw_targets,
-    measure,
+    measure_places,
     of_answer,
     top,
 )
 from jax_mdlm.opening import open_model, with_progress
 
-_GAPS = {  # key of `Places.per_gap` -> its name in text and figure
+_GAPS = {  # key of `SlackPlaces.per_gap` -> its name in text and figure
     "start": "at the start",
     "between": "between tokens",
     "equal": "between equal tokens",
@@ -54,17 +54,17 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         "run": config.name,
         "rows_from": task.name,
         "step": model.step,
-        "target": plain(measure(targets, ids, bins=args.bins), model.tokenizer),
-        "decoded": plain(measure(decoded, ids, bins=args.bins), model.tokenizer),
+        "target": _plain(measure_places(targets, ids, bins=args.bins), model.tokenizer),
+        "decoded": _plain(measure_places(decoded, ids, bins=args.bins), model.tokenizer),
     }
     if jax.process_index() != 0:
         return
     print(json.dumps(record, ensure_ascii=False)) if args.json else print_text(record)
     if args.figure:
-        draw(args.figure, record)
+        _draw(args.figure, record)
 
 
-def plain(places: Places, tokenizer: Tokenizer) -> dict[str, Any]:
+def _plain(places: SlackPlaces, tokenizer: Tokenizer) -> dict[str, Any]:
     """As JSON values: tokens as text, what is not a number as null."""
 
     def neighbours(found: dict[int, Neighbour]) -> dict[str, dict[str, Any]]:
@@ -72,7 +72,7 @@ def plain(places: Places, tokenizer: Tokenizer) -> dict[str, Any]:
             show_token(token, tokenizer): {
                 "gaps": one.gaps,
                 "filled": one.filled,
-                "lift": number(one.lift),
+                "lift": rounded(one.lift),
             }
             for token, one in top(found, len(found), least=1)
         }
@@ -81,27 +81,22 @@ def plain(places: Places, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "rows": places.rows,
         "slots": places.slots,
-        "slack_share": number(places.share),
+        "slack_share": rounded(places.share),
         "position": places.position.round(6).tolist(),
         "runs": places.runs.round(6).tolist(),
-        "per_gap": {name: number(value) for name, value in places.per_gap.items()},
-        "tail_share": number(places.tail_share),
-        "behind": number(places.behind),
+        "per_gap": {name: rounded(value) for name, value in places.per_gap.items()},
+        "tail_share": rounded(places.tail_share),
+        "behind": rounded(places.behind),
         "after_token": neighbours(places.before),
         "before_token": neighbours(places.after),
         "timing": timing
         and {
             "slack": timing.slack.round(6).tolist(),
             "text": timing.text.round(6).tolist(),
-            "mean_slack": number(timing.mean_slack),
-            "mean_text": number(timing.mean_text),
+            "mean_slack": rounded(timing.mean_slack),
+            "mean_text": rounded(timing.mean_text),
         },
     }
-
-
-def number(value: float) -> float | None:
-    """A value that JSON has."""
-    return round(value, 6) if math.isfinite(value) else None
 
 
 def show_token(token: int, tokenizer: Tokenizer) -> str:
@@ -157,7 +152,7 @@ def highest(neighbours: dict[str, dict[str, Any]], least: int = 30) -> list[tupl
     return often[:_TOKENS]
 
 
-def draw(path: str, record: dict[str, Any]) -> None:
+def _draw(path: str, record: dict[str, Any]) -> None:
     """Six panels; targets hatched grey, what was decoded dark.
 
     Raises:

@@ -39,7 +39,7 @@ class Response:
 
     Attributes:
       slots: int [n]; tokens and slack before the terminator.
-      behind: Slack behind it.
+      behind: Slack after it.
       calls: int [n]; the call that fixed each slot, from 0; None for a target. A slack that the
         merge step made has the call of the token whose place it took.
       terminator: What stands after the tail.
@@ -91,7 +91,7 @@ class Timing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class SlackPlaces:
     """What is said of a set of responses.
 
     Attributes:
@@ -103,7 +103,7 @@ class Places:
       per_gap: Mean slack in a gap: "start", "between" (two tokens), "equal" (two equal tokens),
         "tail"; nan where no such gap is.
       tail_share: Slack in tails / all slack; nan where there is none.
-      behind: Slack behind the terminator, mean over responses.
+      behind: Slack after the terminator, mean over responses.
       before: What slack comes after: token id -> its gaps; `START` for the response's start.
       after: What slack comes before: token id -> its gaps; the terminator for tails.
       timing: None for targets.
@@ -191,7 +191,9 @@ def _messages(conversation: Conversation) -> Example:
     return parse_messages(conversation, "conversation")
 
 
-def measure(responses: Sequence[Response], ids: SpecialIds, *, bins: int = 10) -> Places:
+def measure_places(
+    responses: Sequence[Response], ids: SpecialIds, *, bins: int = 10
+) -> SlackPlaces:
     """Counts everything once.
 
     Args:
@@ -214,7 +216,7 @@ def measure(responses: Sequence[Response], ids: SpecialIds, *, bins: int = 10) -
     slack = [one.slots == ids.slack for one in responses]
     total = int(sum(is_slack.sum() for is_slack in slack))
     tails = sum(row[-1].slack for row in own if len(row) > 1)
-    return Places(
+    return SlackPlaces(
         rows=len(responses),
         slots=sum(len(one.slots) for one in responses),
         slack=total,

@@ -172,10 +172,10 @@ def bootstrap_differences(
     Args:
       first: What is compared with.
       second: The other.
-      spread: As in `bootstrap_curve`; default: that of these two.
-      samples: As there.
-      seed: As there.
-      level: As there.
+      spread: Of training seeds; default: that of these two.
+      samples: Resamplings of rows.
+      seed: Of the resampling.
+      level: Coverage.
 
     Returns:
       As `bootstrap_curve`; and for each statistic but `pearson` under `<name>_ratio` the quotient

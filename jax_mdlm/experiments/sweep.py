@@ -5,25 +5,111 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
 from jax_mdlm import command
 from jax_mdlm.config import Config, ConfigError, config_to_json
 from jax_mdlm.experiments import intervention
-from jax_mdlm.experiments.children import Children, cores_of
 from jax_mdlm.experiments.figures import draw_rows, pyplot
 from jax_mdlm.workdir import choose_step, load_config, open_existing
 
 RECORD = "run.json"  # in a work directory, when its training has ended
 
 
+class Children:
+    """Runs commands of this package, several at a time from several threads."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def until_stopped(self) -> Iterator[None]:
+        """A stop of this block, by SIGTERM too, is passed on: `train` saves and ends.
+
+        After an error what runs goes on to its end; nothing is started any more.
+        """
+
+        def leave(number: int, frame: object) -> None:
+            raise SystemExit(128 + number)
+
+        old = signal.signal(signal.SIGTERM, leave)
+        try:
+            yield
+        except Exception:
+            with self._lock:
+                self._stopped = True
+            raise
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, old)
+
+    def stop(self) -> None:
+        """Asks all that run to end, and starts no more."""
+        with self._lock:
+            self._stopped = True
+            for process in self._running:
+                process.terminate()
+
+    def call(self, name: str, words: Sequence[str], place: set[int], log: Path | None) -> None:
+        """Runs `python -m jax_mdlm.<name>` to its end.
+
+        Args:
+          name: Of the command.
+          words: Its arguments.
+          place: Cores it may use; empty = all.
+          log: Where its output is appended to; None = that of this process.
+
+        Raises:
+          ConfigError: it failed, which passes on the last line that it said; or all was stopped.
+        """
+        line = [sys.executable, "-m", f"jax_mdlm.{name}", *words]
+        if log is None:
+            code = self._run(line, dict(os.environ), place, None)
+        else:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            cache = str(log.absolute().parent / "compilation_cache")
+            environment = {"JAX_COMPILATION_CACHE_DIR": cache} | os.environ
+            with open(log, "a") as out:
+                code = self._run(line, environment, place, out)
+        if code:
+            last = "" if log is None else log.read_text().strip().rpartition("\n")[2]
+            raise ConfigError(f"{' '.join(line[1:])} must end well, it ended with {code}: {last}")
+
+    def _run(
+        self, line: list[str], environment: dict[str, str], place: set[int], out: IO[str] | None
+    ) -> int:
+        with self._lock:
+            if self._stopped:
+                raise ConfigError("the sweep was stopped; the same command goes on")
+            errors = None if out is None else subprocess.STDOUT
+            process = subprocess.Popen(line, env=environment, stdout=out, stderr=errors)
+            self._running.add(process)
+        if place and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, place)
+        try:
+            return process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+
+
 @dataclasses.dataclass(frozen=True)
-class Run:
+class SweepRun:
     """A model to be trained.
 
     Attributes:
@@ -47,7 +133,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     children = Children()
     places = [cores_of(number, args.jobs) for number in range(args.jobs)]
 
-    def work(one: Run) -> Run:
+    def work(one: SweepRun) -> SweepRun:
         place = places.pop()
         try:
             return train_and_decode(one, args, children, place)
@@ -64,14 +150,14 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     ]
     words = [word for model in models for word in ("--workdir", model)]
     folder = Path(args.output)
-    words += [*flags(args), "--output", str(folder)]
+    words += [*_flags(args), "--output", str(folder)]
     children.call("evaluate", ["intervention", *words], set(), None)
     record = json.loads((folder / "intervention.json").read_text())
     write_table(folder, runs, record)
     draw_rows(str(folder / "runs.png"), record)
 
 
-def list_runs(args: argparse.Namespace, overrides: Sequence[str]) -> list[Run]:
+def list_runs(args: argparse.Namespace, overrides: Sequence[str]) -> list[SweepRun]:
     """All runs, seed after seed, so that an interrupted sweep has something of every run.
 
     Raises:
@@ -95,7 +181,7 @@ def list_runs(args: argparse.Namespace, overrides: Sequence[str]) -> list[Run]:
         )
     digests: dict[str, str] = {}
     for name in chosen:
-        config = parse(found[name])
+        config = parse_run(found[name])
         if config.train.seed:
             raise ConfigError(
                 f"run {name} of {args.runs} must leave train.seed at 0, got {config.train.seed}; "
@@ -113,13 +199,13 @@ def list_runs(args: argparse.Namespace, overrides: Sequence[str]) -> list[Run]:
             )
     places = {name: one for one, name in digests.items()}
     return [
-        Run(name, tuple(found[name]), seed, Path(args.folder) / f"{places[name]}-seed{seed}")
+        SweepRun(name, tuple(found[name]), seed, Path(args.folder) / f"{places[name]}-seed{seed}")
         for seed in range(args.training_seeds)
         for name in chosen
     ]
 
 
-def parse(words: Sequence[str]) -> Config:
+def parse_run(words: Sequence[str]) -> Config:
     """The config that words of the train command stand for."""
     named = [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
     if len(named) != 1:
@@ -135,8 +221,8 @@ def digest(config: Config) -> str:
 
 
 def train_and_decode(
-    one: Run, args: argparse.Namespace, children: Children, place: set[int]
-) -> Run:
+    one: SweepRun, args: argparse.Namespace, children: Children, place: set[int]
+) -> SweepRun:
     """Trains a model if it is not there, and decodes it under every intervention.
 
     Raises:
@@ -158,12 +244,12 @@ def train_and_decode(
         minutes = round((time.monotonic() - began) / 60, 2) if whole else None
         about = {"name": one.name, "seed": one.seed, "steps": steps, "minutes": minutes}
         record.write_text(json.dumps(about | {"words": list(one.words)}))
-    words = ["--workdir", f"{one.name}={one.workdir}", *flags(args), "--json"]
+    words = ["--workdir", f"{one.name}={one.workdir}", *_flags(args), "--json"]
     children.call("evaluate", ["intervention", *words], place, log)
     return one
 
 
-def check_trained(one: Run) -> int:
+def check_trained(one: SweepRun) -> int:
     """The steps of a run; `train` also ends well where it was asked to stop.
 
     Raises:
@@ -182,14 +268,14 @@ def check_trained(one: Run) -> int:
     return steps
 
 
-def flags(args: argparse.Namespace) -> list[str]:
+def _flags(args: argparse.Namespace) -> list[str]:
     """The intervention's flags, as words."""
     names = ("kind", "direction", "share", "seeds", "split", "file", "metric", "limit", "too_long")
     words = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     return [*words, "--strengths", *(f"{strength:g}" for strength in args.strengths)]
 
 
-def write_table(folder: Path, runs: Sequence[Run], record: dict[str, Any]) -> None:
+def write_table(folder: Path, runs: Sequence[SweepRun], record: dict[str, Any]) -> None:
     """`runs.json`: every model with its budget; `table.md`: a line per run."""
     models = [json.loads((one.workdir / RECORD).read_text()) for one in runs]
     for one, entry in zip(runs, models, strict=True):
@@ -213,3 +299,11 @@ def write_table(folder: Path, runs: Sequence[Run], record: dict[str, Any]) -> No
         lines += ["", *reasons]
     (folder / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+
+
+def cores_of(number: int, jobs: int) -> set[int]:
+    """The cores of one of several jobs; all of them where they are fewer, or cannot be set."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    cores = sorted(os.sched_getaffinity(0))
+    return set(cores[number::jobs]) or set(cores)

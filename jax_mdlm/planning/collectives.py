@@ -55,7 +55,7 @@ def collective(computation: Computation, one: Instruction) -> Collective:
 
 
 @functools.cache
-def members(text: str, chips: int) -> tuple[tuple[int, ...], ...]:
+def groups_of(text: str, chips: int) -> tuple[tuple[int, ...], ...]:
     """Groups of chips, by their number in the mesh; of a permute, (source, target) pairs.
 
     The forms are `{{0,1},{2,3}}`, `[2,8]<=[4,4]T(1,0)` (group shape, of a reshaped and transposed
@@ -169,7 +169,7 @@ class Wiring:
         """What a collective costs here."""
         if one.kind == "send":  # to the chip's counterpart in another slice, which sends as much
             return Exchange("slices", one.bytes, 0.0, one.bytes)
-        groups = members(one.members, self.mesh.size)
+        groups = groups_of(one.members, self.mesh.size)
         axes = self._axes(groups)
         if one.kind == "collective-permute":
             return self._permute(one, groups, axes)

@@ -1,16 +1,18 @@
-"""What a compiled program does in one run, loops multiplied out: FLOPs, HBM bytes, collectives.
+"""What a compiled program does in one run, loops multiplied out, and the time that takes at best.
 
 The compiler's own `cost_analysis()` counts the body of a loop once; here each computation counts as
-often as it runs. Of a conditional, the branch with the most work counts.
+often as it runs. Of a conditional, the branch with the most work counts. The time is that of the
+roofline model (Williams et al. 2009, doi 10.1145/1498765.1498785) with the vendor's figures: each
+part at its full rate, all of them at once. A real step is slower; what it cannot be is faster.
 """
 
 import collections
 import dataclasses
 
-from jax_mdlm.planning.collectives import Collective, collective
-from jax_mdlm.planning.hlo import Computation, Instruction, Module, parse
+from jax_mdlm.planning.collectives import Collective, Wiring, collective
+from jax_mdlm.planning.hlo import Computation, Instruction, Module, parse_hlo
 from jax_mdlm.planning.loops import trips
-from jax_mdlm.planning.matrices import product
+from jax_mdlm.planning.matrices import product_of
 from jax_mdlm.planning.traffic import call_target, continues_elsewhere, hbm_bytes, is_collective
 
 
@@ -62,7 +64,7 @@ class Turns:
 
 def count(text: str, turns: Turns = Turns()) -> Cost:
     """Counts a program, given as compiled HLO text."""
-    module = parse(text)
+    module = parse_hlo(text)
     return _Counter(module, turns).of(module.entry)
 
 
@@ -119,7 +121,7 @@ class _Counter:
             cost.add(self.of(one.called("calls"), fused=True))
         elif is_collective(one) and not (fused and continues_elsewhere(computation, one)):
             cost.collectives[collective(computation, one)] += 1
-        elif found := product(self._module, computation, one):
+        elif found := product_of(self._module, computation, one):
             cost.flops = found.flops
             cost.passes = found.flops * found.passes
             cost.attention_flops = found.flops if found.attention else 0
@@ -141,3 +143,55 @@ def _branches(one: Instruction) -> list[str]:
         ]
     )
     return [name.strip().lstrip("%") for name in names]
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Per chip and run.
+
+    Attributes:
+      seconds: Of `compute`, `hbm`, `ici` and `dcn`.
+      exchanged: Bytes that a chip takes in, by kind of collective and mesh axes.
+      dcn_bytes: Of those, from other slices.
+    """
+
+    seconds: dict[str, float]
+    exchanged: dict[tuple[str, str], float]
+    dcn_bytes: float
+
+    @property
+    def bound(self) -> str:
+        """What takes longest."""
+        return max(self.seconds, key=lambda name: self.seconds[name])
+
+    @property
+    def best(self) -> float:
+        """Seconds of the bound."""
+        return self.seconds[self.bound]
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        """Bytes by kind of collective."""
+        total: dict[str, float] = collections.defaultdict(float)
+        for (kind, _), size in self.exchanged.items():
+            total[kind] += size
+        return dict(total)
+
+
+def roofline(cost: Cost, wiring: Wiring) -> Roofline:
+    """Sets what a program does against what the chips can."""
+    chip = wiring.machine.chip
+    exchanged: dict[tuple[str, str], float] = collections.defaultdict(float)
+    ici = dcn = 0.0
+    for one, times in cost.collectives.items():
+        exchange = wiring.exchange(one)
+        exchanged[one.kind, exchange.axes] += times * exchange.bytes
+        ici += times * exchange.ici_seconds
+        dcn += times * exchange.dcn_bytes
+    seconds = {
+        "compute": cost.passes / chip.peak_flops,
+        "hbm": cost.hbm_bytes / chip.hbm_bandwidth,
+        "ici": ici,
+        "dcn": dcn / chip.dcn_bandwidth,
+    }
+    return Roofline(seconds, dict(exchanged), dcn)

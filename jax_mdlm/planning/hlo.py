@@ -136,7 +136,7 @@ class Module:
         return self.functions.get(int(found[1]), frozenset()) if found else frozenset()
 
 
-def parse(text: str) -> Module:
+def parse_hlo(text: str) -> Module:
     """Reads a module.
 
     Raises:

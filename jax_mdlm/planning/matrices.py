@@ -34,7 +34,7 @@ class Product:
     attention: bool = False
 
 
-def product(module: Module, computation: Computation, one: Instruction) -> Product | None:
+def product_of(module: Module, computation: Computation, one: Instruction) -> Product | None:
     """What an instruction multiplies; None where it does not."""
     if one.opcode == "dot":
         flops = _dot(computation, one)

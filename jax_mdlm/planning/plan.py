@@ -10,9 +10,8 @@ from jax_mdlm.data.order import count_steps
 from jax_mdlm.model import table
 from jax_mdlm.planning import program
 from jax_mdlm.planning.collectives import Wiring
-from jax_mdlm.planning.cost import Cost, count
+from jax_mdlm.planning.cost import Cost, Roofline, count, roofline
 from jax_mdlm.planning.program import Argument, Memory
-from jax_mdlm.planning.roofline import Roofline, roofline
 from jax_mdlm.planning.topologies import Machine
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.training.step import fit_batch

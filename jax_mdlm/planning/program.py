@@ -62,7 +62,7 @@ class Argument:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class Lowered:
     """A program before it is compiled.
 
     Attributes:
@@ -95,7 +95,7 @@ class Memory:
     text: str
 
 
-def train_step(config: Config, devices: Sequence[Any]) -> Job:
+def train_step(config: Config, devices: Sequence[Any]) -> Lowered:
     """The step of `train` with this config.
 
     Raises:
@@ -116,7 +116,7 @@ def train_step(config: Config, devices: Sequence[Any]) -> Job:
         "optimizer": state.opt_state,
         "batch": batch,
     }
-    return Job(
+    return Lowered(
         make_train_step(config, optimizer, ids, layout).lower(state, batch),
         layout,
         _arguments(parts),
@@ -124,7 +124,7 @@ def train_step(config: Config, devices: Sequence[Any]) -> Job:
     )
 
 
-def sampler(config: Config, devices: Sequence[Any]) -> Job:
+def sampler(config: Config, devices: Sequence[Any]) -> Lowered:
     """The sampler of `sample` with this config, prompts as long as the canvas leaves room.
 
     Raises:
@@ -155,10 +155,10 @@ def sampler(config: Config, devices: Sequence[Any]) -> Job:
         )
         runs = blocks * parts_per_block
         turns = Turns(runs, (1, math.ceil(calls / runs) - 1))
-    return Job(lowered, layout, _arguments(parts), rows * limit, turns)
+    return Lowered(lowered, layout, _arguments(parts), rows * limit, turns)
 
 
-def compile_job(job: Job) -> Memory:
+def compile_job(job: Lowered) -> Memory:
     """Compiles; a program that the compiler refuses for its size is an answer too.
 
     Raises:

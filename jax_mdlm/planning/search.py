@@ -27,7 +27,7 @@ _BETWEEN = (2, 1, 0), 0.8
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Candidate:
     """What is searched over."""
 
     mesh: MeshConfig
@@ -54,11 +54,11 @@ class Choice:
         return " ".join(parts)
 
 
-def flags(plan: Plan) -> str:
+def flags_of(plan: Plan) -> str:
     """The flags of a plan's choice."""
     mesh = dataclasses.replace(plan.config.mesh, **plan.mesh)
     train, network = plan.config.train, plan.config.model
-    return Choice(mesh, train.microbatches, network.remat).flags
+    return Candidate(mesh, train.microbatches, network.remat).flags
 
 
 def search(
@@ -104,7 +104,7 @@ def search(
     return sorted(found, key=lambda one: (not one.fits, -(one.tokens_per_second or 0.0)))
 
 
-def choices(config: Config, machine: Machine) -> Iterator[Choice]:
+def choices(config: Config, machine: Machine) -> Iterator[Candidate]:
     """All that divide the chips, the network and the batch; the policies are the config's own."""
     network, rows = config.model, config.train.batch_size
     chips, data = len(machine.devices), max(config.mesh.data, 1)
@@ -120,10 +120,10 @@ def choices(config: Config, machine: Machine) -> Iterator[Choice]:
             config.mesh, data=data, fsdp=fsdp, tensor=tensor, context=context
         )
         for parts in _divisors(rows // (data * fsdp)):
-            yield from (Choice(mesh, parts, policy) for policy in policies)
+            yield from (Candidate(mesh, parts, policy) for policy in policies)
 
 
-def _ruled_out(other: Choice, known: Choice, fits: bool) -> bool:
+def _ruled_out(other: Candidate, known: Candidate, fits: bool) -> bool:
     """Whether a compile has made another choice pointless.
 
     More parts need less memory and are never faster; `full` keeps the least of all policies.
@@ -136,13 +136,13 @@ def _ruled_out(other: Choice, known: Choice, fits: bool) -> bool:
     return smaller and (other.remat == known.remat or known.remat == "full")
 
 
-def _rank(choice: Choice, config: Config, machine: Machine) -> tuple[bool, float]:
+def _rank(choice: Candidate, config: Config, machine: Machine) -> tuple[bool, float]:
     """Those that seem to fit first, then by the seconds of a step."""
     seconds, memory = estimate(choice, config, machine)
     return memory > (1 - HEADROOM) * machine.chip.hbm_bytes, seconds
 
 
-def estimate(choice: Choice, config: Config, machine: Machine) -> tuple[float, float]:
+def estimate(choice: Candidate, config: Config, machine: Machine) -> tuple[float, float]:
     """Seconds of a step and bytes of a chip, roughly: only their order is used.
 
     Matrices at full rate against the bytes that FSDP (weights gathered twice and gradients

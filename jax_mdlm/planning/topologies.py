@@ -69,7 +69,7 @@ def topology_of(name: str) -> str:
     )
 
 
-def describe(name: str, slices: int = 1) -> Machine:
+def machine_named(name: str, slices: int = 1) -> Machine:
     """The machine of a topology's name.
 
     Args:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_mdlm.experiments.equal_neighbours import Counts, Run, align, compare, runs, summarise
+from jax_mdlm.experiments.repeats import RepeatCounts, Stretch, align, compare, runs, summarise
 
 texts = st.text(alphabet="01", max_size=6)
 
@@ -37,7 +37,7 @@ def test_runs() -> None:
     ],
 )
 def test_compare_by_hand(reference: str, hypothesis: str, expected: tuple) -> None:
-    assert compare(reference, hypothesis) == Counts(*expected)
+    assert compare(reference, hypothesis) == RepeatCounts(*expected)
 
 
 @given(texts, texts)
@@ -54,13 +54,15 @@ def test_lost_and_gained_are_what_the_collapsed_texts_say(reference: str, hypoth
     assert counts.exact == (same and not counts.lost and not counts.gained)
 
 
-def distance(first: list[Run], second: list[Run], pairs: tuple[tuple[int, int], ...]) -> int:
+def distance(
+    first: list[Stretch], second: list[Stretch], pairs: tuple[tuple[int, int], ...]
+) -> int:
     """Edits of an alignment: pairs that differ, and what is in no pair."""
     changed = sum(first[i].character != second[j].character for i, j in pairs)
     return changed + len(first) + len(second) - 2 * len(pairs)
 
 
-def cheapest(first: list[Run], second: list[Run]) -> dict[int, int]:
+def cheapest(first: list[Stretch], second: list[Stretch]) -> dict[int, int]:
     """Over all monotone alignments: equal pairs -> fewest edits."""
     found: dict[int, int] = {}
     for size in range(min(len(first), len(second)) + 1):
@@ -87,7 +89,7 @@ def test_alignment_is_one_of_the_cheapest(reference: str, hypothesis: str) -> No
         at = next(i for i in range(at + 1, len(first)) if first[i] == run)
 
 
-def counts(references: list[str], hypotheses: list[str]) -> list[Counts]:
+def counts(references: list[str], hypotheses: list[str]) -> list[RepeatCounts]:
     return [compare(*pair) for pair in zip(references, hypotheses)]
 
 

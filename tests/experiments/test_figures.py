@@ -84,7 +84,7 @@ def test_the_pictures_of_the_experiments_read_as_prose(tmp_path, monkeypatch, na
     monkeypatch.setattr(pyplot, "close", drawn.append)
     folder = Path(__file__).parents[2] / "docs/experiments" / name
     record = json.loads((folder / "intervention.json").read_text())
-    intervention.draw(record, str(tmp_path / "intervention.png"))
+    intervention.draw_record(record, str(tmp_path / "intervention.png"))
     draw_rows(str(tmp_path / "runs.png"), record)
     (curves,), (rows,) = (figure.axes for figure in drawn)
     title = "Tokens displaced to the right: 2,000 test rows of pronunciations"

@@ -6,7 +6,7 @@ import pytest
 
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.diffusion import collapse_tokens
-from jax_mdlm.experiments.pictures import SLACK, draw_canvases, draw_costs, draw_posterior
+from jax_mdlm.experiments.figures import SLACK, draw_canvases, draw_costs, draw_posterior
 
 figures = pytest.importorskip("matplotlib.figure")
 

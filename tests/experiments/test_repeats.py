@@ -10,7 +10,7 @@ from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.jsonl import read_jsonl
 from jax_mdlm.data.numbers import load_numbers
 from jax_mdlm.evaluate import main
-from jax_mdlm.experiments.repeats import print_table, show
+from jax_mdlm.experiments.repeats import print_repeats, show
 
 
 def test_a_table_and_its_json(workdir, rows_file, capsys) -> None:
@@ -49,7 +49,7 @@ def test_numbers_of_the_table(capsys) -> None:
         "lost_runs": 0.1,
         "lost_examples": [{"reference": "100", "decoded": "10"}],
     }
-    print_table({"split": "test", "models": {"merge": one}})
+    print_repeats({"split": "test", "models": {"merge": one}})
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("2,000 rows of test, 1,200 of them with a repeat")
     cells = ["merge", "50.0 [40.0, 60.0]", "25.0 [20.0, 30.0]", "-", "12.5 [10.0, 15.0]"]

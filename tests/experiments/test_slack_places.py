@@ -22,7 +22,7 @@ from jax_mdlm.experiments.slack_places import (
     Response,
     draw_targets,
     gaps,
-    measure,
+    measure_places,
     of_answer,
     of_target,
     top,
@@ -66,7 +66,7 @@ def test_a_target_is_its_frames() -> None:
 
 def test_measure_by_hand() -> None:
     """Two responses: `_ a _ _ b b _` and `a a`; one slack more behind the second terminator."""
-    places = measure(
+    places = measure_places(
         [
             response(S, 1, S, S, 2, 2, S, calls=[6, 0, 2, 4, 1, 3, 6]),
             response(1, 1, calls=[0, 4], behind=1),
@@ -103,7 +103,7 @@ def test_measure_by_hand() -> None:
 
 
 def test_long_runs_are_counted_together() -> None:
-    places = measure([response(*[S] * LONGEST, 1, *[S] * (LONGEST + 3), 2, S)], IDS)
+    places = measure_places([response(*[S] * LONGEST, 1, *[S] * (LONGEST + 3), 2, S)], IDS)
     assert places.runs.tolist() == [1 / 3, 0, 0, 2 / 3]
     assert places.timing is None
 
@@ -114,7 +114,7 @@ slots = st.lists(st.sampled_from([1, 2, S]), max_size=8)
 @given(st.lists(slots, min_size=1, max_size=5), st.integers(1, 7))
 def test_position_against_a_fine_grid(rows: list[list[int]], bins: int) -> None:
     """Every response stretched to 1 and read at 840 points, a multiple of all lengths and bins."""
-    places = measure([response(*row) for row in rows], IDS, bins=bins)
+    places = measure_places([response(*row) for row in rows], IDS, bins=bins)
     points, inside, total = 840, np.zeros(bins), 0
     for row in filter(None, rows):
         fine = np.repeat([slot == S for slot in row], points // len(row))
@@ -125,7 +125,7 @@ def test_position_against_a_fine_grid(rows: list[list[int]], bins: int) -> None:
 
 @given(st.lists(slots, min_size=1, max_size=5))
 def test_sums_agree(rows: list[list[int]]) -> None:
-    places = measure([response(*row) for row in rows], IDS)
+    places = measure_places([response(*row) for row in rows], IDS)
     text = sum(slot != S for row in rows for slot in row)
     for neighbours in (places.before, places.after):
         assert sum(one.gaps for one in neighbours.values()) == text + len(rows)
@@ -135,17 +135,17 @@ def test_sums_agree(rows: list[list[int]]) -> None:
 
 
 def test_no_slack_and_no_text() -> None:
-    places = measure([response(1, 2)], IDS)
+    places = measure_places([response(1, 2)], IDS)
     assert places.share == 0
     assert np.isnan(places.tail_share)
     assert np.isnan(places.per_gap["equal"])
     assert np.isnan(places.before[1].lift)
     assert not places.runs.any()
     # only slack: neither a start nor a tail
-    places = measure([response(S, S)], IDS)
+    places = measure_places([response(S, S)], IDS)
     assert np.isnan(places.per_gap["start"])
     assert places.tail_share == 0
-    empty = measure([response(calls=[])], IDS)
+    empty = measure_places([response(calls=[])], IDS)
     assert (empty.slots, empty.share) == (0, 0)
     assert empty.timing is not None
     assert np.isnan(empty.timing.mean_text)
@@ -164,9 +164,9 @@ def test_top_leaves_rare_tokens_out() -> None:
 
 def test_what_cannot_be_measured() -> None:
     with pytest.raises(ValueError, match="places of slack need at least one response, got none"):
-        measure([], IDS)
+        measure_places([], IDS)
     with pytest.raises(ValueError, match="must be all decoded or all targets, got both"):
-        measure([response(1), response(1, calls=[0])], IDS)
+        measure_places([response(1), response(1, calls=[0])], IDS)
 
 
 @pytest.fixture(scope="module")
@@ -197,12 +197,12 @@ def test_targets_have_the_labels_and_separated_repeats(tokenizer) -> None:
     for one in found:
         assert [token for token in one.slots if token != slack] == labels
         assert one.calls is None
-    places = measure(found, tokenizer.ids)
+    places = measure_places(found, tokenizer.ids)
     assert places.per_gap["equal"] >= 1
     random = draw_targets(
         make_config(slack_max=0.5, separate_repeats=False), make_task(400), tokenizer
     )
-    places = measure(random, tokenizer.ids)
+    places = measure_places(random, tokenizer.ids)
     # Uniform placement: six gaps, all alike; 0 to 3 slacks a row, 1.5 on average.
     for share in places.per_gap.values():
         assert share == pytest.approx(0.25, abs=0.08)

@@ -15,8 +15,7 @@ import pytest
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
 from jax_mdlm.evaluate import main
-from jax_mdlm.experiments.children import cores_of
-from jax_mdlm.experiments.sweep import digest, list_runs, parse
+from jax_mdlm.experiments.sweep import cores_of, digest, list_runs, parse_run
 from tests.training.conftest import write_rows
 
 LISTS = sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*.py"))
@@ -28,7 +27,7 @@ def test_the_shipped_lists(path):
     text = path.read_text().split('"""')[1]
     assert f"python -m jax_mdlm.evaluate sweep --runs experiments/{path.stem}" in text
     runs = command.load_function(f"experiments/{path.stem}", "get_runs")()
-    configs = {name: parse(words) for name, words in runs.items()}
+    configs = {name: parse_run(words) for name, words in runs.items()}
     assert len({digest(config) for config in configs.values()}) == len(configs) > 1
 
 
@@ -36,10 +35,10 @@ def test_shared_runs_share_a_digest():
     """A model of two lists is trained once."""
     paper = command.load_function("experiments/paper", "get_runs")()
     weights = command.load_function("experiments/weights", "get_runs")()
-    assert digest(parse(paper["ctc_merge"])) == digest(parse(weights["lambda 4"]))
-    assert digest(parse(paper["slack_ce"])) == digest(parse(weights["lambda 0"]))
-    seeded = parse([*paper["ce"], "--config.train.seed=3"])
-    assert digest(seeded) == digest(parse(paper["ce"]))
+    assert digest(parse_run(paper["ctc_merge"])) == digest(parse_run(weights["lambda 4"]))
+    assert digest(parse_run(paper["slack_ce"])) == digest(parse_run(weights["lambda 0"]))
+    seeded = parse_run([*paper["ce"], "--config.train.seed=3"])
+    assert digest(seeded) == digest(parse_run(paper["ce"]))
 
 
 def list_file(folder: Path) -> Path:
@@ -188,7 +187,7 @@ def test_a_run_that_is_named_twice_is_one(tmp_path):
 
 def test_a_run_names_one_config():
     with pytest.raises(ConfigError, match="must name one config as --config=NAME, got a"):
-        parse(["a"])
+        parse_run(["a"])
 
 
 def test_jobs_share_the_cores():

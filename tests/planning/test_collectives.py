@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jax_mdlm.planning.collectives import Collective, Wiring, members, taken_in
+from jax_mdlm.planning.collectives import Collective, Wiring, groups_of, taken_in
 from jax_mdlm.planning.topologies import Machine
 from jax_mdlm.training.timing import CHIPS, find_chip
 
@@ -41,12 +41,12 @@ def wiring(shape: tuple[int, int], mesh: dict[str, int], slices: int = 1) -> Wir
     ],
 )
 def test_groups_in_all_their_forms(text: str, groups: set[tuple[int, ...]]) -> None:
-    assert set(members(text, 8)) == groups
+    assert set(groups_of(text, 8)) == groups
 
 
 def test_an_unknown_form_is_an_error() -> None:
     with pytest.raises(ValueError, match="replica groups must have a known form, got '<8>'"):
-        members("<8>", 8)
+        groups_of("<8>", 8)
 
 
 def test_what_a_chip_takes_in() -> None:

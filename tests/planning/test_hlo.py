@@ -3,7 +3,7 @@
 import pytest
 
 from jax_mdlm.planning.cost import count
-from jax_mdlm.planning.hlo import Array, parse
+from jax_mdlm.planning.hlo import Array, parse_hlo
 
 HEAD = """HloModule jit_step, is_scheduled=true
 
@@ -31,7 +31,7 @@ def entry(*lines: str, before: str = "") -> str:
 
 
 def test_shapes_memory_and_names() -> None:
-    module = parse(
+    module = parse_hlo(
         entry(
             "%p = f32[4]{0:T(128)} parameter(0)",
             "%pair = (bf16[2,3]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/u32[]{:S(2)}) custom-call(%p), "
@@ -56,7 +56,7 @@ def test_shapes_memory_and_names() -> None:
 
 def test_text_without_a_program_is_refused() -> None:
     with pytest.raises(ValueError, match="must hold an entry computation"):
-        parse("HloModule nothing\n")
+        parse_hlo("HloModule nothing\n")
 
 
 @pytest.mark.parametrize(

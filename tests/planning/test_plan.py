@@ -17,9 +17,10 @@ from etils import epath
 from jax_mdlm import command, plan
 from jax_mdlm.config import ConfigError, config_to_json
 from jax_mdlm.containers import TrainState
-from jax_mdlm.planning import program, report, topologies
+from jax_mdlm.planning import program, topologies
 from jax_mdlm.planning.plan import Plan, make_plan
-from jax_mdlm.planning.topologies import Machine, describe, topology_of
+from jax_mdlm.planning.run import in_words, record_of
+from jax_mdlm.planning.topologies import Machine, machine_named, topology_of
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.training.begin import save_state
@@ -68,7 +69,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], con
         machine = cpu_machine(int(name.rpartition("x")[2]) * slices)
         return dataclasses.replace(machine, name=name, slices=slices)
 
-    monkeypatch.setattr("jax_mdlm.planning.run.describe", cpus)
+    monkeypatch.setattr("jax_mdlm.planning.run.machine_named", cpus)
 
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["plan", "--config", config_file, *words])
@@ -149,9 +150,11 @@ def test_what_does_not_fit_exits_with_3(run, monkeypatch: pytest.MonkeyPatch) ->
     def refuse() -> None:
         raise error
 
-    def lower(config, devices) -> program.Job:
+    def lower(config, devices) -> program.Lowered:
         job = real(config, devices)
-        return program.Job(SimpleNamespace(compile=refuse), job.layout, job.arguments, job.tokens)
+        return program.Lowered(
+            SimpleNamespace(compile=refuse), job.layout, job.arguments, job.tokens
+        )
 
     real = program.train_step
     monkeypatch.setattr(program, "train_step", lower)
@@ -184,7 +187,7 @@ def test_headroom_decides() -> None:
 
     assert on(peak / 0.969).fits
     assert not on(peak / 0.971).fits
-    assert report.record(on(peak))["fits"] is False
+    assert record_of(on(peak))["fits"] is False
 
 
 def test_slices_go_to_the_data_axis(run) -> None:
@@ -265,7 +268,7 @@ def test_a_checkpoint_is_what_train_saves(tmp_path: Path) -> None:
         if name.startswith(("params/", "opt_state/"))
     )
     assert plan.checkpoint_bytes == saved
-    assert f"a checkpoint, of all chips together{saved / 1e9:48.3f}" in report.as_text(plan)
+    assert f"a checkpoint, of all chips together{saved / 1e9:48.3f}" in in_words(plan)
 
 
 def test_a_search_prints_flags_that_work(run) -> None:
@@ -332,12 +335,12 @@ def test_unknown_topologies_and_a_missing_compiler(monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         ConfigError, match=r"one of v4:2x2x1, .* v6e:16x16 or like them, got 'h100'"
     ):
-        describe("h100")
+        machine_named("h100")
     monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         ConfigError, match=r"is in libtpu and needs no TPU; pip install 'jax\[tpu\]'"
     ):
-        describe("v5e:4x4")
+        machine_named("v5e:4x4")
 
 
 def test_shipped_ids_and_those_of_a_trained_vocabulary() -> None:

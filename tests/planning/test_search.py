@@ -7,10 +7,10 @@ import typing
 import pytest
 
 from jax_mdlm.config import Config, ConfigError, ModelConfig
+from jax_mdlm.planning.cost import Roofline
 from jax_mdlm.planning.plan import Plan
 from jax_mdlm.planning.program import Memory
-from jax_mdlm.planning.roofline import Roofline
-from jax_mdlm.planning.search import choices, estimate, flags, search
+from jax_mdlm.planning.search import choices, estimate, flags_of, search
 from jax_mdlm.planning.topologies import Machine
 from tests.planning.conftest import cpu_machine, tiny_config
 
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_tried_in_more_parts_only() -> None:
 def test_flags_name_the_choice() -> None:
     found = search(tiny_config(), cpu_machine(), 1, Compiler())
     config = found[0].config
-    assert flags(found[0]) == (
+    assert flags_of(found[0]) == (
         f"--config.mesh.data=1 --config.mesh.fsdp={config.mesh.fsdp} "
         f"--config.mesh.tensor={config.mesh.tensor} --config.mesh.context={config.mesh.context} "
         f"--config.train.microbatches={config.train.microbatches} "

@@ -11,7 +11,7 @@ import pytest
 
 from jax_mdlm import command
 from jax_mdlm.planning.plan import Plan, make_plan
-from jax_mdlm.planning.topologies import describe
+from jax_mdlm.planning.topologies import machine_named
 from tests.planning.conftest import tiny_config
 
 pytestmark = [
@@ -29,7 +29,7 @@ def plan(topology: str, preset: str = "", batch: int = 0, parts: int = 0) -> Pla
         if value
     ]
     config = command.parse_config(f"llada_ctc{':' * bool(preset)}{preset}", overrides)
-    made = make_plan(config, describe(topology), "train")
+    made = make_plan(config, machine_named(topology), "train")
     bound = made.roofline.bound if made.roofline else "?"
     print(
         f"\n{config.name}, {topology}, batch {config.train.batch_size} in "
@@ -73,7 +73,7 @@ def test_a_tiny_layer_is_counted_exactly(topology: str) -> None:
     shape = {"embed": 256, "heads": 4, "kv_heads": 4, "head_dim": 128, "mlp": 512}
     sizes = {"remat": "full", "vocab_size": 512, **shape}
     few, many = (
-        make_plan(tiny_config(layers=layers, **sizes), describe(topology), "train").cost
+        make_plan(tiny_config(layers=layers, **sizes), machine_named(topology), "train").cost
         for layers in (3, 5)
     )
     assert few is not None
@@ -94,7 +94,7 @@ def test_two_slices_exchange_gradients_over_the_network() -> None:
         "llada_ctc",
         ["--config.model.layers=2", "--config.mesh.data=2", "--config.train.microbatches=2"],
     )
-    made = make_plan(config, describe("v5e:4x4", 2), "train")
+    made = make_plan(config, machine_named("v5e:4x4", 2), "train")
     assert made.roofline is not None
     print(f"\n2 slices, 2 layers: {made.roofline.dcn_bytes / 1e6:.1f} MB over the network a chip")
     assert made.mesh == {"data": 2, "fsdp": 16, "tensor": 1, "context": 1}
