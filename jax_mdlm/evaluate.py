@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from jax_mdlm import command
 from jax_mdlm.evaluation import flags as evaluation
-from jax_mdlm.evaluation import judge_flags as judge
 from jax_mdlm.experiments import flags as experiments
 
 
@@ -25,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Scores of trained runs; `TASK --help` has the flags of a task.",
     )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    for add in (evaluation.add, experiments.add, judge.add):
+    for add in (evaluation.add, experiments.add):
         add(tasks)
     return parser
 

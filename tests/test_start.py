@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from jax_mdlm.__main__ import COMMANDS
-from jax_mdlm.evaluation import judge_flags as flags
+from jax_mdlm.evaluation import flags
 from jax_mdlm.evaluation.judge import make_benchmark
 
 # The dependencies, but for pydantic.

@@ -27,7 +27,7 @@ from jax_mdlm.data.examples import (
     pair,
     parse_messages,
 )
-from jax_mdlm.data.forms import ForeignFormError, check_form, check_row
+from jax_mdlm.foreign import ForeignFormError, check_form, check_row
 
 _Parsed = TypeVar("_Parsed")
 _MARK = b"\xef\xbb\xbf"  # also within a file that was put together from several

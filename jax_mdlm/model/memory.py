@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax_mdlm.config import Config, ConfigError, MeshConfig, ModelConfig
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.model import table
-from jax_mdlm.model.int8 import input_axes
+from jax_mdlm.model.weights import input_axes
 from jax_mdlm.sharding import Layout, make_layout
 
 Place = Callable[[ParamRow], jax.sharding.Sharding]

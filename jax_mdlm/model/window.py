@@ -126,24 +126,6 @@ def encode_window(
     return x, Cache(kept, own) if keep and own is not None else None
 
 
-def unstack(params: Params) -> Params:
-    """Gives every layer arrays of its own, for a CPU.
-
-    XLA on CPU copies a layer out of stacked arrays at every call, which is a third of the time of a
-    call on a small window. Elsewhere stacked layers compile in one piece and are not copied.
-
-    Args:
-      params: As from `model.init`.
-
-    Returns:
-      The same, with a list of layers for `blocks`; for `encode_window` only. The layers are copies.
-    """
-    blocks = params["blocks"]
-    count = jax.tree.leaves(blocks)[0].shape[0]
-    take = jax.jit(lambda blocks, index: jax.tree.map(lambda weight: weight[index], blocks))
-    return params | {"blocks": [take(blocks, index) for index in range(count)]}
-
-
 def _layer(params: Params, index: int | jax.Array) -> Params:
     blocks = params["blocks"]
     if not isinstance(blocks, dict):

@@ -14,7 +14,6 @@ from typing import Any
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.examples import check_text, without_answer
-from jax_mdlm.data.forms import is_object
 from jax_mdlm.data.jsonl import (
     Line,
     checked,
@@ -26,6 +25,7 @@ from jax_mdlm.data.jsonl import (
     read_lines,
 )
 from jax_mdlm.data.tokenizer import Tokenizer
+from jax_mdlm.foreign import is_object
 from jax_mdlm.sampling import why_too_long
 from jax_mdlm.setup import Setup
 

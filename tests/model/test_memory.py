@@ -13,7 +13,7 @@ from jax_mdlm.config import ConfigError, MeshConfig, ModelConfig
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.model import memory, table
 from jax_mdlm.model.memory import Free, Need, check_fits, to_read, to_sample
-from jax_mdlm.model.prepare import _flatten
+from jax_mdlm.model.weights import _flatten
 from jax_mdlm.sharding import make_layout
 
 TINY = ModelConfig(

@@ -10,7 +10,7 @@ import pytest
 from jax_mdlm import model
 from jax_mdlm.config import MeshConfig, ModelConfig
 from jax_mdlm.model import table
-from jax_mdlm.model.int8 import Int8, quantize_weight
+from jax_mdlm.model.weights import Int8, quantize_weight
 from jax_mdlm.sharding import make_layout
 from tests.sampling.standin import random_params
 

@@ -13,8 +13,8 @@ from etils import epath
 from jax_mdlm import model
 from jax_mdlm.config import MeshConfig
 from jax_mdlm.mdlm import read
-from jax_mdlm.model.int8 import Int8
 from jax_mdlm.model.table import abstract_params
+from jax_mdlm.model.weights import Int8
 from jax_mdlm.parameters import restore_params
 from jax_mdlm.setup import open_setup
 from jax_mdlm.sharding import make_layout
