@@ -3,7 +3,7 @@
 python -m jax_mdlm.evaluate sweep --runs experiments/positions --folder runs/experiments \\
     --training-seeds 1 --output runs/tables/positions
 
-A slot behind a known slack takes the position that it has in the text. `model.uncounted_id` is
+A slot after a known slack takes the position that it has in the text. `model.uncounted_id` is
 slack's id, 6 with the tokenizers that are trained here; no parameter is added. The other run is
 that of `experiments/paper`.
 """

@@ -5,7 +5,7 @@ python -m jax_mdlm.evaluate sweep --runs experiments/pretraining --folder runs/e
 
 An open question of arXiv 2601.22947, which only fine-tunes. The generated numbers as running text
 ("copy 1100", a newline, "1100"), every token of it noised, 1,500 updates of 64 canvases; then the
-answers of test rows are decoded behind their prompts. All arms read the same 64 tokens a canvas.
+answers of test rows are decoded after their prompts. All arms read the same 64 tokens a canvas.
 """
 
 BASE = [

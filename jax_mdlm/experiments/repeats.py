@@ -200,7 +200,7 @@ def align(
     """Pairs of runs of the same character on a cheapest path of edits (Levenshtein, over runs).
 
     An edit inserts, deletes or replaces a run; lengths cost nothing. Of equally cheap paths the one
-    that pairs runs as far behind as possible is taken.
+    that pairs runs as late as possible is taken.
     """
     width = len(hypothesis) + 1
     cost = [list(range(width))]

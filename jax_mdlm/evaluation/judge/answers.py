@@ -83,7 +83,7 @@ class Decoder:
     too_long: TooLong
 
     def answers(self, questions: Sequence[Question], done: int = 0) -> Iterator[list[DecodedTurns]]:
-        """Decodes the questions behind the first `done`.
+        """Decodes the questions after the first `done`.
 
         Batches are cut as from the beginning, and a question draws from its own number and turn:
         a list that was interrupted ends with the answers of one that was not.
