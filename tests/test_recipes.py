@@ -59,10 +59,7 @@ CHANGES = {
             "    ctc_weight: float = 0.1",
             "    sharpness: float = 0.0  # weight of the z-loss\n    ctc_weight: float = 0.1",
         ),
-        "jax_mdlm/config/checks.py": (
-            '    ("objective.ctc_weight", ',
-            '    ("objective.sharpness", objective.sharpness),\n    ("objective.ctc_weight", ',
-        ),
+        "jax_mdlm/config/checks.py": ('"ctc_weight slack_max', '"sharpness ctc_weight slack_max'),
     },
     "A model family": {
         "jax_mdlm/config/sections.py": (
@@ -81,10 +78,12 @@ CHANGES = {
         "jax_mdlm/conversion/published.py": (
             '    "attention_layer_norm": (False, (False,), "q/k norm"),\n',
             '    "attention_layer_norm": (False, (False, True), "q/k norm"),\n',
-            "        mlp=_mlp(settings),\n",
-            "        mlp=_mlp(settings),\n        qk_norm=settings['attention_layer_norm'],\n",
-            '        "d_model": config.embed,\n',
-            '        "d_model": config.embed,\n        "attention_layer_norm": config.qk_norm,\n',
+            '        embed=settings["d_model"],\n',
+            '        embed=settings["d_model"],\n'
+            '        qk_norm=settings["attention_layer_norm"],\n',
+            '            "d_model": config.embed,\n',
+            '            "d_model": config.embed,\n'
+            '            "attention_layer_norm": config.qk_norm,\n',
         ),
     },
 }
