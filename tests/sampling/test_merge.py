@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_mdlm.sampling import text
+from jax_mdlm.sampling import loop
 from tests.reference import sampler_row as reference
 from tests.sampling.oracle import plain_settings
 from tests.sampling.standin import IDS
@@ -15,7 +15,7 @@ MASK, SLACK, PAD, EOS, END = IDS.mask, IDS.slack, IDS.pad, IDS.eos, IDS.terminat
 HEADER = 6  # in IDS.never_merged
 merge, stop_at_terminator, closings = (
     jax.jit(rule, static_argnames="ids")
-    for rule in (text.merge, text.stop_at_terminator, text.closings)
+    for rule in (loop.merge, loop.stop_at_terminator, loop.closings)
 )
 
 

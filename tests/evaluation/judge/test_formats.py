@@ -9,9 +9,8 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.data.examples import Message
 from jax_mdlm.evaluation.judge import Judge, find_matches
 from jax_mdlm.evaluation.judge.arena_hard import label, markdown_counts
-from jax_mdlm.evaluation.judge.creative_writing import CreativeWriting
+from jax_mdlm.evaluation.judge.creative_writing import CreativeWriting, outcome_fields, read_pluses
 from jax_mdlm.evaluation.judge.mt_bench import verdict as read_letter
-from jax_mdlm.evaluation.judge.pluses import outcome_fields, read_pluses
 from jax_mdlm.evaluation.judge.records import Comparison, DecodedTurns, Question
 from jax_mdlm.evaluation.judge.wildbench import read_choice
 from tests.evaluation.judge.rows import NAMES, answer_file, make, question_file, verdict
