@@ -18,11 +18,11 @@ from etils import epath
 
 from jax_mdlm.config import Config, ConfigError, config_to_json, from_json
 from jax_mdlm.foreign import check_folder
-from jax_mdlm.storage import Checkpoints, named_steps, open_checkpoints
+from jax_mdlm.storage import Checkpoints, named_steps, open_checkpoints, replace_text
 
 _QUICKSTART = "runs/quickstart"  # what launch/quickstart.sh trains, seen from the checkout
 _UNFINISHED = "import_unfinished"  # exists while weights are imported
-_IMPORTED = {_UNFINISHED, "checkpoints", "source", "tokenizer", "config.json", "config.json.tmp"}
+_IMPORTED = {_UNFINISHED, "checkpoints", "source", "tokenizer", "config.json"}
 
 
 def checkpoint_folder(workdir: epath.Path) -> epath.Path:
@@ -86,9 +86,7 @@ def _how_to_train(workdir: epath.Path, config: str) -> str:
 def save_config(workdir: epath.Path, config: Config) -> None:
     """Writes the resolved config; a kill while writing leaves the old one, or none."""
     workdir.mkdir(parents=True, exist_ok=True)
-    aside = workdir / "config.json.tmp"
-    aside.write_text(config_to_json(config))
-    aside.replace(workdir / "config.json")
+    replace_text(workdir / "config.json", config_to_json(config))
 
 
 def check_finished(workdir: epath.Path) -> None:
@@ -119,7 +117,9 @@ def begin_import(workdir: epath.Path) -> None:
     marker = workdir / _UNFINISHED
     held = {path.name for path in workdir.iterdir()} if workdir.exists() else set()
     # Only what an import makes is cleared: whatever else was put there may be all there is of it.
-    foreign = held - (_IMPORTED if marker.name in held else set())
+    foreign = held
+    if marker.name in held:
+        foreign = {name for name in held - _IMPORTED if not name.endswith(".partial")}
     if foreign:
         raise ConfigError(
             f"work directory {workdir} must be new or empty for an import, it holds "

@@ -67,19 +67,24 @@ class Score:
         return 1 - rate if self.right else rate
 
 
-def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
-    """Fewest insertions, deletions and substitutions between two sequences (Levenshtein).
+def edit_table(first: Sequence[str], second: Sequence[str]) -> list[list[int]]:
+    """Edit distances of all beginnings of two sequences (Levenshtein).
 
     `d[i, j] = min(d[i-1, j] + 1, d[i, j-1] + 1, d[i-1, j-1] + (first[i] != second[j]))`, row by
     row.
     """
-    above = list(range(len(second) + 1))
+    rows = [list(range(len(second) + 1))]
     for i, left in enumerate(first, start=1):
-        row = [i]
+        above, row = rows[-1], [i]
         for j, right in enumerate(second, start=1):
             row.append(min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (left != right)))
-        above = row
-    return above[-1]
+        rows.append(row)
+    return rows
+
+
+def edit_distance(first: Sequence[str], second: Sequence[str]) -> int:
+    """Fewest insertions, deletions and substitutions between two sequences."""
+    return edit_table(first, second)[-1][-1]
 
 
 def nearest(hypothesis: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[int, int]:

@@ -8,7 +8,6 @@ curves mean.
 import dataclasses
 import hashlib
 import json
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from jax_mdlm.evaluation.tasks import Task, slack_share
 from jax_mdlm.experiments.statistics import Curve
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.sampling import SampleOptions
+from jax_mdlm.storage import replace_text
 
 FOLDER = "interventions"  # in the work directory
 
@@ -96,9 +96,8 @@ class Store:
         made = make()
         if jax.process_index() == 0:
             self._folder.mkdir(parents=True, exist_ok=True)
-            part = self._folder / f"{digest}.json.{uuid.uuid4().hex[:8]}.part"
-            part.write_text(json.dumps({"what": what, "decoded": dataclasses.asdict(made)}))
-            part.replace(path)  # another evaluation of this run may have been quicker
+            # Another evaluation of this run may have been quicker.
+            replace_text(path, json.dumps({"what": what, "decoded": dataclasses.asdict(made)}))
         return made
 
 

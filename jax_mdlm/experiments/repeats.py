@@ -25,6 +25,7 @@ import numpy as np
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.numbers import load_numbers
 from jax_mdlm.evaluation.intervals import Interval, share_of, shown
+from jax_mdlm.evaluation.scores import edit_table
 from jax_mdlm.evaluation.tasks import open_task, too_long_note
 from jax_mdlm.experiments.intervention import Model, intervals_in_json, parse_models
 from jax_mdlm.opening import open_model, with_progress
@@ -202,14 +203,7 @@ def align(
     An edit inserts, deletes or replaces a run; lengths cost nothing. Of equally cheap paths the one
     that pairs runs as late as possible is taken.
     """
-    width = len(hypothesis) + 1
-    cost = [list(range(width))]
-    for i, run in enumerate(reference, start=1):
-        row = [i]
-        for j, other in enumerate(hypothesis, start=1):
-            change = cost[i - 1][j - 1] + (run.character != other.character)
-            row.append(min(change, cost[i - 1][j] + 1, row[j - 1] + 1))
-        cost.append(row)
+    cost = edit_table([run.character for run in reference], [run.character for run in hypothesis])
     pairs = []
     i, j = len(reference), len(hypothesis)
     while i and j:

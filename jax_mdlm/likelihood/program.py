@@ -18,6 +18,7 @@ from jax_mdlm.config import ModelConfig
 from jax_mdlm.containers import Params, Region, SpecialIds
 from jax_mdlm.diffusion.logits import Parts, SlotLogits, slot_logits
 from jax_mdlm.model.weights import is_weight
+from jax_mdlm.sampling.denoise import guide
 from jax_mdlm.sharding import Layout, constrain
 
 _TILE = 2**24  # logits that a device holds at a time
@@ -247,5 +248,4 @@ def _encode(
     if not setting.guidance:
         return hidden
     # The head is linear: guided logits are those of guided states.
-    with_prompt, without = jnp.split(hidden.astype(jnp.float32), 2)
-    return without + (setting.guidance + 1) * (with_prompt - without)
+    return guide(hidden.astype(jnp.float32), setting.guidance)

@@ -122,18 +122,20 @@ class Guided:
     def full(self, canvas: jax.Array, start: jax.Array, end: jax.Array) -> tuple[jax.Array, Any]:
         """Runs the 2 B rows; the cache holds so many."""
         logits, cache = self.denoise.full(self._both(canvas), start, end)
-        return self._guide(logits), cache
+        return guide(logits, self.scale), cache
 
     def cached(self, cache: Any, canvas: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
         """Runs the windows of 2 B rows."""
-        return self._guide(self.denoise.cached(cache, self._both(canvas), start, end))
+        return guide(self.denoise.cached(cache, self._both(canvas), start, end), self.scale)
 
     def _both(self, canvas: jax.Array) -> jax.Array:
         return jnp.concatenate([canvas, jnp.where(self.given, self.mask_id, canvas)])
 
-    def _guide(self, logits: jax.Array) -> jax.Array:
-        with_prompt, without = jnp.split(logits, 2)
-        return without + (self.scale + 1) * (with_prompt - without)
+
+def guide(both: jax.Array, scale: float) -> jax.Array:
+    """Guided values [B, ...] of 2 B rows: logits, or states before a linear head."""
+    with_prompt, without = jnp.split(both, 2)
+    return without + (scale + 1) * (with_prompt - without)
 
 
 def _doublings(least: int, most: int) -> list[int]:

@@ -7,7 +7,7 @@ from jax_mdlm.storage.checkpoints import (
     named_steps,
     open_checkpoints,
 )
-from jax_mdlm.storage.places import alone_in, given_path, reaching, read_range
+from jax_mdlm.storage.places import alone_in, given_path, reaching, read_range, replace_text
 
 __all__ = [
     "CheckpointError",
@@ -19,4 +19,5 @@ __all__ = [
     "open_checkpoints",
     "reaching",
     "read_range",
+    "replace_text",
 ]

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 
 import fsspec.core
@@ -90,6 +91,17 @@ def reaching(*paths: epath.PathLike) -> Iterator[None]:
 def _in_one_line(error: Exception) -> str:
     """Quotes an exception for a sentence of ours; its type where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def replace_text(path: epath.PathLike, text: str) -> None:
+    """Writes a file whole or not at all: who reads it, or a kill, meets the old one or the new one.
+
+    Half a surrogate pair, which JSON of others may hold, becomes its escape.
+    """
+    path = epath.Path(path)
+    aside = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    aside.write_bytes(text.encode("utf-8", "backslashreplace"))
+    aside.replace(path)
 
 
 def check_room(folder: epath.Path, what: str, size: int, remedy: str) -> None:

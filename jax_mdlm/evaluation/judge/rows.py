@@ -16,6 +16,7 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.jsonl import number_lines, parse_lines, to_line
+from jax_mdlm.storage import replace_text
 
 _KINDS = {str: "a string", list: "a list", dict: "an object"}
 
@@ -128,20 +129,12 @@ def read_object(path: str | os.PathLike[str], form: str) -> Row:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replaces a JSONL file."""
-    _replace(path, "".join(to_line(row) + "\n" for row in rows))
+    replace_text(path, "".join(to_line(row) + "\n" for row in rows))
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces a JSON file."""
-    _replace(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """A reader, or a run that goes on after a crash, finds the old file or the new one."""
-    aside = path.with_name(path.name + ".partial")
-    # Half a surrogate pair, which some question files have, becomes its JSON escape.
-    aside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-    aside.replace(path)
+    replace_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def _read(path: str | os.PathLike[str]) -> str:
