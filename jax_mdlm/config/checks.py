@@ -33,7 +33,7 @@ def validate(config: Config) -> Config:
       ConfigError: one line with the field, what it must be, what it is, and what to change.
     """
     model, data, train, objective = config.model, config.data, config.train, config.objective
-
+    # --- each alone ---
     for least, names, expected in (
         (1, _POSITIVE, "at least 1"),
         (0, _NOT_NEGATIVE, "0 or more"),
@@ -51,6 +51,7 @@ def validate(config: Config) -> Config:
         f"model.kv_heads must divide model.heads={model.heads}, got {model.kv_heads}",
     )
     _require(model.head_dim % 2 == 0, f"model.head_dim must be even, got {model.head_dim}")
+    # --- sections together ---
     _require(
         data.length <= model.max_length,
         f"data.length must be at most model.max_length={model.max_length}, got {data.length}; "
@@ -83,6 +84,7 @@ def validate(config: Config) -> Config:
         0 <= config.optimizer.decay_share <= 1,
         f"optimizer.decay_share must lie between 0 and 1, got {config.optimizer.decay_share}",
     )
+    # --- mesh, profile, adapters, buckets ---
     axes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.context)
     _require(
         all(axis == -1 or axis >= 1 for axis in axes) and axes.count(-1) <= 1,

@@ -135,6 +135,7 @@ def assemble(
       A `Batch` of int32 and bool arrays, [b, L] and [b, U]. A filling row has one valid slot (a
       pad token), since attention over no keys is NaN.
     """
+    # --- where each part of a row ends ---
     filling = pairs < 0
     history, response = table.history[pairs], table.response[pairs]
     terminated = table.terminated[pairs]
@@ -151,6 +152,7 @@ def assemble(
     def column(per_row: np.ndarray) -> np.ndarray:
         return per_row[:, None]
 
+    # --- which token stands at each slot, and which labels ---
     slot = np.arange(config.length)
     index = np.select(  # the first condition that holds
         [
@@ -181,6 +183,7 @@ def assemble(
         [column(response[:, 0]) + number, TERMINATOR],
         PAD,
     )
+    # --- one gather ---
     fields: dict[str, Any] = {
         "tokens": table.tokens[index],
         "response": (slot >= column(begin)) & (slot < column(end)),

@@ -37,6 +37,7 @@ def open_rows(config: DataConfig, data_dir: epath.Path, split: Split) -> SplitRo
         if split == "test":
             raise _no_test_split(config)
         return _part(config, read_jsonl(config), split)
+    # --- sources of the package ---
     names = {"train": config.split, "validation": config.validation_split, "test": "test"}
     flags = {"train": "data.split", "validation": "data.validation_split", "test": "the split"}
     name, flag = names[split], flags[split]
@@ -64,6 +65,7 @@ def open_rows(config: DataConfig, data_dir: epath.Path, split: Split) -> SplitRo
             builder = catalogue.prepare_builder(demo.Dialogues, data_dir)
             catalogue.check_split(builder, name, flag)
             return _number(full_name, demo.dialogue_examples(builder, name))
+    # --- a TFDS dataset ---
     builder = catalogue.open_catalogue(config, data_dir)
     holds_out = split != "test" and config.validation_split not in builder.info.splits
     if split == "test" and "test" not in builder.info.splits:

@@ -236,6 +236,7 @@ def _forward(
     """Runs over the frames; float [B] and, with `keep`, shares [B, L, W] of every frame."""
     num_rows, length, num_classes = shape
     dtype = jax.eval_shape(scores_at, jnp.zeros((), jnp.int32)).dtype
+    # --- the states before the first frame ---
     # One dead state before k = 0, so that states k - 1 are a slice as well.
     none = jnp.full((num_rows, 1 + num_classes), IMPOSSIBLE, dtype)
     dead = Sum(none, jnp.zeros_like(none))
@@ -272,6 +273,7 @@ def _forward(
         )
         return states, kept
 
+    # --- all frames, then the state after the last label ---
     states, kept = _over_frames(frame, (states, kept), rows, length)
     end = 1 + rows.labels[:, None]
     total = jax.tree.map(lambda x: jnp.take_along_axis(x, end, axis=1)[:, 0], states[-1])

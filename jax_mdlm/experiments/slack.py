@@ -165,6 +165,7 @@ def _draw(path: str, record: dict[str, Any]) -> None:
         f"Slack of {record['run']}: {rows_in_words(decoded['rows'], record['rows_from'])}",
         fontsize="medium",
     )
+    # --- along the response, by gap, runs ---
     _draw_steps(
         axes[0, 0],
         [(target["position"], "target", False), (decoded["position"], "decoded", True)],
@@ -182,6 +183,7 @@ def _draw(path: str, record: dict[str, Any]) -> None:
         *([100 * share for share in one["runs"]] for one in (target, decoded)),
     )
     axes[0, 2].set(title="Runs of slack", xlabel="slots in a run", ylabel="% of the runs")
+    # --- neighbours, time ---
     for axis, key, title in (
         (axes[1, 0], "after_token", "Token before slack"),
         (axes[1, 1], "before_token", "Token after slack"),
@@ -199,6 +201,7 @@ def _draw(path: str, record: dict[str, Any]) -> None:
         xlabel="model call (0 = first, 1 = last of the row)",
         ylabel="% of the tokens",
     )
+    # --- what all panels share ---
     for axis in axes.flat:
         axis.set_ylim(bottom=0)
         axis.grid(axis="y", alpha=0.25)

@@ -172,6 +172,7 @@ def list_runs(args: argparse.Namespace, overrides: Sequence[str]) -> list[SweepR
             f"--training-seeds and --jobs must be 1 or more, got {args.training_seeds} and "
             f"{args.jobs}"
         )
+    # --- which runs ---
     found: dict[str, list[str]] = command.load_function(args.runs, "get_runs")()
     chosen = list(dict.fromkeys(name for name in args.only.split(",") if name)) or list(found)
     unknown = [name for name in chosen if name not in found]
@@ -179,6 +180,7 @@ def list_runs(args: argparse.Namespace, overrides: Sequence[str]) -> list[SweepR
         raise ConfigError(
             f"--only must name runs of {args.runs}, {', '.join(found)}; got {unknown}"
         )
+    # --- what each of them trains ---
     digests: dict[str, str] = {}
     for name in chosen:
         config = parse_run(found[name])

@@ -94,6 +94,7 @@ def _whole_run(plan: Plan, rows: int) -> Iterator[str]:
 def _lines(plan: Plan) -> Iterator[str]:
     chips, chip = len(plan.machine.devices), plan.machine.chip
     yield f"{plan.config.name} on {plan.machine.title}: {chips} chips, {_mesh(plan)}, {_work(plan)}"
+    # --- memory ---
     yield ""
     yield f"{'memory of a chip':70}GB (10^9 B)"
     for part in _PARTS:
@@ -112,6 +113,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"{'a checkpoint, of all chips together':74}{plan.checkpoint_bytes / _GB:9.3f}"
     if plan.cost is None or plan.roofline is None:
         return
+    # --- work ---
     cost, bound = plan.cost, plan.roofline
     yield ""
     yield f"work of a chip per {'step' if plan.mode == 'train' else 'batch of prompts'}"
@@ -124,6 +126,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"  {f'bytes taken in by {kind} ({axes})':54}{size:12.4g}"
     if bound.dcn_bytes:
         yield f"  {'  of these from other slices':54}{bound.dcn_bytes:12.4g}"
+    # --- time ---
     yield ""
     yield "seconds at best, each part at its full rate"
     for name, seconds in bound.seconds.items():
