@@ -1,7 +1,8 @@
 """The parameters that a work directory holds: those of a checkpoint; of a LoRA run merged ones.
 
 What a LoRA run never changes, its base, is written once, as a checkpoint of step 0 in `base/`; its
-checkpoints hold adapters only.
+checkpoints hold adapters only, under names of their own: a reader that does not know them fails
+instead of reading half a model. The sum is made in float32 and rounded once.
 """
 
 import dataclasses

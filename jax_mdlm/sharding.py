@@ -105,7 +105,11 @@ class Layout:
         return self.sharding(("batch",))
 
     def share(self, devices: Sequence[Any] | None = None) -> Share:
-        """The part of every batch that these devices (default: this process's) hold."""
+        """The part of every batch that these devices (default: this process's) hold.
+
+        On a pod a host's chips are a square of the mesh, so its shards need not be neighbours, and
+        where the tensor axis spans processes several of them hold the same rows.
+        """
         wanted = set(self.mesh.local_devices if devices is None else devices)
         shards = self.rows.devices_indices_map((self.batch_shards,))
         parts = {index[0].start or 0 for device, index in shards.items() if device in wanted}

@@ -1,10 +1,11 @@
 """Files of rows, one JSON object a line: what train, sample and evaluate read with.
 
-Enters: paths, or bytes from stdin. Leaves: numbered lines without a byte order mark, objects, and
-rows as conversations; what cannot be one is refused with file and line. `forms` names files of
-other forms. Row shapes: `{"messages": [{"role", "content"}, ...]}`, `{"prompt", "response"}`,
-GSM8K's `{"question", "answer"}`, and with `data.pretraining` also `{"text"}`. Other fields are
-ignored.
+All of them cut lines, parse objects and refuse them here, so that no command reads what another one
+refuses. Enters: paths, or bytes from stdin. Leaves: numbered lines without a byte order mark,
+objects, and rows as conversations; what cannot be one is refused with file and line. `foreign`
+names files of other forms. Row shapes: `{"messages": [{"role", "content"}, ...]}`, `{"prompt",
+"response"}`, GSM8K's `{"question", "answer"}`, and with `data.pretraining` also `{"text"}`. Other
+fields are ignored.
 """
 
 import functools

@@ -2,7 +2,8 @@
 
 Text in which equal neighbours matter: under the collapse map `merge` a "100" that is decoded
 without slack between its zeros is read as "10". The rows are generated, the same on every machine
-and in every run; nothing is downloaded or written. `evaluation/repeats` scores the answers.
+and in every run (only `random.random()` of a fixed seed is used, whose sequence Python promises);
+nothing is downloaded or written. `evaluation/repeats` scores the answers.
 """
 
 import hashlib

@@ -1,9 +1,10 @@
 """Which rows each step of training owns, and on how many slots: a pure function of the step.
 
-An epoch is a permutation of all rows. Without length buckets, step s owns the rows s * B to
-(s + 1) * B of the endless order that the epochs make. With them, the order is walked row by row: a
-row joins the queue of its bucket, and a full queue is a batch. Neither depends on processes or
-devices.
+An epoch is a permutation of all rows. Without length buckets, step s owns the rows s * B to (s + 1)
+* B of the endless order that the epochs make. With them, the order is walked row by row: a row
+joins the queue of its bucket, and a full queue is a batch. Neither depends on processes or devices.
+At an epoch's end what stands in a queue moves to the next longer canvas; a resumed run walks the
+earlier epochs again in NumPy (0.4 s for a million rows).
 
 A bucket changes nothing about a row but the slots after it, which nobody attends to: a row goes
 where its prompt, its response, the most slack that it may draw and all of its end padding find

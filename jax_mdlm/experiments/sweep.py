@@ -1,4 +1,8 @@
-"""Trains a list of runs and compares them under interventions, one command from list to figure."""
+"""Trains a list of runs and compares them under interventions, one command from list to figure.
+
+It touches no device: `train` and `evaluate` run as processes of their own, each with its cores. A
+model is named by a digest of its settings, and what it scored stays in its work directory.
+"""
 
 import argparse
 import concurrent.futures

@@ -2,7 +2,8 @@
 
 A model that was trained with slack spreads a response over many canvases. Here all of them are
 counted, through the CTC lattice, for the one distribution in which that can be done: the product of
-the slots' distributions at a fully masked canvas.
+the slots' distributions at a fully masked canvas. It is no bound on decoding in many steps: no sum
+over alignments exists there.
 """
 
 import functools

@@ -2,7 +2,9 @@
 
 Orbax keeps its folders as zarr arrays, which TensorStore opens, local or in a bucket. The one form
 that it costs several copies is the simplest: an uncompressed array, whose chunks are plain files of
-values. Those are read and written directly: half the time of an import was spent in those copies.
+values. Those are read and written directly: half the time of an import was spent in those copies. A
+`Streamed` leaf has a type handler of its own: Orbax keeps the folder's form, its description and
+the atomic rename, and threads of ours fill the chunks.
 """
 
 import asyncio

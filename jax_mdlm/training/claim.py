@@ -3,7 +3,9 @@
 Parameters mean something only together with the tokenizer, the special ids, the template and the
 collapse map that they were trained with. With others a run trains on, its loss falls, and what it
 knew is lost without a word. So `init.from` brings them along, and settings that contradict them are
-refused.
+refused rather than overruled: nobody reads a line among twenty. A setting that is open is filled
+in. Weights that were never trained here have no template of their own, so any can be taught to
+them.
 """
 
 import dataclasses

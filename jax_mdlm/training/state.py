@@ -1,7 +1,9 @@
 """The training state: its shapes, its places on the mesh, and how a run begins.
 
 Enters: config, optimizer, layout. Leaves: a `TrainState` that was created sharded (no device ever
-holds the whole of it), to `step` and `checkpoint`.
+holds the whole of it), to `step` and `begin`. With LoRA the adapters are `params` and the base is
+`frozen`, in the compute dtype: gradient, clipping, moments and checkpoints follow `params`, and
+nothing else knows of LoRA.
 """
 
 import dataclasses

@@ -8,7 +8,11 @@ there are.
 
 Two cases end otherwise: where the first process dies, the service dies with it, and JAX's client
 aborts the others at once (exit code 134); and a process that is gone before it gave a first sign is
-found by JAX's own, slower heartbeat (134 as well).
+found by JAX's own, slower heartbeat (134 as well), between half a minute and a minute. JAX's Python
+callback for lost peers crashes in jaxlib 0.10 (`std::bad_cast`).
+
+Signals are read by a thread: Python's handlers wait until the main thread is back from C++, so that
+a second Ctrl-C during a compilation would do nothing.
 """
 
 import os

@@ -2,7 +2,9 @@
 
 Tasks of lm-evaluation-harness carry `generation_kwargs`, written for models that append token after
 token. Enters: such a mapping. Leaves: `SampleOptions`, the strings that end an answer, and how many
-tokens it may have. What a masked-diffusion sampler has no counterpart for is an error.
+tokens it may have. What a masked-diffusion sampler has no counterpart for is an error. The canvas
+is a setting, not a bound: a longer one changes the answer, and a task's `max_gen_toks` decides it
+only where no flag or preset does.
 """
 
 import dataclasses
