@@ -143,7 +143,7 @@ class Mdlm(Setup):
         Raises:
           ConfigError: a prompt that the tokenizer or the model cannot take.
 
-        Example:
+        Examples:
           >>> import jax_mdlm
           >>> model = jax_mdlm.load("runs/quickstart", length=8, block_length=4, steps=4)
           >>> [frame.answer.calls for frame in model.stream("slack", every=2)]
@@ -179,7 +179,7 @@ class Mdlm(Setup):
         Raises:
           ConfigError: they do not fit the model, or cannot be encoded.
 
-        Example:
+        Examples:
           >>> import jax_mdlm
           >>> bound = jax_mdlm.load("runs/quickstart").log_likelihood("ab", "A B", samples=8)
           >>> bound.value < 0 < bound.standard_error
@@ -267,7 +267,7 @@ def load(
       ConfigError: nothing usable is there, a setting cannot be used, or memory is short.
       CheckpointError: damaged, or of another shape.
 
-    Example:
+    Examples:
       >>> import jax_mdlm
       >>> model = jax_mdlm.load("runs/quickstart", steps=4)
       >>> len(model.generate(["alignment", "slacken"]))

@@ -79,7 +79,7 @@ class Setup:
         Raises:
           ConfigError: there is no such setting, or it cannot be used.
 
-        Example:
+        Examples:
           >>> import jax_mdlm
           >>> model = jax_mdlm.load("runs/quickstart")
           >>> quick = model.with_settings(steps=2, temperature=0.5)

@@ -31,7 +31,7 @@ def corrupt(key: jax.Array, batch: Batch, ids: SpecialIds, config: ObjectiveConf
     Returns:
       The corrupted rows, [B, L] and [B, U].
 
-    Example:
+    Examples:
       >>> row = [[8, 9, 5, 6, 3, 0, 0, 0]]  # two slots of prompt, 5 6 and their terminator, padding
       >>> slots = jnp.arange(8)[None]
       >>> batch = Batch(
@@ -102,7 +102,7 @@ def mask_probability(level: jax.Array, floor: float) -> jax.Array:
     Returns:
       Probability that a slot is masked, in (eps, 1]; the shape of `level`.
 
-    Example:
+    Examples:
       >>> mask_probability(jnp.array([0.0, 0.5, 1.0]), floor=0.01)
       Array([0.01 , 0.505, 1.   ], dtype=float32)
     """

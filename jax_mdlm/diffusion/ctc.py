@@ -48,7 +48,7 @@ def ctc_loss(
       `nll`, float [B], in nats per row, in the dtype of `log_probs`; exactly 0 with a gradient of
       exactly 0 where no alignment fits. `feasible`, bool [B].
 
-    Example:
+    Examples:
       Three slots, the label 7 once: it may stand at each of them, or at several side by side.
 
       >>> log_probs = jnp.log(jnp.full((1, 3, 2), 0.5))  # slack and the label are as likely

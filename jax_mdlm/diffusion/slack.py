@@ -119,7 +119,7 @@ def collapse_tokens(tokens: Sequence[int], ids: SpecialIds, collapse: Collapse) 
     Returns:
       Token ids without slack.
 
-    Example:
+    Examples:
       >>> ids = SpecialIds(mask=1, slack=2, pad=0, eos=0, terminator=3)
       >>> collapse_tokens([7, 7, 2, 7, 8], ids, "merge")
       [7, 7, 8]

@@ -92,7 +92,7 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
     Returns:
       Nested dict of `config.param_dtype` arrays with the paths and shapes of `table.rows`.
 
-    Example:
+    Examples:
       >>> config = ModelConfig(vocab_size=9, embed=16, layers=2, heads=2, kv_heads=1, head_dim=8)
       >>> init(jax.random.key(0), config)["blocks"]["k_proj"].shape
       (2, 16, 1, 8)
@@ -173,7 +173,7 @@ def apply(
     Returns:
       float32 [B, L, V], accumulated in float32 from `compute_dtype` factors.
 
-    Example:
+    Examples:
       >>> config = ModelConfig(9, 16, 2, 2, 2, 8, 24, max_length=16)
       >>> apply(init(jax.random.key(0), config), jnp.zeros((1, 5), jnp.int32), config).shape
       (1, 5, 9)

@@ -44,7 +44,7 @@ class Strategy:
     A strategy says `score` and `select`. All else has a default: a block takes a call per slot at
     most, what is committed stays, and nothing is kept from call to call.
 
-    Example:
+    Examples:
       >>> import jax_mdlm
       >>> @dataclasses.dataclass(frozen=True)
       ... class FromTheLeft(Quota):

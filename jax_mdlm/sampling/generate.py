@@ -84,7 +84,7 @@ def sample(
       ConfigError: no prompts, or one that does not fit (see `make_canvas`); a strength that is no
         probability, or that the strategy does not take.
 
-    Example:
+    Examples:
       >>> import jax
       >>> from jax_mdlm import model
       >>> from jax_mdlm.config import ModelConfig, SampleConfig

@@ -80,7 +80,7 @@ def options_from(
     Raises:
       ConfigError: settings that cannot work together.
 
-    Example:
+    Examples:
       >>> from jax_mdlm.config import SampleConfig
       >>> from jax_mdlm.containers import SpecialIds
       >>> ids = SpecialIds(mask=1, slack=2, pad=0, eos=0, terminator=3)
