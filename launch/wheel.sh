@@ -102,7 +102,7 @@ from pathlib import Path
 
 import jax_mdlm
 from jax_mdlm import command
-from jax_mdlm.evaluate import sweep
+from jax_mdlm.experiments import sweep
 
 home = Path(jax_mdlm.__file__).parent
 assert home.is_relative_to(sys.prefix), f"{home} is not of {sys.prefix}"
@@ -119,7 +119,7 @@ for name in configs:
 lists = sorted(path.stem for path in (home / "configs" / "experiments").glob("*.py"))
 for name in lists:
     for words in command.load_function(f"experiments/{name}", "get_runs")().values():
-        sweep.parse(words)
+        sweep.parse_run(words)
 assert "pronounce" in configs and "paper" in lists
 print(f"jax_mdlm {jax_mdlm.__version__}, Python {sys.version.split()[0]}, "
       f"jax {metadata.version('jax')}, no torch, no tensorflow")
