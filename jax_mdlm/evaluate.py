@@ -7,8 +7,8 @@ import argparse
 from collections.abc import Sequence
 
 from jax_mdlm import command
-from jax_mdlm.evaluation import flags as evaluation
-from jax_mdlm.experiments import flags as experiments
+from jax_mdlm.evaluation.flags import add_evaluations
+from jax_mdlm.experiments.flags import add_experiments
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,8 +24,8 @@ def make_parser() -> argparse.ArgumentParser:
         description="Scores of trained runs; `TASK --help` has the flags of a task.",
     )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    for add in (evaluation.add, experiments.add):
-        add(tasks)
+    add_evaluations(tasks)
+    add_experiments(tasks)
     return parser
 
 

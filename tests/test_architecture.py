@@ -150,7 +150,7 @@ def test_every_room_is_known() -> None:
 def test_a_public_name_means_one_thing() -> None:
     """Of the classes and functions at the top of all files.
 
-    Commands and their tasks have a `main`, `add` or `run` each; `jax_mdlm.load` and
+    Commands and their tasks have a `main` or `run` each; `jax_mdlm.load` and
     `jax_mdlm.conversion.load` are one door at two heights.
     """
     names = Counter(
@@ -159,7 +159,7 @@ def test_a_public_name_means_one_thing() -> None:
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")
     )
-    assert {name for name, count in names.items() if count > 1} == {"main", "add", "run", "load"}
+    assert {name for name, count in names.items() if count > 1} == {"main", "run", "load"}
 
 
 def test_the_mathematics_is_light() -> None:

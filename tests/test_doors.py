@@ -34,14 +34,13 @@ from jax_mdlm.evaluation.tasks import open_task
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.setup import Setup
 from jax_mdlm.sharding import make_layout
-from jax_mdlm.storage import open_checkpoints
 from jax_mdlm.viewing.chat import Conversation
 from jax_mdlm.viewing.dialogue import Dialogue
 from jax_mdlm.viewing.prompts import encode_prompt, read_prompts
 from jax_mdlm.viewing.web import pictures
-from jax_mdlm.workdir import save_config
 from tests.data.conftest import save_llada
 from tests.data.test_written import PUBLISHED
+from tests.models import save_run
 from tests.sampling.standin import random_params
 
 EVERY = [*PUBLISHED, "<SLACK>", f"{TERMINATOR}{HEADER_START}assistant{HEADER_END}", "\x10331\x10"]
@@ -100,10 +99,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     tokenizer = open_tokenizer(config.data, folder)
     assert tokenizer.vocab_size <= config.model.vocab_size
     params = random_params(config.model)
-    save_config(folder, config)
-    checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
-    checkpoints.save(1, {"params": params}, {})
-    checkpoints.close()
+    save_run(folder, config, params, step=1)
     setup = Setup(folder, config, tokenizer, template_of(config.data, tokenizer), trace=True)
     return Opened.of(setup, params, make_layout(config.mesh, jax.devices()[:1]), 1)  # type: ignore
 

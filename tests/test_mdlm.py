@@ -22,14 +22,12 @@ from jax_mdlm.config import (
     SampleConfig,
     TokenizerConfig,
 )
-from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluate import main as evaluate
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.parameters import restore_params
 from jax_mdlm.sample import main as sample
 from jax_mdlm.sampling import AtRandom
-from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.workdir import save_config
+from tests.models import save_run, with_vocabulary
 from tests.sampling.standin import random_params
 from tests.viewing.conftest import talking_config
 
@@ -60,13 +58,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample=SampleConfig(length=10, block_length=5, steps=4, batch_size=2),
     )
     folder = epath.Path(tmp_path_factory.mktemp("door")) / "run"
-    tokenizer = load_tokenizer(data.tokenizer, folder / "tokenizer", lambda: ["abcde", "A B C"])
-    network = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, max_length=32)
-    config = dataclasses.replace(config, model=network)
-    save_config(folder, config)
-    checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
-    checkpoints.save(3, {"params": random_params(network)}, {})
-    checkpoints.close()
+    config = with_vocabulary(config, folder, ["abcde", "A B C"], max_length=32)
+    save_run(folder, config, random_params(config.model), step=3)
     return Path(folder)
 
 

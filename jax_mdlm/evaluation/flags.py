@@ -17,7 +17,7 @@ flags or a preset a task's own `max_gen_toks` is the canvas.
 BENCHMARKS = ("arena_hard", "mt_bench", "wildbench", "creative_writing")  # of `make_benchmark`
 
 
-def add(tasks: Any) -> None:
+def add_evaluations(tasks: Any) -> None:
     """The tasks of `evaluate` that this room has."""
     for add_task in (_pronunciations, _likelihood, _harness, _judge):
         add_task(tasks)

@@ -39,7 +39,7 @@ beside it, and when in the decoding it is fixed. The rows are those of the run's
 """
 
 
-def add(tasks: Any) -> None:
+def add_experiments(tasks: Any) -> None:
     """The tasks of `evaluate` that this room has."""
     for add_task in (_intervention, _sweep, _repeats, _slack):
         add_task(tasks)

@@ -9,6 +9,7 @@ activations stay in the compute dtype. Weight-only and symmetric it is a product
 scale, for which no library is needed. It is for sampling: there is no gradient through it.
 """
 
+import abc
 import functools
 from typing import Any, Literal, Self
 
@@ -22,7 +23,7 @@ from jax_mdlm.model import table
 from jax_mdlm.sharding import Layout
 
 
-class Weight:
+class Weight(abc.ABC):
     """A parameter that is no array: quantised (`Int8`), or changed (`Adapted`, `WithSlack`).
 
     It has the `shape` of the array that it stands for.
@@ -34,15 +35,15 @@ class Weight:
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """The product of `x` [..., I] with a matrix [I, O]: [..., O], as wide as it is summed."""
-        raise NotImplementedError(f"{type(self).__name__} is no matrix of a layer")
+        raise TypeError(f"{type(self).__name__} is no matrix of a layer")
 
     def rows(self, tokens: jax.Array) -> jax.Array:
         """Rows of a table [V, D]: int [B, L] -> [B, L, D]."""
-        raise NotImplementedError(f"{type(self).__name__} is no table")
+        raise TypeError(f"{type(self).__name__} is no table")
 
+    @abc.abstractmethod
     def merged(self, dtype: jax.typing.DTypeLike) -> jax.Array:
         """The array that it stands for, in `dtype`."""
-        raise NotImplementedError
 
     def as_head(self) -> Any:
         """What hidden states are multiplied with: itself, where it can multiply."""

@@ -5,6 +5,7 @@ Enters: the offers of one block (`offer`). Leaves: the slots that are committed.
 a method here. `NAMED` holds those that `sample.strategy` can name; `options_from` takes any other.
 """
 
+import abc
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
@@ -38,7 +39,7 @@ class Call(NamedTuple):
     own: Any
 
 
-class Strategy:
+class Strategy(abc.ABC):
     """How a block is worked off: a frozen dataclass (hashable, static under `jit`).
 
     A strategy says `score` and `select`. All else has a default: a block takes a call per slot at
@@ -57,21 +58,22 @@ class Strategy:
 
     # --- which slots are fixed ---
 
+    @abc.abstractmethod
     def score(self, offer: Offer, key: jax.Array) -> jax.Array:
         """float32 [B, W]; higher commits first. `key`: typed keys [B]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def select(self, offer: Offer, score: jax.Array, masked: jax.Array, call: Call) -> jax.Array:
         """bool [B, W], true only where `masked` [B, W]: the slots that this call fixes."""
-        raise NotImplementedError
 
     def keep(self, masked: jax.Array, committed: jax.Array, call: Call) -> jax.Array:
         """int32 [B, 1]: slots that are committed after a call that may take commits back.
 
-        Asked instead of `select` under `sample.remask`, where `refuse` lets that pass. `masked` and
-        `committed`: bool [B, W].
+        Asked instead of `select` under `sample.remask`, where `refuse` lets that pass: one more
+        than before. `masked` and `committed`: bool [B, W].
         """
-        raise NotImplementedError
+        del masked, call
+        return 1 + jnp.sum(committed, axis=1, keepdims=True)
 
     # --- how long that takes ---
 
@@ -217,9 +219,9 @@ class _Confident(Strategy):
 
     order: Strategy
 
+    @abc.abstractmethod
     def confident(self, offer: Offer, masked: jax.Array) -> jax.Array:
         """bool [B, W]; read only where `masked` [B, W]."""
-        raise NotImplementedError
 
     def score(self, offer: Offer, key: jax.Array) -> jax.Array:
         """The score of `order`."""

@@ -18,10 +18,9 @@ from jax_mdlm.config import (
     TokenizerConfig,
 )
 from jax_mdlm.conversion.published import PROMPTING_KEY, prompted, prompting
-from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.sample import main as sample
-from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.workdir import load_config, save_config
+from jax_mdlm.workdir import load_config
+from tests.models import save_run, with_vocabulary
 from tests.sampling.standin import random_params
 from tests.viewing.conftest import talking_config
 
@@ -41,13 +40,8 @@ def letters(tmp_path: Path) -> Path:
         sample=SampleConfig(length=10, block_length=5, steps=4),
     )
     folder = epath.Path(tmp_path / "run")
-    tokenizer = load_tokenizer(PLAIN.tokenizer, folder / "tokenizer", lambda: ["abcde", "A B C"])
-    network = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, max_length=32)
-    config = dataclasses.replace(config, model=network)
-    save_config(folder, config)
-    checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
-    checkpoints.save(3, {"params": random_params(network)}, {})
-    checkpoints.close()
+    config = with_vocabulary(config, folder, ["abcde", "A B C"], max_length=32)
+    save_run(folder, config, random_params(config.model), step=3)
     return tmp_path / "run"
 
 

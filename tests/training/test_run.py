@@ -15,9 +15,10 @@ from jax_mdlm.model import table
 from jax_mdlm.model.memory import Free
 from jax_mdlm.opening import open_model
 from jax_mdlm.sample import main as sample
-from jax_mdlm.storage import Checkpoints, open_checkpoints
+from jax_mdlm.storage import Checkpoints
 from jax_mdlm.viewing.dialogue import open_dialogue
 from tests.conversion.folders import write_folder
+from tests.models import save_run
 from tests.sampling.standin import random_params
 from tests.viewing.conftest import talking_config
 
@@ -35,10 +36,7 @@ def folder(tmp_path: Path) -> Path:
     config = dataclasses.replace(talking_config(), mesh=MeshConfig())
     work = epath.Path(tmp_path / "work")
     load_tokenizer(config.data.tokenizer, work / "tokenizer", lambda: ["a text"])
-    workdir.save_config(work, config)
-    checkpoints = open_checkpoints(work / "checkpoints", keep=1)
-    checkpoints.save(7, {"params": random_params(config.model)}, {})
-    checkpoints.close()
+    save_run(work, config, random_params(config.model), step=7)
     return Path(work)
 
 

@@ -17,9 +17,7 @@ from jax_mdlm.config import (
 )
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.mdlm import Mdlm
-from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.workdir import save_config
-from tests.models import model_of
+from tests.models import model_of, save_run, with_vocabulary
 from tests.sampling.standin import random_params
 
 TEXTS = ["what is masked is filled in, a few slots at a time", "<SLACK> gives the rest its room"]
@@ -55,10 +53,7 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> tuple[Mdlm, Path]:
     folder = epath.Path(tmp_path_factory.mktemp("talking"))
     tokenizer = load_tokenizer(config.data.tokenizer, folder / "tokenizer", lambda: TEXTS)
     params = random_params(config.model)
-    save_config(folder, config)
-    checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
-    checkpoints.save(7, {"params": params}, {})
-    checkpoints.close()
+    save_run(folder, config, params, step=7)
     return model_of(config, tokenizer, params), Path(folder)
 
 
@@ -75,14 +70,8 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mesh=MeshConfig(),
     )
     folder = epath.Path(tmp_path_factory.mktemp("letters"))
-    texts = ["abcde", "A B C D E"]
-    tokenizer = load_tokenizer(config.data.tokenizer, folder / "tokenizer", lambda: texts)
-    size = tokenizer.vocab_size
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
-    save_config(folder, config)
-    checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
-    checkpoints.save(1, {"params": random_params(config.model)}, {})
-    checkpoints.close()
+    config = with_vocabulary(config, folder, ["abcde", "A B C D E"])
+    save_run(folder, config, random_params(config.model), step=1)
     return Path(folder)
 
 

@@ -1,6 +1,5 @@
 """A tiny run that knows letters, as a `Responder` and as a work directory; no network."""
 
-import dataclasses
 import socket
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from jax_mdlm.config import (
 from jax_mdlm.containers import Params
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluation.harness.responder import Responder
-from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.workdir import load_config, save_config
-from tests.models import model_of
+from jax_mdlm.workdir import load_config
+from tests.models import model_of, save_run, with_vocabulary
 from tests.sampling.standin import random_params
 
 TASKS = Path(__file__).parent / "tasks"
@@ -60,15 +58,8 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mesh=MeshConfig(),
         sample=SAMPLE,
     )
-    tokenizer = load_tokenizer(
-        config.data.tokenizer, folder / "tokenizer", lambda: ["A B C D E F G H"]
-    )
-    model = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size)
-    config = dataclasses.replace(config, model=model)
-    save_config(folder, config)
-    checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
-    checkpoints.save(3, {"params": talkative_params(config.model)}, {})
-    checkpoints.close()
+    config = with_vocabulary(config, folder, ["A B C D E F G H"])
+    save_run(folder, config, talkative_params(config.model), step=3)
     return Path(folder)
 
 

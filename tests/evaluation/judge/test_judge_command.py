@@ -17,10 +17,9 @@ from jax_mdlm.data.examples import Message
 from jax_mdlm.data.tokenizer import load_tokenizer
 from jax_mdlm.evaluate import main
 from jax_mdlm.mdlm import Mdlm
-from jax_mdlm.storage import open_checkpoints
-from jax_mdlm.workdir import save_config
 from tests.evaluation.judge.rows import NAMES, answer_file, make, question_file, verdict
 from tests.evaluation.judge.stub import serve
+from tests.models import save_run
 from tests.sampling.standin import random_params
 
 TEXTS = ["what is masked is filled in, a few slots at a time"]
@@ -55,10 +54,7 @@ def workdir(tmp_path_factory):
     )
     folder = epath.Path(tmp_path_factory.mktemp("run"))
     load_tokenizer(tokenizer, folder / "tokenizer", lambda: TEXTS)
-    save_config(folder, config)
-    checkpoints = open_checkpoints(folder / "checkpoints", keep=1)
-    checkpoints.save(7, {"params": random_params(model)}, {})
-    checkpoints.close()
+    save_run(folder, config, random_params(model), step=7)
     return folder
 
 
