@@ -42,7 +42,7 @@ def with_sample(config: Config, **sample: object) -> Config:
 def with_vocabulary(
     config: Config, folder: epath.Path, texts: Sequence[str], **network: object
 ) -> Config:
-    """The config with the vocabulary of a tokenizer that is trained on `texts`, kept in `folder`."""
+    """The config with the vocabulary of a tokenizer, trained on `texts` and kept in `folder`."""
     tokenizer = load_tokenizer(config.data.tokenizer, folder / "tokenizer", lambda: list(texts))
     changes = {"vocab_size": tokenizer.vocab_size, **network}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "parameters": BASE | {"workdir", "storage", "model"},
     "diffusion": BASE,
     "model": BASE | {"sharding"},
-    "data": BASE | {"foreign", "processes", "sharding"},
+    "data": BASE | {"foreign", "processes", "sharding", "storage"},
     "sampling": BASE | {"sharding", "storage", "diffusion", "model", "data"},
     "likelihood": BASE | {"sharding", "diffusion", "model", "sampling"},
     "conversion": BASE

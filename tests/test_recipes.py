@@ -15,6 +15,8 @@ import pytest
 
 from tests.training.conftest import write_rows
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 SCORE = '''@dataclasses.dataclass(frozen=True)
 class FromTheRight(Quota):

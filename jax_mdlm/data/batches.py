@@ -122,7 +122,7 @@ def assemble(
     lengths: np.ndarray | None = None,
     end_padding: np.ndarray | None = None,
 ) -> Batch:
-    """Rows of a batch from their pairs, with one gather.
+    """Rows of a batch from their pairs; their tokens are fetched at once.
 
     Args:
       table: Token rows.
@@ -136,7 +136,7 @@ def assemble(
       pad token), since attention over no keys is NaN.
     """
     # --- where each part of a row ends ---
-    filling = pairs < 0
+    margins, filling = table.margins, pairs < 0
     history, response = table.history[pairs], table.response[pairs]
     terminated = table.terminated[pairs]
     past, opening, begin, labels = table.spans(pairs, lengths)
@@ -149,6 +149,13 @@ def assemble(
     padding = np.where(terminated & ~filling, padding, 0)
     end = np.minimum(stop + padding, config.length)  # after the last valid slot
 
+    # --- the tokens of these rows, once: each history and the response after it ---
+    sizes = np.stack([np.where(filling, 0, past - margins.start), learned], axis=1).reshape(-1)
+    starts = np.stack([history[:, 0], response[:, 0]], axis=1).reshape(-1)
+    ids = np.concatenate([margins.head, table.tokens.take(starts, sizes)])
+    before = len(margins.head) + np.cumsum(sizes) - sizes
+    said, answer = before[0::2], before[1::2]  # where they begin among `ids`
+
     def column(per_row: np.ndarray) -> np.ndarray:
         return per_row[:, None]
 
@@ -157,7 +164,7 @@ def assemble(
     index = np.select(  # the first condition that holds
         [
             column(filling),
-            (slot < table.start)[None],
+            (slot < margins.start)[None],
             slot < column(past),
             slot < column(opening),
             slot < column(begin),
@@ -168,10 +175,10 @@ def assemble(
         [
             np.asarray(PAD),
             START + slot,
-            column(history[:, 0]) - table.start + slot,
+            column(said) - margins.start + slot,
             np.asarray(PAD),
-            START + table.start - column(opening) + slot,
-            column(response[:, 0] - begin) + slot,
+            START + margins.start - column(opening) + slot,
+            column(answer - begin) + slot,
             TERMINATOR,
             EOS,
         ],
@@ -180,15 +187,14 @@ def assemble(
     number = np.arange(config.max_labels)
     label_index = np.select(
         [number < column(learned), number < column(labels)],
-        [column(response[:, 0]) + number, TERMINATOR],
+        [column(answer) + number, TERMINATOR],
         PAD,
     )
-    # --- one gather ---
     fields: dict[str, Any] = {
-        "tokens": table.tokens[index],
+        "tokens": ids[index],
         "response": (slot >= column(begin)) & (slot < column(end)),
         "valid": slot < column(end),
-        "labels": table.tokens[label_index],
+        "labels": ids[label_index],
         "label_count": labels.astype(np.int32),
     }
     return Batch(**fields)

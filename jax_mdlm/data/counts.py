@@ -1,6 +1,7 @@
 """What became of the rows of a split, and what they would have needed: for the log and warnings."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +23,11 @@ class Extent(NamedTuple):
     all: int
 
     @classmethod
-    def of(cls, sizes: np.ndarray) -> "Extent":
-        """Of sizes, int [n], n > 0."""
-        nearly = np.quantile(sizes, 1 - MANY, method="inverted_cdf")
-        return cls(int(nearly), int(sizes.max()))
+    def of(cls, pairs: np.ndarray) -> "Extent":
+        """Of int [largest + 1], how many pairs take just so much."""
+        reached = np.cumsum(pairs)
+        nearly = np.searchsorted(reached, math.ceil((1 - MANY) * reached[-1] - 1e-6))
+        return cls(int(nearly), len(pairs) - 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,15 +5,19 @@ to hold, batches do not depend on the number of processes, and a library upgrade
 order of a run that is resumed.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jax_mdlm.config import DataConfig
-from jax_mdlm.data.table import Table
+from jax_mdlm.data.table import Part, Table
 
 ORDER, TURN, CUT, CUT_LENGTH, PADDING = range(5)  # what a draw is for; each has its own stream
 
+_SORTED = 2**18  # rows whose order is sorted, and kept: 2 MB
+_ROUNDS = 8  # even: halves are back in their places
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -26,7 +30,7 @@ def uniform(seed: int, stream: int, epochs: np.ndarray, rows: np.ndarray) -> np.
       seed: `data.seed`.
       stream: One of the names above.
       epochs: int [n], or [] for all rows.
-      rows: int [n].
+      rows: int [n]; numbers of an epoch.
 
     Returns:
       float64 [n].
@@ -34,10 +38,54 @@ def uniform(seed: int, stream: int, epochs: np.ndarray, rows: np.ndarray) -> np.
     return (_bits(seed, stream, epochs, rows) >> np.uint64(11)) * 2.0**-53
 
 
-def permutation(seed: int, epoch: int, rows: int) -> np.ndarray:
-    """The order of an epoch: int64 [rows], every row once."""
-    bits = _bits(seed, ORDER, np.asarray(epoch), np.arange(rows))
+def shuffled(seed: int, epochs: np.ndarray, count: int, places: np.ndarray) -> np.ndarray:
+    """Which of `count` rows stands at a place of an epoch's order; every row stands at one.
+
+    Up to 2^18 rows are sorted by a hash, once an epoch. The order of more is a Feistel network
+    over their numbers, so that no permutation is stored: eight rounds of the same hash as round
+    function (Luby and Rackoff, 1988), on the smallest power of two that holds all numbers; a result
+    that is none of them goes through again.
+
+    Args:
+      seed: `data.seed`.
+      epochs: int [n].
+      count: Rows of an epoch.
+      places: int [n], below `count`.
+
+    Returns:
+      int64 [n].
+    """
+    if count <= _SORTED:
+        rows = np.empty(len(places), np.int64)
+        for epoch in np.unique(epochs):
+            own = epochs == epoch
+            rows[own] = _permutation(seed, int(epoch), count)[places[own]]
+        return rows
+    low = np.uint64((count - 1).bit_length() // 2)
+    high = np.uint64((count - 1).bit_length()) - low
+    keys = _bits(seed, ORDER, epochs, np.zeros_like(epochs))
+    rows = np.asarray(places).astype(np.uint64)
+    open_ = np.arange(len(rows))
+    while len(open_):
+        rows[open_] = _feistel(rows[open_], keys[open_], high, low)
+        open_ = open_[rows[open_] >= count]
+    return rows.astype(np.int64)
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    bits = _bits(seed, ORDER, np.asarray(epoch), np.arange(count))
     return np.argsort(bits, kind="stable")
+
+
+def _feistel(value: np.ndarray, keys: np.ndarray, high: np.uint64, low: np.uint64) -> np.ndarray:
+    """A bijection of numbers of `high + low` bits, uint64 [n], for each key another."""
+    for round_ in range(_ROUNDS):
+        left, right = value >> low, value & ((np.uint64(1) << low) - np.uint64(1))
+        noise = _mix(_mix(keys ^ np.uint64(round_)) ^ right)
+        left = (left ^ noise) & ((np.uint64(1) << high) - np.uint64(1))
+        value, high, low = (right << high) | left, low, high
+    return value
 
 
 class Drawn(NamedTuple):
@@ -70,10 +118,43 @@ def choose_pairs(table: Table, seed: int, epochs: np.ndarray, rows: np.ndarray) 
     LLaDA's fine-tuning (arXiv 2502.09992): a dialogue of n turns gives n pairs of a history and a
     response, one of which is drawn. int [n], indices into `table.history`.
     """
-    first = table.first_pair[rows]
-    count = table.first_pair[rows + 1] - first
+    stored = mixed_rows(table.parts, seed, epochs, rows)
+    first = table.first_pair[stored]
+    count = table.first_pair[stored + 1] - first
     draw = uniform(seed, TURN, epochs, rows)
     return first + np.minimum((draw * count).astype(np.int64), count - 1)
+
+
+def mixed_rows(
+    parts: Sequence[Part], seed: int, epochs: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
+    """The stored row of each row of an epoch, int64 [n], where sources have weights.
+
+    A source of weight 2 has each of its rows twice in an epoch. One of weight 0.25 is walked in
+    passes of its own, in another order each, a quarter of a pass an epoch.
+
+    Args:
+      parts: The sources.
+      seed: `data.seed`.
+      epochs: int [n], or [] for all rows.
+      rows: int [n]; numbers of the epoch, source after source.
+    """
+    if all(part.weight == 1 for part in parts):
+        return rows
+    found = np.empty_like(rows)
+    epochs = np.broadcast_to(epochs, rows.shape)
+    begin = stored = 0
+    for number, part in enumerate(parts):
+        own = (rows >= begin) & (rows < begin + part.drawn)
+        local = rows[own] - begin
+        if part.weight.is_integer():
+            found[own] = stored + local % part.rows
+        else:
+            passes, place = np.divmod(epochs[own] * part.drawn + local, part.rows)
+            found[own] = stored + shuffled(seed + number + 1, passes, part.rows, place)
+        begin += part.drawn
+        stored += part.rows
+    return found
 
 
 def end_paddings(config: DataConfig, epochs: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -1,10 +1,9 @@
 """Which rows each step of training owns, and on how many slots: a pure function of the step.
 
-An epoch is a permutation of all rows. Without length buckets, step s owns the rows s * B to (s + 1)
-* B of the endless order that the epochs make. With them, the order is walked row by row: a row
-joins the queue of its bucket, and a full queue is a batch. Neither depends on processes or devices.
-At an epoch's end what stands in a queue moves to the next longer canvas; a resumed run walks the
-earlier epochs again in NumPy (0.4 s for a million rows).
+An epoch is an order of all rows. Without length buckets, step s owns the rows s * B to (s + 1) * B
+of the endless order that the epochs make. With them, the order is walked row by row: a row joins
+the queue of its bucket, and a full queue is a batch. Neither depends on processes or devices, and
+neither keeps an array as long as an epoch: the order is computed place by place.
 
 A bucket changes nothing about a row but the slots after it, which nobody attends to: a row goes
 where its prompt, its response, the most slack that it may draw and all of its end padding find
@@ -15,7 +14,6 @@ bucket.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,8 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 from jax_mdlm.config import DataConfig, ObjectiveConfig
-from jax_mdlm.data.draws import Drawn, draw_epochs, permutation
-from jax_mdlm.data.table import TERMINATOR, Table
+from jax_mdlm.data.draws import Drawn, draw_epochs, shuffled
+from jax_mdlm.data.table import Table
+
+_PART = 2**16  # rows that are walked in one go
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,31 +95,25 @@ class Order:
         self.buckets = length_buckets(config, objective, batch_size)
         self.mean_rows = float(batch_size)
         self._batch_size, self._num_rows, self._seed = batch_size, len(table), config.seed
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
 
     def at(self, step: int) -> Owned:
         """The rows of a step."""
         first = step * self._batch_size
-        epochs, at = np.divmod(np.arange(first, first + self._batch_size), self._num_rows)
-        rows = np.empty_like(at)
-        for epoch in np.unique(epochs):
-            rows[epochs == epoch] = self._order(int(epoch))[at[epochs == epoch]]
+        epochs, places = np.divmod(np.arange(first, first + self._batch_size), self._num_rows)
+        rows = shuffled(self._seed, epochs, self._num_rows, places)
         return Owned(self.buckets[0], epochs, rows)
 
     def num_steps(self, epochs: float) -> int:
         """Steps whose rows add up to at least `epochs` times all rows."""
         return count_steps(epochs, self._num_rows, self._batch_size)
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return permutation(self._seed, epoch, self._num_rows)
-
 
 class BucketOrder(Order):
-    """Steps on several buckets; see `pack` for what an epoch becomes.
+    """Steps on several buckets, as `Queues` makes them.
 
     The rows that an epoch leaves over are the first of the next. So what a step owns follows from
-    the epochs before it: a run that resumes walks them again, in array operations (well under a
-    second for an epoch of a million rows), and the latest is kept.
+    all rows before it. They are walked a part at a time, and the batches of the latest part are
+    kept: a run that resumes walks again, in array operations (a second for a million rows).
     """
 
     def __init__(
@@ -127,55 +121,76 @@ class BucketOrder(Order):
     ) -> None:
         self.buckets = length_buckets(config, objective, batch_size)
         self._table, self._config, self._objective = table, config, objective
-        self._separators = count_separators(table, objective)
-        self._sizes = np.array([bucket.rows for bucket in self.buckets])
+        self._sizes = [bucket.rows for bucket in self.buckets]
         self._start()
-        while not len(self._packed.kind):  # fewer rows than a batch has: an epoch may make none
-            self._advance()
-        self.mean_rows = float(np.mean(self._sizes[self._packed.kind]))
+        seen: list[int] = []  # rows of each batch, until an epoch that makes some has ended
+        while not (seen and self._walked == 0):
+            seen += self._rows_of_batches()
+            if self._walked or not seen:
+                self._advance()
+        self.mean_rows = float(np.mean(seen))
 
     def at(self, step: int) -> Owned:
         """The rows of a step."""
         if step < self._first_step:
             self._start()
-        while step >= self._first_step + len(self._packed.kind):
+        while step >= self._first_step + len(self._batches):
             self._advance()
-        kind, members = self._packed.batch(step - self._first_step)
-        return Owned(self.buckets[kind], self._epochs[members], self._rows[members])
+        return self._batches[step - self._first_step]
 
     def num_steps(self, epochs: float) -> int:
         """See `Order`."""
         missing = epochs * len(self._table)
         self._start()
         while True:
-            seen = np.cumsum(self._sizes[self._packed.kind])
+            seen = np.cumsum(self._rows_of_batches())
             if len(seen) and seen[-1] >= missing:
                 return self._first_step + int(np.searchsorted(seen, missing)) + 1
             missing -= seen[-1] if len(seen) else 0
             self._advance()
 
+    def _rows_of_batches(self) -> list[int]:
+        return [owned.bucket.rows for owned in self._batches]
+
     def _start(self) -> None:
-        """Goes back to the first epoch."""
-        none = np.empty(0, np.int64)
-        self._epoch, self._first_step = 0, 0
-        self._walk(none, none)
+        """Goes back to the first rows."""
+        self._queues = Queues(self._sizes)
+        self._carried = (np.empty(0, np.int64), np.empty(0, np.int64))  # epochs and rows
+        self._epoch = self._walked = self._first_step = 0
+        self._batches: list[Owned] = []
+        self._advance()
 
     def _advance(self) -> None:
-        """Goes on to the next epoch, with the rows that this one left over."""
-        left = self._packed.left
-        self._epoch += 1
-        self._first_step += len(self._packed.kind)
-        self._walk(self._epochs[left], self._rows[left])
-
-    def _walk(self, epochs: np.ndarray, rows: np.ndarray) -> None:
-        order = permutation(self._config.seed, self._epoch, len(self._table))
-        self._epochs = np.concatenate([epochs, np.full_like(order, self._epoch)])
-        self._rows = np.concatenate([rows, order])
-        drawn = draw_epochs(self._table, self._config, self._epochs, self._rows)
-        slots = slots_needed(self._table, drawn, self._objective, self._separators)
+        """Walks the next part of the epoch, and keeps the batches that it makes."""
+        self._first_step += len(self._batches)
+        end = len(self._carried[0]) + len(self._table)
+        walk = np.arange(self._walked, min(self._walked + _PART, end))
+        drawn = draw_epochs(self._table, self._config, *self._at(walk))
+        slots = slots_needed(self._table, drawn, self._objective)
         # The first bucket that has so many slots, else the last.
         fits = np.searchsorted([bucket.length for bucket in self.buckets], slots)
-        self._packed = pack(np.minimum(fits, len(self.buckets) - 1), self._sizes.tolist())
+        full = self._queues.put(np.minimum(fits, len(self.buckets) - 1), self._walked)
+        self._walked += len(walk)
+        left = None
+        if self._walked == end:
+            late, left = self._queues.end()
+            full += late
+        self._batches = [Owned(self.buckets[kind], *self._at(rows)) for kind, rows in full]
+        if left is not None:
+            self._carried, self._walked = self._at(left), 0
+            self._epoch += 1
+
+    def _at(self, walk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Epochs and rows at places of the walk: what was carried, then the epoch's order."""
+        late = len(self._carried[0])
+        epochs, rows = (np.empty(len(walk), np.int64) for _ in range(2))
+        own = walk >= late
+        for found, carried in zip((epochs, rows), self._carried, strict=True):
+            found[~own] = carried[walk[~own]]
+        epochs[own] = self._epoch
+        count = len(self._table)
+        rows[own] = shuffled(self._config.seed, epochs[own], count, walk[own] - late)
+        return epochs, rows
 
 
 def make_order(
@@ -186,72 +201,74 @@ def make_order(
     return kind(table, config, objective, batch_size)
 
 
-class Packed(NamedTuple):
-    """The batches of an epoch; rows are places in its walk.
-
-    Attributes:
-      kind: int64 [batches]; number of the bucket.
-      number: int64 [batches]; which batch of its bucket.
-      queues: Per bucket int64 [batches of the bucket, rows of a batch].
-      left: int64 [n]; rows that fill no batch, ascending.
-    """
-
-    kind: np.ndarray
-    number: np.ndarray
-    queues: list[np.ndarray]
-    left: np.ndarray
-
-    def batch(self, index: int) -> tuple[int, np.ndarray]:
-        """Bucket and rows of a batch."""
-        kind = int(self.kind[index])
-        return kind, self.queues[kind][self.number[index]]
-
-
-def pack(bucket: np.ndarray, sizes: Sequence[int]) -> Packed:
-    """Walks rows in order: each joins the queue of its bucket, and a full queue is a batch.
+class Queues:
+    """Rows in the order of a walk: each joins the queue of its bucket, a full queue is a batch.
 
     After the last row, what stands in the queue of a bucket moves on to the next longer one, where
     full queues are batches again. Otherwise a rare length would wait for as many epochs as it takes
     to fill a batch of its own. What is left of the longest queue is fewer rows than one of its
     batches has.
-
-    Args:
-      bucket: int [n]; the bucket of each row, 0 the shortest.
-      sizes: Rows of a batch, per bucket.
-
-    Returns:
-      The batches in the order in which their queues are full.
     """
-    queues, full_at = [], []
-    left = np.empty(0, np.int64)
-    for kind, size in enumerate(sizes):
-        queue = np.flatnonzero(bucket == kind)
-        full = len(queue) // size * size
-        rest = np.sort(np.concatenate([left, queue[full:]]))  # the longest waiting go first
-        late = len(rest) // size * size
-        left = rest[late:]
-        queues.append(np.concatenate([queue[:full], rest[:late]]).reshape(-1, size))
-        full_at += [queue[size - 1 : full : size], np.full(late // size, len(bucket) + kind)]
-    lengths = [len(queue) for queue in queues]
-    order = np.argsort(np.concatenate(full_at), kind="stable")
-    return Packed(
-        kind=np.repeat(np.arange(len(sizes)), lengths)[order],
-        number=np.concatenate([np.arange(length) for length in lengths])[order],
-        queues=queues,
-        left=left,
-    )
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        """Begins an epoch; `sizes`: rows of a batch, per bucket, the shortest first."""
+        self._sizes = sizes
+        self._clear()
+
+    def put(self, bucket: np.ndarray, begin: int) -> list[tuple[int, np.ndarray]]:
+        """Rows join.
+
+        Args:
+          bucket: int [n]; the bucket of each row, 0 the shortest.
+          begin: Place of the first in the walk.
+
+        Returns:
+          Bucket and places of each batch, in the order in which the queues are full.
+        """
+        full = []
+        for kind, size in enumerate(self._sizes):
+            queue = np.concatenate([self._waiting[kind], begin + np.flatnonzero(bucket == kind)])
+            batches, self._waiting[kind] = _cut_queue(queue, size)
+            full += [(kind, rows) for rows in batches]
+        return sorted(full, key=lambda batch: batch[1][-1])
+
+    def end(self) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+        """Ends the walk, and is empty again.
+
+        Returns:
+          The batches as `put`, and the places of the rows that fill none, ascending.
+        """
+        full = []
+        left = np.empty(0, np.int64)
+        for kind, size in enumerate(self._sizes):
+            queue = np.sort(
+                np.concatenate([left, self._waiting[kind]])
+            )  # the longest waiting first
+            batches, left = _cut_queue(queue, size)
+            full += [(kind, rows) for rows in batches]
+        self._clear()
+        return full, left
+
+    def _clear(self) -> None:
+        self._waiting = [np.empty(0, np.int64) for _ in self._sizes]
 
 
-def slots_needed(
-    table: Table, drawn: Drawn, objective: ObjectiveConfig, separators: np.ndarray
-) -> np.ndarray:
+def _cut_queue(queue: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Full batches, int64 [n, size], and the rest."""
+    full = len(queue) // size * size
+    return queue[:full].reshape(-1, size), queue[full:]
+
+
+def slots_needed(table: Table, drawn: Drawn, objective: ObjectiveConfig) -> np.ndarray:
     """Slots that a row fills at most, whatever slack it draws.
 
     `stochastic_round(s * U)` with `s < slack_max` is at most `floor(slack_max * U) + 1`; separators
     of equal neighbours may be more (`diffusion.slack`).
+
     Args:
+      table: Token rows.
       drawn: What their epochs drew, [n].
-      separators: int [pairs]; from `count_separators`.
+      objective: How much slack a row may get.
 
     Returns:
       int64 [n]; may be more than the full canvas, which then cuts slack and padding.
@@ -259,26 +276,10 @@ def slots_needed(
     spans = table.spans(drawn.pairs, drawn.lengths)
     slack = np.zeros_like(spans.labels)
     if objective.slack_max > 0:
-        # A response that is cut to a random length has no more separators than the whole.
-        forced = np.minimum(separators[drawn.pairs], spans.labels - 1)
         slack = np.floor(objective.slack_max * spans.labels).astype(np.int64) + 1
-        slack = np.maximum(slack, forced)
+        if objective.separate_repeats and objective.collapse == "merge":  # see `corrupt`
+            # A response that is cut to a random length has no more of them than the whole.
+            forced = np.minimum(table.repeats[drawn.pairs], spans.labels - 1)
+            slack = np.maximum(slack, forced)
     padding = np.where(table.terminated[drawn.pairs], drawn.end_padding, 0)
     return spans.begin + spans.labels + slack + padding
-
-
-def count_separators(table: Table, objective: ObjectiveConfig) -> np.ndarray:
-    """Equal neighbours among the labels of each pair, where slack has to part them; int64 [pairs].
-
-    All 0 where the objective puts no slack there (see `diffusion.corrupt`).
-    """
-    if not (objective.separate_repeats and objective.collapse == "merge"):
-        return np.zeros(len(table.response), np.int64)
-    first, stop = table.response[:, 0], table.response[:, 1]
-    repeated = np.append(table.tokens[1:] == table.tokens[:-1], False)  # by the next token
-    # Sums over [first, stop - 1); one of no element gives an element, which is not wanted.
-    edges = np.stack([first, np.maximum(stop - 1, first)], axis=1).reshape(-1)
-    inside = np.add.reduceat(repeated, edges, dtype=np.int64)[::2]
-    inside = np.where(stop - first > 1, inside, 0)
-    last = table.tokens[np.maximum(stop - 1, first)]
-    return inside + (table.terminated & (stop > first) & (last == table.tokens[TERMINATOR]))

@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import fsspec.core
 from etils import epath
@@ -53,6 +53,21 @@ def read_range(path: epath.Path, begin: int, end: int) -> bytes:
     with reaching(path):
         store, key = fsspec.core.url_to_fs(os.fspath(path))
         return store.cat_file(key, start=begin, end=end)
+
+
+def read_ranges(ranges: Sequence[tuple[epath.Path, int, int]]) -> list[bytes]:
+    """Reads `(file, begin, end)` of objects of one bucket, all at the same time.
+
+    Raises:
+      ConfigError: an object cannot be read.
+    """
+    if not ranges:
+        return []
+    paths, begins, ends = zip(*ranges, strict=True)
+    with reaching(paths[0]):
+        store, _ = fsspec.core.url_to_fs(os.fspath(paths[0]))
+        keys = [store._strip_protocol(os.fspath(path)) for path in paths]
+        return store.cat_ranges(keys, list(begins), list(ends), on_error="raise")
 
 
 @contextlib.contextmanager

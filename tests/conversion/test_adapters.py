@@ -20,6 +20,8 @@ from jax_mdlm.storage import open_checkpoints
 from tests.conversion import folders
 from tests.training.conftest import tiny_config
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"layers": 2, "embed": 16, "heads": 4, "kv_heads": 2, "mlp": 24, "vocab": 64}
 SLACK = 59  # <|reserved_token_0|>, as `folders` numbers it
 WTE, HEAD = "model.transformer.wte.weight", "model.transformer.ff_out.weight"

@@ -15,6 +15,8 @@ from jax_mdlm.workdir import load_config
 from tests.conversion import folders
 from tests.training.conftest import tiny_config
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"layers": 2, "embed": 16, "heads": 2, "kv_heads": 2, "mlp": 24, "vocab": 64}
 WTE = "model.transformer.wte.weight"
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from etils import epath
@@ -13,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from jax_mdlm.config import DataConfig, TokenizerConfig
 from jax_mdlm.data import special
 from jax_mdlm.data.chat import Template, render_prompt
+from jax_mdlm.data.draws import shuffled
 from jax_mdlm.data.examples import Example, Message, SplitRows, answers, pair
 from jax_mdlm.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -94,6 +96,12 @@ def make_rows() -> Callable[[list[Example]], SplitRows]:
         return SplitRows("toy", examples, [f"toy.jsonl:{i + 1}" for i in range(len(examples))])
 
     return make
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> list[int]:
+    """The rows of an epoch, in the order of training."""
+    places = np.arange(count)
+    return shuffled(seed, np.full_like(places, epoch), count, places).tolist()
 
 
 def letters(count: int, sign: str = "a") -> str:

@@ -16,21 +16,16 @@ from jax_mdlm.config import (
     ObjectiveConfig,
 )
 from jax_mdlm.containers import Batch
-from jax_mdlm.data import draws
+from jax_mdlm.data import order as order_module
 from jax_mdlm.data.batches import TrainBatches, assemble
 from jax_mdlm.data.draws import Drawn, draw_epochs
 from jax_mdlm.data.examples import Message, pair
-from jax_mdlm.data.order import (
-    BucketOrder,
-    count_separators,
-    make_order,
-    pack,
-)
+from jax_mdlm.data.order import BucketOrder, Queues, make_order
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.diffusion.slack import insert_slack
 from jax_mdlm.sharding import Share
-from tests.data.conftest import plain_config
+from tests.data.conftest import epoch_order, plain_config
 
 ROWS = 150
 BATCH = 4  # on the full canvas; 8 and 16 on the others
@@ -69,7 +64,7 @@ def table(symbols: Tokenizer, make_rows, config: DataConfig) -> Table:
 
 
 def loop(bucket: list[int], sizes: list[int]) -> tuple[list[tuple[int, list[int]]], list[int]]:
-    """`pack`, row by row."""
+    """`Queues`, row by row."""
     queues: list[list[int]] = [[] for _ in sizes]
     batches = []
     for row, kind in enumerate(bucket):
@@ -91,15 +86,20 @@ def loop(bucket: list[int], sizes: list[int]) -> tuple[list[tuple[int, list[int]
         lambda sizes: st.tuples(
             st.just(sizes), st.lists(st.integers(0, len(sizes) - 1), max_size=60)
         )
-    )
+    ),
+    st.integers(1, 60),
 )
-def test_an_epoch_is_packed_as_a_loop_would(case: tuple[list[int], list[int]]) -> None:
+def test_an_epoch_is_packed_as_a_loop_would(case: tuple[list[int], list[int]], part: int) -> None:
     sizes, bucket = case
-    packed = pack(np.array(bucket, int), sizes)
-    batches = [packed.batch(i) for i in range(len(packed.kind))]
+    queues = Queues(sizes)
     expected, left = loop(bucket, sizes)
-    assert [(kind, rows.tolist()) for kind, rows in batches] == expected
-    assert packed.left.tolist() == left
+    for _ in range(2):  # the second time as if it were the first
+        batches = []
+        for begin in range(0, len(bucket), part):
+            batches += queues.put(np.array(bucket[begin : begin + part], int), begin)
+        late, rest = queues.end()
+        found = [(kind, rows.tolist()) for kind, rows in [*batches, *late]]
+        assert (found, rest.tolist()) == (expected, left)
 
 
 def walk(table: Table, config: DataConfig, objective: ObjectiveConfig, epochs: int):
@@ -108,7 +108,7 @@ def walk(table: Table, config: DataConfig, objective: ObjectiveConfig, epochs: i
     left: list[tuple[int, int]] = []
     steps = []
     for epoch in range(epochs):
-        order = draws.permutation(config.seed, epoch, len(table))
+        order = epoch_order(config.seed, epoch, len(table))
         stream = left + [(epoch, int(row)) for row in order]
         kinds = []
         for number, row in stream:
@@ -144,10 +144,16 @@ OBJECTIVES = [
 ]
 
 
+@pytest.mark.parametrize("part", [7, 64, 2**16])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["merge", "random", "slack_only", "ce"])
 def test_the_order_is_that_of_a_loop_over_rows(
-    table: Table, config: DataConfig, objective: ObjectiveConfig
+    table: Table,
+    config: DataConfig,
+    objective: ObjectiveConfig,
+    part: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(order_module, "_PART", part)
     order = make_order(table, config, objective, BATCH)
     steps = walk(table, config, objective, 4)
     assert {kind for kind, _ in steps} == {0, 1, 2}
@@ -189,9 +195,7 @@ def test_without_buckets_steps_are_slices_of_the_permutations(
     assert not isinstance(plain, BucketOrder)
     assert isinstance(single, BucketOrder)
     stream = [
-        (epoch, int(row))
-        for epoch in range(4)
-        for row in draws.permutation(config.seed, epoch, ROWS)
+        (epoch, int(row)) for epoch in range(4) for row in epoch_order(config.seed, epoch, ROWS)
     ]
     for order in (plain, single):
         assert order.mean_rows == 8
@@ -308,18 +312,16 @@ def touching(augmented, slack_id: int) -> np.ndarray:
     return (pairs & (tokens[:, 1:] != slack_id)).any(axis=1)
 
 
-def test_terminators_that_repeat_the_last_label_are_counted(
-    table: Table, config: DataConfig
-) -> None:
+def test_equal_neighbours_are_counted_with_the_terminator(symbols: Tokenizer, make_rows) -> None:
     """A text may end with the token that closes it."""
-    closing = table.tokens[table.response[0, 1] - 1]
-    tokens = table.tokens.copy()
-    tokens[2] = closing  # the terminator
-    changed = dataclasses.replace(table, tokens=tokens)
-    before = count_separators(table, OBJECTIVES[0])
-    after = count_separators(changed, OBJECTIVES[0])
-    last = table.tokens[table.response[:, 1] - 1]
-    np.testing.assert_array_equal(after - before, (last == closing) & table.terminated)
+    texts = ["a", "aa", "aab", "baab", "abbb", "ba"]
+    config = plain_config()
+    table = make_table(make_rows([pair("b", text) for text in texts]), config, symbols)
+    assert table.repeats.tolist() == [0, 1, 1, 1, 2, 0]
+    ids = dataclasses.replace(symbols.ids, terminator=symbols.encode("a")[0])
+    closing = dataclasses.replace(symbols, ids=ids)  # type: ignore
+    table = make_table(make_rows([pair("b", text) for text in texts]), config, closing)
+    assert table.repeats.tolist() == [1, 2, 1, 1, 2, 1]
 
 
 def test_short_rows_of_pretraining_take_short_canvases(symbols: Tokenizer, make_rows) -> None:

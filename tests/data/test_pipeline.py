@@ -16,7 +16,7 @@ from jax_mdlm.data.draws import choose_pairs, end_paddings, random_lengths
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.sharding import Share
-from tests.data.conftest import dialogue, example, plain_config
+from tests.data.conftest import dialogue, epoch_order, example, plain_config
 
 ROWS = 30
 
@@ -130,7 +130,7 @@ def test_the_turn_cut_is_uniform_and_drawn_per_epoch(table: Table, config: DataC
 
 def test_the_draws_are_uniform_and_fixed_for_ever() -> None:
     """A resumed run must see the same rows after an upgrade of anything."""
-    assert draws.permutation(0, 0, 10).tolist() == [0, 1, 9, 4, 2, 3, 6, 8, 7, 5]
+    assert epoch_order(0, 0, 10) == [0, 1, 9, 4, 2, 3, 6, 8, 7, 5]
     values = draws.uniform(3, draws.TURN, np.asarray(5), np.arange(20_000))
     assert values.min() >= 0
     assert values.max() < 1
@@ -144,8 +144,40 @@ def test_the_draws_are_uniform_and_fixed_for_ever() -> None:
         assert abs(np.corrcoef(values, other)[0, 1]) < 0.03
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 17, 100, 1000, 4097, 2**18 + 1])
+def test_an_order_that_is_not_stored_has_every_row_once(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draws, "_SORTED", 0)
+    first, second = epoch_order(7, 0, count), epoch_order(7, 1, count)
+    assert sorted(first) == sorted(second) == list(range(count))
+    assert count < 8 or first != second
+    # Places are computed alone, in any company, of several epochs at once.
+    places = np.array([count - 1, 0, count // 2, 0])
+    epochs = np.array([1, 0, 0, 1])
+    expected = [(first, second)[e][p] for e, p in zip(epochs, places, strict=True)]
+    assert draws.shuffled(7, epochs, count, places).tolist() == expected
+
+
+def test_an_order_that_is_not_stored_is_even_and_fixed_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(draws, "_SORTED", 0)
+    assert epoch_order(0, 0, 10) == [6, 2, 9, 0, 8, 1, 7, 3, 5, 4]
+    # Where each of 12 rows stands, over many epochs: 11 degrees of freedom, one in a thousand.
+    orders = np.array([epoch_order(1, epoch, 12) for epoch in range(6000)])
+    for row in range(12):
+        places = np.bincount(np.argmax(orders == row, axis=1), minlength=12)
+        assert ((places - 500) ** 2 / 500).sum() < 40
+    # Neighbours of a long order are as far from each other as of any shuffle.
+    long = np.array(epoch_order(2, 0, 50_000))
+    assert abs(np.corrcoef(long[1:], long[:-1])[0, 1]) < 0.02
+    assert abs(np.corrcoef(long, np.arange(50_000))[0, 1]) < 0.02
+    assert abs(np.abs(np.diff(long)).mean() / (50_000 / 3) - 1) < 0.02
+
+
 def test_the_first_slot_is_uniform() -> None:
-    first = [int(draws.permutation(0, epoch, 6)[0]) for epoch in range(3000)]
+    first = [epoch_order(0, epoch, 6)[0] for epoch in range(3000)]
     counts = np.bincount(first, minlength=6)
     assert ((counts - 500) ** 2 / 500).sum() < 20.5  # 5 degrees of freedom, one in a thousand
 

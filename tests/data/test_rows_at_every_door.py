@@ -262,7 +262,7 @@ def test_a_turn_of_weight_0_is_not_learned(tmp_path: Path, llada) -> None:
     path.write_bytes(READ["weights"])
     config = DataConfig(files=str(path), validation_percent=0)
     rows = open_rows(config, epath.Path(tmp_path), "train")
-    encoded = encode_rows(rows, config, llada, make_template("llada", llada))
+    encoded, _ = encode_rows(rows, config, llada, make_template("llada", llada))
     texts = [llada.decode(encoded.tokens[begin:end]) for begin, end in encoded.response]
     assert texts == ["good"]
     ((begin, end),) = encoded.history

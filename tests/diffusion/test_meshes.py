@@ -66,7 +66,7 @@ def _objective(hidden, head, corruption, *, config, layout):
 @pytest.mark.parametrize(
     ("length", "labels", "slack_max", "collapse"),
     [
-        (512, 128, 3.0, "merge"),
+        pytest.param(512, 128, 3.0, "merge", marks=pytest.mark.slow),
         pytest.param(512, 128, 3.0, "slack_only", marks=pytest.mark.slow),
         pytest.param(4096, 128, 31.0, "merge", marks=pytest.mark.slow),
         pytest.param(4096, 128, 31.0, "slack_only", marks=pytest.mark.slow),

@@ -145,7 +145,7 @@ def test_parameters_for_sampling(weights):
 @pytest.mark.parametrize(
     "mesh",
     [
-        MeshConfig(fsdp=4, tensor=2),
+        pytest.param(MeshConfig(fsdp=4, tensor=2), marks=pytest.mark.slow),
         pytest.param(MeshConfig(data=2, fsdp=2, context=2), marks=pytest.mark.slow),
     ],
 )

@@ -13,6 +13,8 @@ from jax_mdlm.model import layers
 from tests.sampling.standin import random_params
 from tests.training.conftest import tiny_config, write_rows
 
+pytestmark = pytest.mark.slow
+
 SLACK = 7
 CONFIG = ModelConfig(
     vocab_size=16,

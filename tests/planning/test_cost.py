@@ -12,6 +12,8 @@ from jax_mdlm.planning import program
 from jax_mdlm.planning.cost import Turns, count
 from tests.planning.conftest import tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 def compiled(function, *arguments) -> str:
     return jax.jit(function).lower(*arguments).compile().as_text()

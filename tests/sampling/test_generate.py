@@ -186,6 +186,7 @@ def test_one_executable_that_stays_on_the_device(params, key):
         assert leak not in text, leak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"cache": "dual", "limit": 24}], ids=["exact", "cached"])
 def test_a_mixed_load_compiles_a_program_a_bucket(params, caplog, changes):
     """Fifty prompts of random lengths, one at a time: as many compilations as prompt widths."""
@@ -262,10 +263,15 @@ def test_master_weights_are_cast_once_before_the_loop(params, key):
 
 MESHES = [
     ({"data": 2, "fsdp": 2, "tensor": 2}, {}),
-    ({"data": 1, "fsdp": 2, "tensor": 2, "context": 2}, {"cache": "prefix", "refresh": 2}),
-    ({"data": 1, "fsdp": 4, "tensor": 2}, {"cache": "dual", "guidance": 0.5}),
-    ({"data": 1, "fsdp": 1, "tensor": 1, "context": 8}, {"limit": 18, "cache": "dual"}),
-    pytest.param({"fsdp": 8}, {"remask": True, "trace": True}, marks=pytest.mark.slow),
+    *(
+        pytest.param(mesh, changes, marks=pytest.mark.slow)
+        for mesh, changes in [
+            ({"fsdp": 2, "tensor": 2, "context": 2}, {"cache": "prefix", "refresh": 2}),
+            ({"fsdp": 4, "tensor": 2}, {"cache": "dual", "guidance": 0.5}),
+            ({"fsdp": 1, "tensor": 1, "context": 8}, {"limit": 18, "cache": "dual"}),
+            ({"fsdp": 8}, {"remask": True, "trace": True}),
+        ]
+    ),
 ]
 
 
@@ -291,7 +297,7 @@ def test_a_mesh_gives_the_tokens_of_one_device(params, key, eight_devices, mesh,
 
 
 @pytest.mark.parametrize("changes", [{}, {"cache": "dual"}, {"cache": "prefix", "limit": 24}])
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_stream_ends_where_a_sample_does(params, key, changes, every):
     options = changed(NOISY, trace=True, **changes)
     want = sample(params, CONFIG, PROMPTS, options, key)
@@ -327,6 +333,7 @@ def test_gaps_of_any_shape_are_filled_alone_as_together(params, key):
         assert alone.tokens == answer.tokens
 
 
+@pytest.mark.slow
 def test_lists_of_both_kinds_and_all_lengths(params, key):
     """Prompts with gaps among prompts without; rows that fit the model only apart."""
     mask = IDS.mask

@@ -101,15 +101,20 @@ def around(plain, intervention):
     "changes",
     [
         {},
-        {"collapse": "merge", "early_stop": True},
-        {"block_length": 12, "steps": 5, "temperature": 0.8},
         {"strategy": AtRandom(), "steps": 24, "block_length": 4, "collapse": "merge"},
         {"strategy": AboveThreshold(0.3), "early_stop": True},
-        {"strategy": AboveThreshold(0.9, ByConfidence())},
-        {"limit": 24, "early_stop": True},
-        {"cache": "dual"},
         {"cache": "prefix", "strategy": AboveThreshold(0.4), "block_length": 4},
-        {"guidance": 1.0},
+        *(
+            pytest.param(changes, marks=pytest.mark.slow)
+            for changes in [
+                {"collapse": "merge", "early_stop": True},
+                {"block_length": 12, "steps": 5, "temperature": 0.8},
+                {"strategy": AboveThreshold(0.9, ByConfidence())},
+                {"limit": 24, "early_stop": True},
+                {"cache": "dual"},
+                {"guidance": 1.0},
+            ]
+        ),
     ],
     ids=str,
 )

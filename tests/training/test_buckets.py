@@ -17,6 +17,8 @@ from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import create_state
 from jax_mdlm.training.step import make_train_step
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 
 

@@ -102,6 +102,7 @@ def test_every_process_writes_its_trace(forks: Forks, config_file: Path, tmp_pat
     assert list(traces.values()) == [[3, 4], [3, 4]]
 
 
+@pytest.mark.slow
 def test_a_run_writes_it_once(forks: Forks, config_file: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     start(forks, config_file, workdir, *WORDS).finish()

@@ -107,6 +107,7 @@ def origins(root: Path) -> dict[str, Path]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("name", ORIGINS)
 def test_ids_mean_what_they_meant(

@@ -26,6 +26,8 @@ from jax_mdlm.training.step import make_evaluation_step, make_train_step
 from jax_mdlm.workdir import load_config
 from tests.training.conftest import tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def corpus(tiny: Config, tmp_path: Path) -> Corpus:

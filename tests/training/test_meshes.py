@@ -20,6 +20,8 @@ from jax_mdlm.training.optimizer import make_optimizer
 from jax_mdlm.training.state import abstract_state, create_state
 from jax_mdlm.training.step import make_train_step
 
+pytestmark = pytest.mark.slow
+
 MESHES = {
     "one": (MeshConfig(), 1),
     "fsdp8": (MeshConfig(fsdp=8), 8),

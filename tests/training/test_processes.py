@@ -21,6 +21,8 @@ from tests.training.runs import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 # The rate is small: what rounding differs by between meshes does not grow with the steps.
 SMALL = ("--config.optimizer.learning_rate=1e-4", "--config.optimizer.final_learning_rate=1e-4")
 ABORTED = -signal.SIGABRT  # by JAX's own client, where the first process is gone

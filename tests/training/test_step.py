@@ -50,9 +50,9 @@ def one_device() -> Layout:
 @pytest.mark.parametrize(
     "mesh",
     [
-        MeshConfig(fsdp=8),
+        pytest.param(MeshConfig(fsdp=8), marks=pytest.mark.slow),
         MeshConfig(data=2, fsdp=2, tensor=2),
-        MeshConfig(fsdp=2, tensor=2, context=2),
+        pytest.param(MeshConfig(fsdp=2, tensor=2, context=2), marks=pytest.mark.slow),
     ],
     ids=["fsdp8", "2x2x2", "context"],
 )
@@ -69,7 +69,10 @@ def test_eight_devices_are_one(tiny: Config, corpus: Corpus, mesh: MeshConfig) -
     assert any(m.shape == wte.shape and m.sharding == wte.sharding for m in moments)
 
 
-@pytest.mark.parametrize("preset", ["merge", "slack_only", "ce"])
+@pytest.mark.parametrize(
+    "preset",
+    ["merge", *(pytest.param(name, marks=pytest.mark.slow) for name in ("slack_only", "ce"))],
+)
 def test_accumulation_equals_the_large_batch(tiny: Config, corpus: Corpus, preset: str) -> None:
     objective = {
         "merge": dataclasses.replace(tiny.objective, separate_repeats=False),

@@ -56,6 +56,7 @@ def run(
     return {name: float(mean.value) for name, mean in metrics.items()}, state
 
 
+@pytest.mark.slow
 def test_a_term_is_trained_logged_validated_and_shown(
     tiny: Config, corpus: Corpus, tmp_path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_term_is_trained_logged_validated_and_shown(
     assert f"sharpness {values['sharpness']:.3g}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_with_a_term(tiny: Config, corpus: Corpus) -> None:
     parts = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, microbatches=4))
     (whole, left), (added, right) = (run(one, corpus, (*TERMS, TOY)) for one in (tiny, parts))
