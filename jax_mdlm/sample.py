@@ -1,7 +1,7 @@
 """Samples: `python -m jax_mdlm.sample --workdir runs/pronounce alignment slacken`.
 
-Prompts come as arguments, from `--file` (text lines, or JSONL rows with `messages`, `prompt` or
-`question`), or from stdin in the same forms. Answers go to stdout as `prompt -> answer`, or as JSON
+Prompts come as arguments, from `--file` (text lines, or rows as training reads them), or from
+stdin (text lines, or JSON objects). Answers go to stdout as `prompt -> answer`, or as JSON
 lines with `--json`; with `--output` they go to a file, and the same command goes on where it
 stopped.
 `--show slack` also prints the final canvas, slack visible, and the call that fixed each slot.
@@ -28,7 +28,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--workdir", required=True, help="of a run (sh launch/quickstart.sh) or import"
     )
-    parser.add_argument("--file", help="prompts from files: text lines, or rows in *.jsonl")
+    parser.add_argument(
+        "--file", help="prompts from files: text lines, or rows in JSON, tables, Parquet"
+    )
     parser.add_argument(
         "--response", metavar="TEXT", help="response with gaps, e.g. 'a [MASK*3] b'"
     )

@@ -45,7 +45,7 @@ EDGE = {
 }
 SPEAKING = {"training", "evaluation", "viewing", "experiments", "planning"}
 SPEAKING_FILES = {"conversion/run.py"}
-COMMANDS = {"train", "sample", "convert", "evaluate", "plan"}
+COMMANDS = {"train", "sample", "convert", "evaluate", "plan", "prepare"}
 
 # package -> the only places that may import it
 OWNED = {
@@ -55,6 +55,7 @@ OWNED = {
     "tokenizers": ("data/tokenizer",),
     "tensorflow_datasets": ("data/",),
     "grain": ("data/",),
+    "pyarrow": ("data/",),
     "orbax": ("storage/",),
     "tensorstore": ("storage/",),
     "fsspec": ("storage/",),

@@ -78,6 +78,9 @@ class DataConfig:
     # pronunciations, numbers, dialogues, chat_jsonl, or a prepared TFDS name
     source: str = "chat_jsonl"
     files: str = ""  # chat_jsonl: paths or globs, comma-separated
+    # Folder of the command `prepare`; empty = rows are read from their files; files of more than
+    # 64 MB are prepared in data_dir first.
+    prepared: str = ""
     data_dir: str = ""  # where prepared datasets live; empty = <workdir>/data
     split: str = "train"  # TFDS split that is trained on
     validation_split: str = "validation"  # TFDS split of the evaluation during training

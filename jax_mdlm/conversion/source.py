@@ -14,14 +14,14 @@ from typing import Any
 
 from etils import epath
 
-from jax_mdlm.config import Config, ConfigError, ModelConfig, first_line
+from jax_mdlm.config import Config, ConfigError, ModelConfig
 from jax_mdlm.conversion import pickles, published, shards
 from jax_mdlm.conversion.beside import KEPT_ENDINGS, KEPT_NAMES
 from jax_mdlm.conversion.boxes import BothLayouts
 from jax_mdlm.conversion.shards import INDEX, SINGLE, Tensor
 from jax_mdlm.foreign import check_folder
 from jax_mdlm.model import table
-from jax_mdlm.storage import given_path, reaching
+from jax_mdlm.storage import fetch_repository, given_path, reaching
 
 HUB = "hf://"
 CONFIG = "config.json"
@@ -111,32 +111,11 @@ def _download(path: str) -> str:
 
     What its `config.json` shows to be another model is refused before its weights are fetched.
     """
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    asked = path.removeprefix(HUB).rstrip("/")
-    name, _, revision = asked.partition("@")
     wanted = ["*.safetensors", *(f"*{end}" for end in KEPT_ENDINGS), *(f"{s}*" for s in KEPT_NAMES)]
-    fetch = functools.partial(
-        huggingface_hub.snapshot_download, name, revision=revision or None, ignore_patterns="*/*"
-    )  # folders hold the same weights in other formats
-    try:
-        check_folder(epath.Path(fetch(allow_patterns=[CONFIG])), path)
-        return fetch(allow_patterns=wanted)
-    except ConfigError:
-        raise
-    except Exception as error:  # no network, no such repository, no access, not a name
-        reasons = {
-            errors.GatedRepoError: "its page must grant you access first",
-            errors.RepositoryNotFoundError: "no such repository, or a private one",
-            errors.RevisionNotFoundError: "no such revision",
-            errors.LocalEntryNotFoundError: "it cannot be reached, and the cache holds no copy",
-        }
-        known = (text for kind, text in reasons.items() if isinstance(error, kind))
-        raise ConfigError(
-            f"the hub does not give {asked} ({next(known, first_line(error))}); correct the name, "
-            "log in with `hf auth login`, or name a local folder"
-        ) from error
+    # Folders hold the same weights in other formats.
+    fetch = functools.partial(fetch_repository, path.removeprefix(HUB).rstrip("/"), ignore="*/*")
+    check_folder(epath.Path(fetch([CONFIG])), path)
+    return fetch(wanted)
 
 
 def _open_tensors(folder: epath.Path) -> dict[str, Tensor]:

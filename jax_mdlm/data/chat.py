@@ -90,6 +90,13 @@ def template_of(config: DataConfig, tokenizer: Tokenizer) -> Template:
     return make_template(config.template, tokenizer, config.prompt_slots)
 
 
+def training_template(config: DataConfig, tokenizer: Tokenizer) -> Template | None:
+    """How rows are written; None for pre-training, which learns them as they are."""
+    if config.pretraining:
+        return None
+    return make_template(config.template, tokenizer, config.prompt_slots)
+
+
 def history(template: Template, messages: Sequence[Message]) -> list[Written]:
     """What stands before a response, without `opening`; encode each alone and join the ids."""
     return [template.start, *(template.past(message) for message in messages)]
@@ -122,7 +129,8 @@ def encode_written(tokenizer: Tokenizer, texts: Iterable[Written]) -> list[list[
     """Ids of what was written.
 
     Text between two control tokens is one run, however many pieces it has: a tokenizer reads an
-    empty line before a word otherwise than one at the end. Equal runs are encoded once.
+    empty line before a word otherwise than one at the end. Equal runs are encoded once; where a
+    tokenizer cuts after the empty line of a header, so is a message that was also a response.
 
     Args:
       tokenizer: Encodes the runs.
@@ -132,7 +140,7 @@ def encode_written(tokenizer: Tokenizer, texts: Iterable[Written]) -> list[list[
       ConfigError: as `Tokenizer.encode_batch`.
     """
     runs: dict[str, int] = {}
-    plans = []
+    plans, cuts = [], tokenizer.splits_lines
     for pieces in texts:
         plan: list[int] = []  # an id, or the number of a run as -1 - number
         run = ""
@@ -141,11 +149,11 @@ def encode_written(tokenizer: Tokenizer, texts: Iterable[Written]) -> list[list[
                 run += piece
                 continue
             if run:
-                plan.append(~runs.setdefault(run, len(runs)))
+                plan += [~runs.setdefault(part, len(runs)) for part in _parts(run, cuts)]
                 run = ""
             plan.append(piece)
         if run:
-            plan.append(~runs.setdefault(run, len(runs)))
+            plan += [~runs.setdefault(part, len(runs)) for part in _parts(run, cuts)]
         plans.append(plan)
     encoded = tokenizer.encode_batch(list(runs))
     found = []
@@ -158,3 +166,10 @@ def encode_written(tokenizer: Tokenizer, texts: Iterable[Written]) -> list[list[
                 ids.append(entry)
         found.append(ids)
     return found
+
+
+def _parts(run: str, cuts: bool) -> tuple[str, ...]:
+    """A run as it is encoded; `cuts`: an empty line alone, where text follows it at once."""
+    if cuts and run.startswith("\n\n") and not run[2:3].isspace() and len(run) > 2:
+        return run[:2], run[2:]
+    return (run,)

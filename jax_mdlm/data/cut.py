@@ -7,6 +7,7 @@ them.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -79,6 +80,25 @@ class Cut(NamedTuple):
     repeats: np.ndarray
     first: np.ndarray
     misfit: tuple[int, int, int] | None = None
+
+    @classmethod
+    def join(cls, parts: "Sequence[Cut]") -> "Cut":
+        """The pairs of all parts, whose spans are of the same tokens."""
+        before = np.cumsum([0, *(len(part.response) for part in parts)])
+        first = [part.first + count for part, count in zip(parts, before, strict=False)]
+        return cls(
+            np.concatenate([part.history for part in parts]),
+            np.concatenate([part.response for part in parts]),
+            np.concatenate([part.terminated for part in parts]),
+            np.concatenate([part.repeats for part in parts]),
+            np.concatenate(first),
+        )
+
+    @classmethod
+    def none(cls) -> "Cut":
+        """No pair."""
+        spans, flags = np.empty((0, 2), np.int64), np.empty(0, bool)
+        return cls(spans, spans, flags, np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 class Tally:
@@ -169,7 +189,7 @@ def cut_chat(
 
 
 def pack_texts(
-    tokens: Tokens, num_tokens: int, config: DataConfig, slack_max: float, tally: Tally
+    tokens: Tokens, first: int, count: int, config: DataConfig, slack_max: float, tally: Tally
 ) -> Cut:
     """Rows of pre-training: texts, each with its EOS, one after the other, cut evenly.
 
@@ -178,26 +198,25 @@ def pack_texts(
 
     Args:
       tokens: All texts; read only where there are buckets, which ask for equal neighbours.
-      num_tokens: How many there are.
+      first: The first token.
+      count: How many there are; spans are counted from the first.
       config: Sizes.
       slack_max: `objective.slack_max`.
       tally: The rows are added to it.
     """
     size = max(1, min(math.floor(config.length / (1 + slack_max)), config.max_labels))
-    begin = np.arange(0, num_tokens, size)
-    response = np.stack([begin, np.minimum(begin + size, num_tokens)], axis=1)
-    count = len(begin)
-    repeats = np.zeros(count, np.int64)
-    for at in range(0, count if config.buckets else 0, _ROWS):
+    begin = np.arange(0, count, size)
+    response = np.stack([begin, np.minimum(begin + size, count)], axis=1)
+    repeats = np.zeros(len(begin), np.int64)
+    for at in range(0, len(begin) if config.buckets else 0, _ROWS):
         own = response[at : at + _ROWS]
-        ids = tokens.take(own[:1, 0], own[-1:, 1] - own[:1, 0])
+        ids = tokens.take(first + own[:1, 0], own[-1:, 1] - own[:1, 0])
         equal = np.append(ids[1:] == ids[:-1], False)
         equal[own[:, 1] - own[0, 0] - 1] = False  # neighbours in two rows are none
         repeats[at : at + _ROWS] = np.add.reduceat(equal, own[:, 0] - own[0, 0], dtype=np.int64)
-    none = np.zeros(count, np.int64)
-    tally.add(RowCounts(count, count, 0), none, none, none)
-    terminated = np.zeros(count, bool)
-    return Cut(np.zeros_like(response), response, terminated, repeats, np.arange(count))
+    tally.add(RowCounts(len(begin), len(begin), 0), *[np.zeros_like(begin)] * 3)
+    terminated = np.zeros(len(begin), bool)
+    return Cut(np.zeros_like(response), response, terminated, repeats, np.arange(len(begin)))
 
 
 class _Sizes(NamedTuple):

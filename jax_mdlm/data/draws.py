@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jax_mdlm.config import DataConfig
-from jax_mdlm.data.table import Part, Table
+from jax_mdlm.data.examples import Part
+from jax_mdlm.data.table import Table
 
 ORDER, TURN, CUT, CUT_LENGTH, PADDING = range(5)  # what a draw is for; each has its own stream
 

@@ -52,6 +52,17 @@ class Encoded:
             np.concatenate([part.row for part in parts]),
         )
 
+    def of_rows(self, begin: int, end: int) -> "Encoded":
+        """The pairs of the rows `begin` to `end`, with the tokens of all."""
+        own = slice(*np.searchsorted(self.row, [begin, end]))
+        return dataclasses.replace(
+            self,
+            history=self.history[own],
+            response=self.response[own],
+            repeats=self.repeats[own],
+            row=self.row[own],
+        )
+
 
 def encode_rows(
     rows: SplitRows, config: DataConfig, tokenizer: Tokenizer, template: Template | None

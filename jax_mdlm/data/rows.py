@@ -1,20 +1,26 @@
 """Opens a source: `DataConfig` and a split enter, examples with their origins leave."""
 
+import contextlib
 import dataclasses
-import hashlib
 import itertools
-from collections.abc import Sequence
-from typing import Literal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.examples import Example, SplitRows, pair
-from jax_mdlm.data.jsonl import read_jsonl
+from jax_mdlm.data.examples import BadRowError, BadRows, Example, Part, SplitRows, pair
+from jax_mdlm.data.files import find_files
+from jax_mdlm.data.forms import form_of, parse_row
+from jax_mdlm.data.hold_out import content_hash, hash_limit, held_out
 from jax_mdlm.data.numbers import load_numbers
+from jax_mdlm.data.readers import Piece, Record, pieces, records
+from jax_mdlm.data.sources import RowSource, source_files
 
 Split = Literal["train", "validation", "test"]
+_Parsed = TypeVar("_Parsed")
 
 
 def open_rows(config: DataConfig, data_dir: epath.Path, split: Split) -> SplitRows:
@@ -24,7 +30,7 @@ def open_rows(config: DataConfig, data_dir: epath.Path, split: Split) -> SplitRo
     no validation split, `validation_percent` of the training rows are held out by hash.
 
     Args:
-      config: Source and fields.
+      config: RowSource and fields.
       data_dir: Folder of prepared datasets.
       split: What the rows are for; `config.split` and `config.validation_split` name the TFDS
         splits of the first two.
@@ -36,7 +42,7 @@ def open_rows(config: DataConfig, data_dir: epath.Path, split: Split) -> SplitRo
     if config.source == "chat_jsonl":
         if split == "test":
             raise _no_test_split(config)
-        return _part(config, read_jsonl(config), split)
+        return _part(config, read_files(config), split)
     # --- sources of the package ---
     names = {"train": config.split, "validation": config.validation_split, "test": "test"}
     flags = {"train": "data.split", "validation": "data.validation_split", "test": "the split"}
@@ -76,6 +82,86 @@ def open_rows(config: DataConfig, data_dir: epath.Path, split: Split) -> SplitRo
     return _part(config, rows, split) if holds_out else rows
 
 
+def read_files(config: DataConfig) -> SplitRows:
+    """Reads all files of `data.files`, in the order given, globs in alphabetical order.
+
+    Raises:
+      ConfigError: a file cannot be read, or a row is malformed (file and row are named).
+    """
+    examples, origins, bad, forms = [], [], BadRows(), []
+    found = _of_sources(config.files)
+    rows = Counter[RowSource]()
+    for (source, path), group in itertools.groupby(found, lambda one: (one[0], one[1].path)):
+        known, container = Counter[str](), ""
+        for _, piece, record in group:
+            container = piece.container
+            try:
+                example = _parsed(record, parse_row, config.pretraining)
+            except BadRowError as error:
+                if config.on_bad_row == "error":
+                    rest = (record for _, _, record in found)
+                    raise _with_remedy(error, piece, bool(examples), rest, config) from error
+                bad.add(error)
+                continue
+            examples.append(example)
+            origins.append(record.origin)
+            known[form_of(record.row)] += 1  # pyright: ignore
+        held = ", ".join([container, *known]) if known else container
+        forms.append(f"{path}: {held}, {known.total():,} row{'s' * (known.total() != 1)}")
+        rows[source] += known.total()
+    if bad.total and not examples:
+        raise ConfigError(
+            f"all {bad.total} rows of data.files={config.files} are malformed; the first: "
+            f"{bad.first[0]}"
+        )
+    parts = tuple(Part(source.name, count, source.weight) for source, count in rows.items())
+    return SplitRows("chat_jsonl", examples, origins, bad, tuple(forms), parts=parts)
+
+
+def file_texts(config: DataConfig) -> Iterator[str]:
+    """All contents of the training rows of `data.files`, for the training of a tokenizer.
+
+    Rows are read as they come and none is kept; malformed ones are left out.
+    """
+    limit = hash_limit(config.validation_percent) if config.validation_percent > 0 else 0
+    for _, _, record in _of_sources(config.files):
+        with contextlib.suppress(BadRowError):
+            example = _parsed(record, parse_row, config.pretraining)
+            if content_hash(example) >= limit:
+                yield from (message.content for message in example)
+
+
+def read_rows(files: str, flag: str, pretraining: bool = False) -> SplitRows:
+    """Reads the rows of a command's own flag, e.g. "--file"; none of them can be skipped.
+
+    Raises:
+      ConfigError: as `read_files`.
+    """
+    found = list(
+        parse_files(
+            find_files(files, flag),
+            lambda row, origin: (parse_row(row, origin, pretraining), origin),
+        )
+    )
+    return SplitRows(flag, [example for example, _ in found], [origin for _, origin in found])
+
+
+def parse_files(
+    paths: Iterable[epath.Path], parse: Callable[[dict[str, Any], str], _Parsed]
+) -> Iterator[_Parsed]:
+    """What `parse` makes of the fields and the origin of each row.
+
+    Raises:
+      ConfigError: a file cannot be read, a row is none, or `parse` refuses it.
+    """
+    for piece, record in _found(paths):
+        try:
+            parsed = _parsed(record, parse)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; correct the {piece.unit}") from error
+        yield parsed
+
+
 def pronunciation_references(
     data_dir: epath.Path, split: Split
 ) -> list[tuple[str, tuple[str, ...]]]:
@@ -94,36 +180,42 @@ def pronunciation_references(
     return demo.load_entries(builder, split)
 
 
-def held_out(examples: Sequence[Example], percent: float) -> np.ndarray:
-    """Which rows belong to the validation split, by a hash of their content.
-
-    A row keeps its side when rows are added, moved or read from other files, and equal rows are on
-    one side. Where the hash holds out none, the rows with the smallest hash are taken, so that a
-    small file can be evaluated too; where it holds out all, those with the largest are left to
-    train on. Rows that are all equal have one hash: none of them is held out.
-
-    Args:
-      examples: The rows of the source.
-      percent: Expected share, in percent; 0 = none.
-
-    Returns:
-      bool [rows].
-    """
-    hashes = np.array([_content_hash(example) for example in examples], dtype=np.uint64)
-    if percent <= 0 or len(np.unique(hashes)) < 2:
-        return np.zeros(len(examples), bool)
-    chosen = hashes < np.uint64(min(percent / 100, 1 - 2**-52) * 2.0**64)
-    if not chosen.any():
-        return hashes == hashes.min()
-    if chosen.all():
-        return hashes != hashes.max()
-    return chosen
+def _of_sources(files: str) -> Iterator[tuple[RowSource, Piece, Record]]:
+    for source, paths in source_files(files):
+        for piece, record in itertools.islice(_found(paths), source.start, source.stop):
+            yield source, piece, record
 
 
-def _content_hash(example: Example) -> int:
-    text = "\x1e".join(f"{message.role}\x1f{message.content}" for message in example)
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
+def _found(paths: Iterable[epath.Path]) -> Iterator[tuple[Piece, Record]]:
+    """The records of all files, each with the piece that it is from."""
+    return ((piece, one) for path in paths for piece in pieces(path) for one in records(piece))
+
+
+def _parsed(record: Record, parse: Callable[..., _Parsed], *more: Any) -> _Parsed:
+    """What `parse` makes of a record; raises the error that a record is in the place of a row."""
+    if isinstance(record.row, BadRowError):
+        raise record.row
+    return parse(record.row, record.origin, *more)
+
+
+def _with_remedy(
+    error: BadRowError,
+    piece: Piece,
+    some: bool,
+    rest: Iterator[Record],
+    config: DataConfig,
+) -> BadRowError:
+    """The error with what may be done; to skip all rows is no remedy."""
+    while not some:
+        try:
+            _parsed(next(rest), parse_row, config.pretraining)
+            some = True
+        except BadRowError:
+            continue
+        except (StopIteration, ConfigError):
+            break
+    more = " or set data.on_bad_row=skip" if some else ""
+    return BadRowError(f"{error}; correct the {piece.unit}{more}", error.kind)
 
 
 def _no_test_split(config: DataConfig) -> ConfigError:
@@ -145,8 +237,14 @@ def _part(config: DataConfig, rows: SplitRows, split: Split) -> SplitRows:
         note = f"{alike}: none is held out, validation measures what was trained on"
         return dataclasses.replace(rows, name=f"{rows.name} ({split})", note=note)
     keep = chosen if split == "validation" else np.logical_not(chosen)
+    parts, end = [], 0
+    for part in rows.parts:
+        begin, end = end, end + part.rows
+        weight = 1.0 if split == "validation" else part.weight
+        parts.append(Part(part.name, int(keep[begin:end].sum()), weight))
     return dataclasses.replace(
         rows,
+        parts=tuple(parts),
         name=f"{rows.name} ({split})",
         examples=list(itertools.compress(rows.examples, keep)),
         origins=list(itertools.compress(rows.origins, keep)),

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.chat import make_template
+from jax_mdlm.data.chat import training_template
 from jax_mdlm.data.counts import RowCounts
 from jax_mdlm.data.cut import Cut, Margins, Tally, cut_chat, pack_texts
 from jax_mdlm.data.encode import encode_rows
-from jax_mdlm.data.examples import SplitRows
+from jax_mdlm.data.examples import Part, SplitRows
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.data.tokens import HeldTokens, Tokens
 
@@ -37,25 +37,6 @@ class Spans(NamedTuple):
     opening: np.ndarray
     begin: np.ndarray
     labels: np.ndarray
-
-
-class Part(NamedTuple):
-    """The rows of one source.
-
-    Attributes:
-      name: For the log.
-      rows: How many are stored.
-      weight: How often each is in an epoch.
-    """
-
-    name: str
-    rows: int
-    weight: float = 1.0
-
-    @property
-    def drawn(self) -> int:
-        """Rows that it has in an epoch."""
-        return max(1, round(self.rows * self.weight)) if self.rows else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,20 +103,25 @@ def make_table(
             f"{rows.name} holds no rows; give more data or change data.validation_percent"
         )
     margins = Margins.of(config, tokenizer)
-    template = None
-    if not config.pretraining:
-        template = make_template(config.template, tokenizer, config.prompt_slots)
+    template = training_template(config, tokenizer)
     encoded, skipped = encode_rows(rows, config, tokenizer, template)
     tokens, tally = HeldTokens(encoded.tokens), Tally()
-    if config.pretraining:
-        cut = pack_texts(tokens, len(encoded.tokens), config, slack_max, tally)
-    else:
-        cut = cut_chat(
-            encoded.history, encoded.response, encoded.repeats, encoded.row, config, margins, tally
-        )
+    cuts, end = [], 0
+    parts = rows.parts or (Part(rows.name, len(rows)),)
+    for part in parts:
+        begin, end = end, end + part.rows
+        own = encoded.of_rows(begin, end)
+        if config.pretraining:
+            first, stop = (own.response[0, 0], own.response[-1, 1]) if len(own.row) else (0, 0)
+            cut = pack_texts(tokens, first, stop - first, config, slack_max, tally)
+            cut = cut._replace(response=cut.response + first)
+        else:
+            cut = cut_chat(own.history, own.response, own.repeats, own.row, config, margins, tally)
         if cut.misfit and config.too_long == "error":
-            row = int(encoded.row[cut.misfit[0]])
+            row = int(own.row[cut.misfit[0]])
             raise ConfigError(too_long(f"row {row} ({rows.origin(row)})", cut, config))
+        cuts.append(cut)
+    cut = Cut.join(cuts)
     if not len(cut.response):
         raise ConfigError(
             f"no row of {rows.name} fits data.length={config.length} and "
@@ -149,8 +135,10 @@ def make_table(
         terminated=cut.terminated,
         repeats=cut.repeats,
         first_pair=np.append(cut.first, len(cut.response)),
-        counts=tally.counts(rows.skipped + skipped),
-        parts=(Part(rows.name, len(cut.first)),),
+        counts=tally.counts(rows.bad.total + skipped),
+        parts=tuple(
+            part._replace(rows=len(own.first)) for part, own in zip(parts, cuts, strict=True)
+        ),
     )
 
 

@@ -40,6 +40,11 @@ class Tokenizer(Protocol):
         """Rows that embedding and head need at least."""
         ...
 
+    @property
+    def splits_lines(self) -> bool:
+        """Whether what comes after an empty line has the ids that it has alone."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, which is only text: what it spells is no special token, none is added.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -38,6 +39,7 @@ class FastTokenizer:
       vocab_size: Largest id plus one.
       files: File name -> text; what `save` writes.
       controls: Special ids that are entries of the model itself, which might find them in a text.
+      splits_lines: Whether what comes after an empty line has the ids that it has alone.
     """
 
     backend: tokenizers.Tokenizer = dataclasses.field(repr=False)
@@ -45,6 +47,7 @@ class FastTokenizer:
     vocab_size: int
     files: Mapping[str, str] = dataclasses.field(repr=False)
     controls: frozenset[int] = dataclasses.field(repr=False)
+    splits_lines: bool = False
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, which is only text; as `encode_batch`."""
@@ -277,7 +280,41 @@ def _wrap(
     unmarked = [entry.content for index, entry in added if index in controls and not entry.special]
     backend.add_special_tokens(unmarked)
     own = set(backend.get_vocab(with_added_tokens=False).values())
-    return FastTokenizer(backend, ids, size, files, controls & own)
+    return FastTokenizer(backend, ids, size, files, controls & own, _splits_lines(backend))
+
+
+def _splits_lines(backend: tokenizers.Tokenizer) -> bool:
+    """Whether a byte-level BPE cuts after an empty line, whatever kinds of letters follow.
+
+    Words are cut out before any are merged, by kinds of letters: what follows the cut is then
+    encoded as if nothing stood before it.
+    """
+    if not isinstance(backend.model, models.BPE) or backend.normalizer is not None:
+        return False
+    letters = [
+        "a",
+        "Z",
+        "0",
+        "9",
+        ".",
+        "'",
+        "'s",
+        "'S",
+        "(",
+        "-",
+        "_",
+        "é",
+        "中",
+        "²",
+        "🙂",
+        "\u0301",
+    ]
+    texts = [first + second for first in letters for second in ["", *letters, " b", "\n", "\n\nb"]]
+    encode = functools.partial(backend.encode_batch_fast, add_special_tokens=False)
+    lines = [found.ids for found in encode([f"\n\n{text}" for text in texts])]
+    line = encode(["\n\n"])[0].ids
+    alone = [found.ids for found in encode(texts)]
+    return all(both == line + one for both, one in zip(lines, alone, strict=True))
 
 
 def _unknown(backend: tokenizers.Tokenizer) -> int | None:

@@ -44,6 +44,11 @@ class SentencePieceTokenizer:
     vocab_size: int
     controls: frozenset[int]
 
+    @property
+    def splits_lines(self) -> bool:
+        """It does not: a text alone begins with a blank."""
+        return False
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, which is only text.
 

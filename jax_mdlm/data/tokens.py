@@ -15,7 +15,6 @@ import numpy as np
 from etils import epath
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.storage.places import read_ranges
 
 
 class Tokens(Protocol):
@@ -102,6 +101,8 @@ class ShardTokens:
         return self.take(np.concatenate(begins), np.concatenate(sizes))
 
     def _fetch(self, shard: np.ndarray, local: np.ndarray, size: np.ndarray) -> np.ndarray:
+        from jax_mdlm.storage.places import read_ranges  # buckets' clients: only where there is one
+
         wanted = np.flatnonzero(size)
         ranges = [
             (

@@ -13,7 +13,9 @@ import numpy as np
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.batches import assemble
 from jax_mdlm.data.examples import SplitRows, check_text
-from jax_mdlm.data.jsonl import find_files, parse_lines, read_lines, read_rows, shown_name
+from jax_mdlm.data.files import find_files
+from jax_mdlm.data.jsonl import shown_name
+from jax_mdlm.data.rows import parse_files, read_rows
 from jax_mdlm.data.table import make_table
 from jax_mdlm.evaluation.intervals import share_of
 from jax_mdlm.evaluation.tasks import open_held_out
@@ -139,8 +141,8 @@ def _marginal(model: Mdlm, texts: Sequence[_Text]) -> list[float]:
 
 
 def _choices(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[str, Any]:
-    lines = (line for path in find_files(args.file, "--file") for line in read_lines(path))
-    questions = list(parse_lines(lines, parse_multiple_choice))[: args.limit or None]
+    files = find_files(args.file, "--file")
+    questions = list(parse_files(files, parse_multiple_choice))[: args.limit or None]
     # Every choice is a row, its answer the response.
     tokenizer, texts = model.tokenizer, []
     for question in questions:

@@ -15,8 +15,7 @@ from jax_mdlm.config import Config, ConfigError, DataConfig
 from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.corpus import open_references, open_split
 from jax_mdlm.data.examples import Example, SplitRows, answers, without_answer
-from jax_mdlm.data.jsonl import read_rows
-from jax_mdlm.data.rows import Split
+from jax_mdlm.data.rows import Split, read_rows
 from jax_mdlm.evaluation.scores import METRICS, Metric, Score, metric_named
 from jax_mdlm.sampling import Answer, SampleOptions, response_end, why_too_long
 from jax_mdlm.setup import Setup

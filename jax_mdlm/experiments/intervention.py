@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.jsonl import find_files
+from jax_mdlm.data.files import find_files
 from jax_mdlm.evaluation.intervals import Interval, shown
 from jax_mdlm.evaluation.scores import metric_named
 from jax_mdlm.evaluation.tasks import Task, open_task, too_long_note

@@ -7,6 +7,7 @@ from jax_mdlm.storage.checkpoints import (
     named_steps,
     open_checkpoints,
 )
+from jax_mdlm.storage.hub import fetch_repository
 from jax_mdlm.storage.places import alone_in, given_path, reaching, read_range, replace_text
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoints",
     "DamagedError",
     "alone_in",
+    "fetch_repository",
     "given_path",
     "named_steps",
     "open_checkpoints",

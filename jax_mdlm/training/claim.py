@@ -61,15 +61,9 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
             # The tokenizer of an attempt that was refused would win over these settings.
             forget(tokenizer_folder(workdir))
         if config.init.source:
-            origin = open_origin(config.init.source)
-            named = config.data.tokenizer.path
-            config, line = _inherit(config, origin)
-            if jax.process_index() == 0:
-                command.note(line)
-            if not named and jax.process_index() == 0:
-                origin.keep_tokenizer(workdir)
+            config, origin = take_over(config, workdir)
     # Data and tokenizer decide the rest.
-    corpus = load_corpus(config, workdir)
+    corpus = load_corpus(config, workdir, command.note)
     if config.train.steps == 0:
         steps = corpus.order(config).num_steps(config.train.epochs)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
@@ -88,6 +82,22 @@ def claim(config: Config, workdir: epath.Path) -> tuple[Config, Corpus]:
     if origin is not None:
         origin.check(config.model)  # before the directory is claimed for these settings
     return config, corpus
+
+
+def take_over(config: Config, folder: epath.Path) -> tuple[Config, Origin]:
+    """What `init.from` decides is filled in, and its tokenizer kept in `folder / "tokenizer"`.
+
+    Raises:
+      ConfigError: settings contradict those of the origin.
+    """
+    origin = open_origin(config.init.source)
+    named = config.data.tokenizer.path
+    config, line = _inherit(config, origin)
+    if jax.process_index() == 0:
+        command.note(line)
+        if not named:
+            origin.keep_tokenizer(folder)
+    return config, origin
 
 
 def _resumed(config: Config, old: Config, workdir: epath.Path) -> Config:

@@ -55,6 +55,9 @@ def _run(
         return
     if jax.process_index() == 0:
         save_config(workdir, config)
+    if jax.process_index() == 0:
+        for line in corpus.read:
+            command.note(line)
     if corpus.note and jax.process_index() == 0:
         command.warn(corpus.note)
     train(fit_batch(config, layout), corpus, layout, workdir, watch, make_evaluation)

@@ -5,32 +5,29 @@ between gaps is kept; slack may stand in a gap, so that its text may be shorter 
 """
 
 import dataclasses
+import functools
 import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from etils import epath
+
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.chat import Conversation
 from jax_mdlm.data.examples import check_text, without_answer
-from jax_mdlm.data.jsonl import (
-    Line,
-    checked,
-    decode_text,
-    find_files,
-    number_lines,
-    parse_lines,
-    parse_prompt,
-    read_lines,
-)
+from jax_mdlm.data.files import find_files, open_plain
+from jax_mdlm.data.forms import parse_prompt
+from jax_mdlm.data.jsonl import Line, decode_text, number_lines, parse_lines
+from jax_mdlm.data.readers import container_of, container_of_line
+from jax_mdlm.data.rows import parse_files
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.foreign import is_object
 from jax_mdlm.sampling import why_too_long
 from jax_mdlm.setup import Setup
 
 _GAP = re.compile(r"\[MASK(?:\*(\d+))?\]")
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+_OF_LINES = ("text", "lines")  # containers that hold a prompt a line
 # Of a gap: what no model takes need not be laid out to be refused.
 _MOST_SLOTS, _DIGITS = 1 << 20, 9
 
@@ -75,12 +72,12 @@ class EncodedPrompt:
 
 
 def read_prompts(words: Sequence[str], files: str | None, response: str | None) -> list[Prompt]:
-    """Prompts from arguments, or from files (text lines, or JSON rows), or from stdin.
+    """Prompts from arguments, or from files (text lines, or rows), or from stdin.
 
     Args:
       words: Arguments.
-      files: Paths and globs, comma-separated. One that is called `*.jsonl`, or begins with a JSON
-        object, has a row on each line, as training reads it; another a prompt.
+      files: Paths and globs, comma-separated. Of rows, as training reads them; one that holds
+        none, such as `*.txt`, has a prompt on each line.
       response: Text with gaps for all of them; None = as the rows say.
 
     Raises:
@@ -99,13 +96,9 @@ def read_prompts(words: Sequence[str], files: str | None, response: str | None) 
             for number, word in enumerate(words, start=1)
         ]
     if files is None:
-        lines = checked(number_lines(sys.stdin.buffer, "stdin"), "stdin", "prompt")
-        return list(_parse(lines, "stdin", response))
-    return [
-        prompt
-        for path in find_files(files, "--file")
-        for prompt in _parse(read_lines(path), str(path), response)
-    ]
+        return list(_from_stdin(response))
+    found = find_files(files, "--file")
+    return [prompt for path in found for prompt in _from_file(path, response)]
 
 
 def last_text(conversation: Sequence[Any]) -> str:
@@ -164,13 +157,34 @@ def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(check_text(text, "the response")) if text.strip() else []
 
 
-def _parse(lines: Iterator[Line], name: str, response: str | None) -> Iterator[Prompt]:
-    """The prompts of one file."""
-    first = next(lines)  # there is one
-    lines = itertools.chain([first], lines)
-    if name.endswith(_JSON_ENDINGS) or is_object(first.text):
-        yield from parse_lines(lines, lambda row, origin: _from_row(row, origin, response))
+def _from_file(path: epath.Path, response: str | None) -> Iterator[Prompt]:
+    if container_of(path) not in _OF_LINES:
+        yield from parse_files([path], functools.partial(_from_row, response=response))
         return
+    with open_plain(path) as file:
+        yield from _from_lines(number_lines(file, str(path)), response)
+
+
+def _from_stdin(response: str | None) -> Iterator[Prompt]:
+    """Prompts, or JSON rows, line by line: nothing is known of what comes later."""
+    lines = number_lines(sys.stdin.buffer, "stdin")
+    first = next(lines, None)
+    if first is None:
+        raise ConfigError("stdin is empty; give a file with one prompt a line")
+    lines, container = itertools.chain([first], lines), container_of_line(first.text, "stdin")
+    if container == "JSONL":
+        parse = functools.partial(_from_row, response=response)
+        yield from parse_lines(lines, parse)
+    elif container in _OF_LINES:
+        yield from _from_lines(lines, response)
+    else:
+        raise ConfigError(
+            f"stdin must have a prompt or a JSON object a line, it is {container}; name it as a "
+            "file with --file"
+        )
+
+
+def _from_lines(lines: Iterator[Line], response: str | None) -> Iterator[Prompt]:
     for line in lines:
         yield _from_text(decode_text(line).strip(), line.origin, response)
 

@@ -179,24 +179,29 @@ def _json(value: object, status: int = 200, **headers: str) -> Reply:
 
 
 class Hub(Server):
-    """The hub with one repository: a description, its tree, its files."""
+    """The hub with one repository, of models or datasets: a description, its tree, its files."""
 
     commit = "0123456789abcdef0123456789abcdef01234567"
 
-    def __init__(self, name: str, revisions: set[str], files: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, name: str, revisions: set[str], files: Mapping[str, bytes], kind: str = "models"
+    ) -> None:
         super().__init__()
+        self.kind = kind
         self.name, self.revisions, self.files = name, {*revisions, self.commit}, files
 
     def answer(self, request: Request) -> Reply:
-        if request.path.startswith(f"/api/models/{self.name}/"):
-            kind, revision = request.path.removeprefix(f"/api/models/{self.name}/").split("/")
+        described = f"/api/{self.kind}/{self.name}/"
+        if request.path.startswith(described):
+            kind, revision = request.path.removeprefix(described).split("/")
             if revision not in self.revisions:
                 return self._error("RevisionNotFound", f"Invalid rev id: {revision}")
             if kind == "tree":
                 return _json([self._entry(path) for path in self.files])
             siblings = [{"rfilename": path} for path in self.files]
             return _json({"id": self.name, "sha": self.commit, "siblings": siblings})
-        start = f"/{self.name}/resolve/{self.commit}/"
+        folder = "" if self.kind == "models" else f"/{self.kind}"
+        start = f"{folder}/{self.name}/resolve/{self.commit}/"
         content = self.files.get(request.path.removeprefix(start))
         if content is None:
             return self._error("RepoNotFound", "Repository not found")

@@ -18,7 +18,7 @@ from tests.data.conftest import render_example
 MESSAGES = st.lists(
     st.builds(
         Message,
-        st.sampled_from(["system", "user", "assistant"]),
+        st.sampled_from(["system", "user", "assistant", "tool"]),
         st.sampled_from(["What did\nthe cat do?", "  It sat. ", "\n\n72\t", "", "über  a\n\n b"]),
         st.sampled_from([0, 1]),  # what is not learned is rendered as any turn
     ),
@@ -112,9 +112,9 @@ def test_plain_without_a_header_token_separates_by_newline(tmp_path: Path) -> No
             "conversation: role of message 1 must be a string, got int",
         ),
         (
-            [{"role": "tool", "content": "20C"}],
+            [{"role": "root", "content": "20C"}],
             "conversation: role of message 1 must be one of system, user, human, assistant, gpt, "
-            "bot, chatbot, model, ai, got 'tool'",
+            "bot, chatbot, model, ai, tool, function, observation, got 'root'",
         ),
         (
             "a\ud83d",

@@ -10,8 +10,8 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.examples import Message, pair
-from jax_mdlm.data.jsonl import find_files, read_jsonl
-from jax_mdlm.data.rows import open_rows
+from jax_mdlm.data.files import find_files
+from jax_mdlm.data.rows import open_rows, read_files
 
 GOOD = '{"prompt": "a", "response": "b"}'
 
@@ -37,7 +37,7 @@ def test_row_shapes(tmp_path: Path) -> None:
         # a line separator of Unicode ends no line of the file
         json.dumps({"prompt": "one\u2028two", "response": "ü"}, ensure_ascii=False),
     )
-    read = read_jsonl(config(path))
+    read = read_files(config(path))
     assert read.examples == [
         (Message("user", "q"), Message("assistant", "r")),
         pair("a", "b"),
@@ -45,24 +45,24 @@ def test_row_shapes(tmp_path: Path) -> None:
         pair("one\u2028two", "ü"),
     ]
     assert [origin.removeprefix(path) for origin in read.origins] == [":1", ":2", ":4", ":5"]
-    assert read.skipped == 0
+    assert read.bad.total == 0
 
 
 def test_a_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + f"{GOOD}\r\n\r\n{GOOD}".encode())
-    assert read_jsonl(config(str(path))).examples == [pair("a", "b")] * 2
+    assert read_files(config(str(path))).examples == [pair("a", "b")] * 2
 
 
 def test_texts_are_for_pretraining(tmp_path: Path) -> None:
     only_user = json.dumps({"messages": [{"role": "user", "content": "x"}]})
     path = write(tmp_path / "train.jsonl", '{"text": "once"}', only_user, GOOD)
-    read = read_jsonl(config(path, pretraining=True))
+    read = read_files(config(path, pretraining=True))
     assert read.examples == [(Message("text", "once"),), (Message("user", "x"),), pair("a", "b")]
     with pytest.raises(
         ConfigError, match=r":1 has only a text, which needs data\.pretraining=True"
     ):
-        read_jsonl(config(path))
+        read_files(config(path))
 
 
 def test_several_files_and_globs(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_globs_on_gs_do_not_recurse() -> None:
 def test_relative_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "one.jsonl", GOOD)
     monkeypatch.chdir(tmp_path)
-    assert read_jsonl(config("o*.jsonl")).origins == ["one.jsonl:1"]
+    assert read_files(config("o*.jsonl")).origins == ["one.jsonl:1"]
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 def test_an_empty_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.jsonl").write_bytes(content)
     with pytest.raises(ConfigError, match=r"x\.jsonl is empty; give a file with one JSON object a"):
-        read_jsonl(config(f"{tmp_path}/x.jsonl"))
+        read_files(config(f"{tmp_path}/x.jsonl"))
 
 
 BAD = [
@@ -129,8 +129,8 @@ BAD = [
     ('{"messages": []}', ": messages must be a list with at least one message, got an empty list"),
     ('{"messages": ["hi"]}', ": message 1 must be an object with role and content, got str"),
     (
-        '{"messages": [{"role": "user", "content": ["hi"]}]}',
-        ": content of message 1 must be a string, got list",
+        '{"messages": [{"role": "user", "content": {"text": "hi"}}]}',
+        ": content of message 1 must be a string, got dict",
     ),
     ('{"messages": [{"content": "hi"}]}', ": role of message 1 must be a string, got nothing"),
     (
@@ -145,9 +145,9 @@ def test_bad_rows(tmp_path: Path, line: str, message: str) -> None:
     path = write(tmp_path / "train.jsonl", GOOD, line, GOOD)
     expected = re.escape(f"{path}:2{message}; correct the line or set data.on_bad_row=skip")
     with pytest.raises(ConfigError, match=expected):
-        read_jsonl(config(path))
-    read = read_jsonl(config(path, on_bad_row="skip"))
-    assert read.skipped == 1
+        read_files(config(path))
+    read = read_files(config(path, on_bad_row="skip"))
+    assert read.bad.total == 1
     assert [origin.removeprefix(path) for origin in read.origins] == [":1", ":3"]
 
 
@@ -156,7 +156,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"x\.jsonl:1 is not UTF-8 \(invalid start byte\); correct the line$"
     ):
-        read_jsonl(config(f"{tmp_path}/x.jsonl"))
+        read_files(config(f"{tmp_path}/x.jsonl"))
 
 
 def test_only_bad_rows(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_only_bad_rows(tmp_path: Path) -> None:
         ConfigError,
         match=r"all 2 rows of data\.files=.* are malformed; the first: .*:1 is not JSON",
     ):
-        read_jsonl(config(path, on_bad_row="skip"))
+        read_files(config(path, on_bad_row="skip"))
 
 
 def test_validation_is_held_out_by_content(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """One reader of rows: what train reads, sample and evaluate read, and refuse in the same words."""
 
+import bz2
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from etils import epath
 from hypothesis import given, settings
@@ -13,9 +16,10 @@ from hypothesis import strategies as st
 from jax_mdlm.config import Config, ConfigError, DataConfig, TokenizerConfig
 from jax_mdlm.data.chat import make_template
 from jax_mdlm.data.corpus import load_corpus
-from jax_mdlm.data.examples import Message, without_answer
-from jax_mdlm.data.jsonl import find_files, parse_lines, read_jsonl, read_lines, to_line
-from jax_mdlm.data.rows import open_rows
+from jax_mdlm.data.examples import Message, pair, without_answer
+from jax_mdlm.data.files import find_files
+from jax_mdlm.data.jsonl import to_line
+from jax_mdlm.data.rows import open_rows, parse_files, read_files
 from jax_mdlm.data.table import encode_rows, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.evaluation.judge.rows import read_object_lines as judged_rows
@@ -24,14 +28,9 @@ from jax_mdlm.evaluation.tasks import open_task
 from jax_mdlm.setup import Setup
 from jax_mdlm.viewing.prompts import encode_prompt, read_prompts
 
-CONVERT = (
-    'rows must be {"messages": [{"role": ..., "content": ...}, ...]} or {"prompt": ..., '
-    '"response": ...}, one object a line; docs/guides/data.md shows how to convert it'
-)
-
 
 def trained(path: Path, **changes: Any) -> list[tuple[Message, ...]]:
-    return read_jsonl(DataConfig(files=str(path), **changes)).examples
+    return read_files(DataConfig(files=str(path), **changes)).examples
 
 
 def evaluated(path: Path) -> list[tuple[tuple[Message, ...], str]]:
@@ -96,6 +95,18 @@ READ = {
         {"prompt": "q", "response": "x", "messages": PAIR}
     ).encode(),
     "an odd ending": GOOD.encode(),
+    "parts": chat(turn("user", [{"type": "text", "text": "a"}, "b"]), PAIR[1]).encode(),
+    "a tool": chat(*PAIR, turn("tool", "42"), PAIR[1]).encode(),
+    "no prompt beside a question": b'{"prompt": null, "response": null, "question": "a", '
+    b'"answer": "b"}',
+    "ShareGPT": b'{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}'
+    b"]}",
+    "Alpaca": b'{"instruction": "a", "input": "b", "output": "c"}',
+    "Alpaca without an input": b'{"instruction": "a", "input": null, "output": "c"}',
+    "prompt and completion": b'{"prompt": "a", "completion": "b"}',
+    "prompt and completion of messages": json.dumps(
+        {"prompt": [PAIR[0]], "completion": [PAIR[1]]}
+    ).encode(),
 }
 
 
@@ -125,6 +136,7 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert read("a whole pair")[0].content == "\U0001f600"
 
 
+ROLES = "system, user, human, assistant, gpt, bot, chatbot, model, ai, tool, function, observation"
 WEIGHT = ": weight of message 1 must be 1 (learned) or 0 (not learned), got "
 REFUSED: dict[bytes, str] = {
     b'{"prompt": "a\\ud83d", "response": "b"}': ": prompt must be text, but its character 2 is "
@@ -144,17 +156,19 @@ REFUSED: dict[bytes, str] = {
     chat(turn("user", 3), turn("assistant", "r")).encode(): ": content of message 1 must be a "
     "string, got int",
     chat(
-        turn("user", [{"type": "text", "text": "a"}]), turn("assistant", "r")
-    ).encode(): ": content of message 1 must be a string, got list",
+        turn("user", [{"type": "image", "image": "a"}]), turn("assistant", "r")
+    ).encode(): ": content of message 1 must be text, got a part of type 'image'",
+    chat(
+        turn("user", [{"type": "text", "text": 3}]), turn("assistant", "r")
+    ).encode(): ": content of message 1 must be text, got a part of int",
     chat(
         {"content": "a"}, turn("assistant", "r")
     ).encode(): ": role of message 1 must be a string, got nothing",
-    chat(*PAIR, turn("tool", "x"), turn("assistant", "r")).encode(): ": role of message 3 must be "
-    "one of system, user, human, assistant, gpt, bot, chatbot, model, ai, got 'tool'",
+    chat(*PAIR, turn("root", "x"), turn("assistant", "r")).encode(): ": role of message 3 must be "
+    f"one of {ROLES}, got 'root'",
     chat(
         turn("\ud83d", "a"), turn("assistant", "r")
-    ).encode(): ": role of message 1 must be one of "
-    "system, user, human, assistant, gpt, bot, chatbot, model, ai, got '\\ud83d'",
+    ).encode(): f": role of message 1 must be one of {ROLES}, got '\\ud83d'",
     chat(turn("user", "a", weight=0.5), turn("assistant", "r")).encode(): WEIGHT + "0.5",
     chat(turn("user", "a", weight="0"), turn("assistant", "r")).encode(): WEIGHT + "'0'",
     chat(turn("user", "a", weight=-1), turn("assistant", "r")).encode(): WEIGHT + "-1",
@@ -184,8 +198,8 @@ def test_what_one_refuses_all_refuse_in_its_words(tmp_path: Path, line: bytes) -
     path.write_bytes(GOOD.encode() + b"\n\n" + line + b"\n")
     said = refusals(path)
     assert set(said.values()) == {f"{path}:3{REFUSED[line]}"}
-    read = read_jsonl(DataConfig(files=str(path), on_bad_row="skip"))
-    assert (len(read.examples), read.skipped) == (1, 1)
+    read = read_files(DataConfig(files=str(path), on_bad_row="skip"))
+    assert (len(read.examples), read.bad.total) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -311,30 +325,40 @@ def test_equal_rows_are_trained_on(tmp_path: Path) -> None:
         assert not train.note
 
 
-# Files and rows of other forms.
+# Files of other containers, and files that are not read.
 
-ARRAY = json.dumps([{"prompt": "a", "response": "b"}], indent=1).encode()
-SHAREGPT = {"id": 1, "conversations": [{"from": "human", "value": "a"}]}
+ROW = {"prompt": "a", "response": "b"}
+CONTAINERS = {
+    "packed.jsonl.gz": gzip.compress(GOOD.encode()),
+    "named.jsonl": gzip.compress(GOOD.encode()),
+    "packed.bz2": bz2.compress(GOOD.encode()),
+    "packed.zst": pyarrow.compress(GOOD.encode(), "zstd", asbytes=True),
+    "table.csv": b"prompt,response\na,b\n",
+    "semicolons.csv": b'"prompt";"response"\r\n"a";"b"\r\n',
+    "a.tsv": b"prompt\tresponse\na\tb\n",
+    "named.txt": b'"prompt";"response"\n"a";"b"\n',
+    "array.json": json.dumps([ROW], indent=1).encode(),
+    "array.jsonl": json.dumps([ROW]).encode(),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_is_known_by_its_content(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(CONTAINERS[name])
+    assert trained(path) == [pair("a", "b")]
+    assert evaluated(path) == asked(path) == [((Message("user", "a"),), "b")]
+
+
 FORMS = {
-    "gzip.jsonl.gz": (b"\x1f\x8b\x08\x00junk", "compressed (gzip); unpack it first, e.g. with gu"),
-    "named.jsonl": (b"\x1f\x8b\x08\x00junk", "compressed (gzip); unpack it first"),
-    "a.zst": (b"\x28\xb5\x2f\xfdjunk", "compressed (zstd); unpack it first"),
-    "a.bz2": (b"BZh91AY", "compressed (bzip2); unpack it first"),
     "a.xz": (b"\xfd7zXZ\x00", "compressed (xz); unpack it first"),
     "a.xlsx": (b"PK\x03\x04junk", "a ZIP archive or a spreadsheet; unpack it"),
-    "a.parquet": (b"PAR1\x15\x04", f"a Parquet file; {CONVERT}"),
-    "a.arrow": (b"ARROW1\0\0", f"an Arrow file; {CONVERT}"),
-    "stream.arrow": (b"\xff\xff\xff\xff\x10", f"an Arrow stream; {CONVERT}"),
+    "a.arrow": (b"ARROW1\0\0", "an Arrow file; save it as Parquet or JSONL"),
+    "stream.arrow": (b"\xff\xff\xff\xff\x10", "an Arrow stream; save it as Parquet"),
     "utf16.jsonl": (("\ufeff" + GOOD).encode("utf-16-le"), "UTF-16 text; save it as UTF-8"),
     "lfs.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid 1", "a Git LFS pointer, not"),
     "page.jsonl": (b"<!DOCTYPE html>\n<html>", "a web page, not the file itself; download"),
-    "table.csv": (b"prompt,response\na,b\n", f"a table (CSV); {CONVERT}"),
-    "other.csv": (b"x\n1\n", f"a table (CSV); {CONVERT}"),
-    "a.tsv": (b"x\ty\n", f"a table (TSV); {CONVERT}"),
-    "named.txt": (b'"prompt";"response"\n"a";"b"\n', f"a table (CSV); {CONVERT}"),
-    "array.json": (ARRAY, f"one JSON array; {CONVERT}"),
-    "array.jsonl": (json.dumps([{"a": 1}]).encode(), f"one JSON array; {CONVERT}"),
-    "object.json": (json.dumps({"a": 1}, indent=1).encode(), f"JSON over several lines; {CONVERT}"),
+    "object.json": (json.dumps({"a": 1}, indent=1).encode(), "JSON over several lines; write one"),
 }
 
 
@@ -349,29 +373,12 @@ def test_a_file_of_another_form_is_named(tmp_path: Path, name: str) -> None:
         trained(path, on_bad_row="skip")
 
 
-@pytest.mark.parametrize(
-    ("row", "form"),
-    [
-        (SHAREGPT, "a ShareGPT row (conversations of from and value)"),
-        ({"instruction": "a", "input": "", "output": "b"}, "an Alpaca row (instruction, input, ou"),
-        ({"prompt": "a", "completion": "b"}, "a row of prompt and completion"),
-        ({"chosen": [], "rejected": []}, "a row of preferences (chosen, rejected)"),
-    ],
-)
-def test_a_row_of_another_form_is_named(tmp_path: Path, row: dict, form: str) -> None:
+def test_a_row_of_preferences_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    path.write_text(f"{json.dumps(row)}\n")
-    for door in (trained, evaluated):
-        with pytest.raises(ConfigError) as caught:
-            door(path)
-        assert str(caught.value).startswith(f"{path}:1 is {form}")
-        assert str(caught.value).endswith(CONVERT)
-    with pytest.raises(ConfigError) as caught:
-        trained(path, on_bad_row="skip")
-    assert str(caught.value).startswith(f"all 1 rows of data.files={path} are malformed; the first")
-    if "prompt" not in row:
-        with pytest.raises(ConfigError, match=r"shows how to convert it"):
-            asked(path)
+    path.write_text('{"chosen": [], "rejected": []}\n')
+    assert set(refusals(path).values()) == {
+        f"{path}:1 is a row of preferences (chosen, rejected); give one of the two as messages"
+    }
 
 
 def test_a_first_line_that_only_looks_like_another_form(tmp_path: Path) -> None:
@@ -390,9 +397,11 @@ def test_a_first_line_that_only_looks_like_another_form(tmp_path: Path) -> None:
 # Nothing is a traceback.
 
 FIELDS = ["messages", "role", "content", "weight", "prompt", "response", "question", "answer"]
+FIELDS += ["conversations", "from", "value", "instruction", "input", "output", "completion"]
 FIELDS += ["text", "choices", "\ud83d", "\n"]
 PIECES = [b"\n", b"\r\n", b'{"prompt": "', b'"}', b'"response": "', b'", ', b"\xef\xbb\xbf", b"NaN"]
-PIECES += [GOOD.encode(), b"\\ud83d", b"{", b"[", b"\x1f\x8b", b"PAR1", b"1e999"]
+PIECES += [GOOD.encode(), b"\\ud83d", b"{", b"[", b"]", b",", b"\x1f\x8b", b"PAR1"]
+PIECES += [b"BZh9", b"\x28\xb5\x2f\xfd", b"prompt,response\n", b"a,b\n", b"1e999"]
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -410,7 +419,7 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
-NAMES = st.sampled_from(["rows.jsonl", "rows.json", "rows.txt", "rows.csv"])
+NAMES = st.sampled_from(["rows.jsonl", "rows.json", "rows.txt", "rows.csv", "rows.tsv", "rows"])
 
 
 def check_all_doors(path: Path, tokenizer: Tokenizer) -> None:
@@ -434,7 +443,7 @@ def check_all_doors(path: Path, tokenizer: Tokenizer) -> None:
         lambda path: trained(path, pretraining=True),
         evaluated,
         lambda path: judged_rows(path, "a row"),
-        lambda path: list(parse_lines(read_lines(path), parse_multiple_choice)),
+        lambda path: list(parse_files([path], parse_multiple_choice)),
     ):
         said = ""
         try:
@@ -473,5 +482,5 @@ def test_lines_of_json_are_read_back(tmp_path: Path) -> None:
     rows = [{"a": "\ud83d\u2028 \U0001f600", "\udc00": [None, 1.5]}, {"b": "ü"}]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(to_line(row) + "\n" for row in rows), encoding="utf-8")
-    assert list(parse_lines(read_lines(path), lambda row, origin: row)) == rows
+    assert list(parse_files([path], lambda row, origin: row)) == rows
     assert find_files(str(path), "--file") == [epath.Path(path)]

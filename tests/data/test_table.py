@@ -1,6 +1,7 @@
 """Rows on the canvas: against a slow reference, the policies for long rows, pre-training."""
 
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.containers import Batch
 from jax_mdlm.data.batches import assemble, evaluation_batches
 from jax_mdlm.data.chat import make_template
-from jax_mdlm.data.examples import Example, Message, SplitRows, answers, pair
+from jax_mdlm.data.examples import BadRows, Example, Message, SplitRows, answers, pair
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import Tokenizer
 from tests.data.conftest import dialogue, example, plain_config, render_example
@@ -281,7 +282,7 @@ def test_skipped_rows_are_added_up_and_cannot_be_all(
 ) -> None:
     config = plain_config(on_bad_row="skip", pretraining=pretraining)
     bad = pair("a", "b <SLACK>")
-    rows = dataclasses.replace(make_rows([bad, example(1, 1)]), skipped=3)
+    rows = dataclasses.replace(make_rows([bad, example(1, 1)]), bad=BadRows(Counter(malformed=3)))
     assert make_table(rows, config, symbols).counts.skipped == 4
     with pytest.raises(
         ConfigError, match=r"all 1 rows of toy were skipped; set data\.on_bad_row=e"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from jax_mdlm.config import ConfigError, DataConfig
-from jax_mdlm.data.jsonl import read_jsonl
 from jax_mdlm.data.numbers import load_numbers
+from jax_mdlm.data.rows import read_files
 from jax_mdlm.evaluate import main
 from jax_mdlm.experiments.repeats import print_repeats, show
 
@@ -84,7 +84,7 @@ def test_rows_are_written_for_other_models(tmp_path: Path, capsys) -> None:
     file = tmp_path / "rows.jsonl"
     main(["repeats", f"--write={file}", "--limit=20"])
     assert capsys.readouterr().out == f"20 test rows in {file}\n"
-    rows = read_jsonl(DataConfig(files=str(file))).examples
+    rows = read_files(DataConfig(files=str(file))).examples
     expected = load_numbers("test")[:20]
     assert [(user.content, said.content) for user, said in rows] == [
         (row.chat_prompt, row.response) for row in expected

@@ -111,6 +111,7 @@ def test_the_log_says_what_is_done_before_it_takes_long(
     text = start(forks, config_file, tmp_path, *words, "--config.train.steps=3").finish()
     patterns = [
         r"reading \S+rows\.jsonl \.\.\.",
+        r"\S+rows\.jsonl: JSONL, prompt and response, 80 rows",
         r"training rows: .*",
         r"[\d,]+ parameters, 1 cpu device",
         r"compiling the step for 16 x 32 slots \.\.\.",
@@ -128,7 +129,7 @@ def test_the_log_says_what_is_done_before_it_takes_long(
     assert [line["step"] for line in lines(tmp_path, "train")] == [1, 2, 3]
 
     more = start(forks, config_file, tmp_path, *words, "--config.train.steps=5").finish()
-    assert more.splitlines()[3:5] == [
+    assert more.splitlines()[4:6] == [
         "going on from step 3",
         "compiling the step for 16 x 32 slots ...",
     ]

@@ -183,7 +183,7 @@ def test_stdin_is_read_as_a_file_is(workdir, tmp_path, monkeypatch, capsys):
         run(workdir)
         assert [line.split(" ")[0] for line in capsys.readouterr().out.splitlines()] == shown
     for text, message in [
-        (b"prompt,response\na,b\n", r"stdin is a table \(CSV\); rows must be"),
+        (b"prompt,response\na,b\n", "stdin must have a prompt or a JSON object a line, it is CSV;"),
         (b"\n", "stdin is empty; give a file with one prompt a line"),
         (b'{"prompt": null}', "stdin:1: prompt must be a string, got null; correct the line"),
         (b"ab\n\xff", r"stdin:2 is not UTF-8 \(invalid start byte\)"),
