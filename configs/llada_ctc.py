@@ -3,7 +3,15 @@
     python -m jax_mdlm.train --config configs/llada_ctc.py --workdir gs://BUCKET/run \\
         --config.data.files=train.jsonl --config.init.from=hf://GSAI-ML/LLaDA-8B-Instruct
 
-`init.from` also takes a local or gs:// folder of published weights, or a work directory.
+`init.from` also takes a local or gs:// folder of published weights, or a work directory. The rows
+of the paper are not public. A public set of its kind, 939,343 conversations (1.4 GB; ODC-BY 1.0,
+parts of it for non-commercial use), is prepared once, and trained on for about 10,900 steps:
+
+    python -m jax_mdlm.prepare --config llada_ctc --output gs://BUCKET/tulu \\
+        --config.data.files='hf://datasets/allenai/tulu-3-sft-mixture/data/*.parquet' \\
+        --config.init.from=hf://GSAI-ML/LLaDA-8B-Instruct
+    python -m jax_mdlm.train --config llada_ctc --workdir gs://BUCKET/run \\
+        --config.data.prepared=gs://BUCKET/tulu --config.init.from=hf://GSAI-ML/LLaDA-8B-Instruct
 
 Presets: `llada_ctc.py` (merge), `llada_ctc.py:slack_only` (version 2's map), `llada_ctc.py:ce`
 (the matched baseline: plain LLaDA fine-tuning, same code, no slack, no CTC).

@@ -3,7 +3,17 @@
     python -m jax_mdlm.train --config configs/llada_pretrain.py --workdir gs://BUCKET/run \\
         --config.data.files='texts/*.jsonl' --config.data.tokenizer.path=FOLDER_OF_LLADA
 
-Rows are `{"text": ...}`; a text dataset prepared with TFDS takes `--config.data.source=NAME
+Rows are `{"text": ...}` in JSONL or Parquet, or plain text files. Public texts, 10 billion tokens
+of teaching and 14.7 billion of mathematics (both ODC-BY 1.0), of which an epoch takes every second:
+
+    python -m jax_mdlm.prepare --config llada_pretrain --output gs://BUCKET/texts \\
+        --config.data.tokenizer.path=FOLDER_OF_LLADA --config.data.files="\\
+    hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/*.parquet,\\
+    hf://datasets/open-web-math/open-web-math/data/*.parquet*0.5"
+    python -m jax_mdlm.train --config llada_pretrain --workdir gs://BUCKET/run \\
+        --config.data.prepared=gs://BUCKET/texts --config.data.tokenizer.path=FOLDER_OF_LLADA
+
+A text dataset prepared with TFDS takes `--config.data.source=NAME
 --config.data.response_field=text --config.data.prompt_field=`. An open question of
 arXiv 2601.22947, which only fine-tunes; `configs/experiments/pretraining.py` asks it of small
 models.

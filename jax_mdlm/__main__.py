@@ -4,6 +4,7 @@ from jax_mdlm import __version__, command
 
 COMMANDS = {
     "train": "trains or fine-tunes: --config NAME --workdir DIR",
+    "prepare": "rows tokenised once, by all cores: --config NAME --output DIR",
     "sample": "prompts in, text out; chats, traces, pages",
     "evaluate": "error rates, bounds, interventions, harness, judges",
     "convert": "PyTorch checkpoints in and out",

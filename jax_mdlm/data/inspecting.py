@@ -10,6 +10,7 @@ from jax_mdlm.data.batches import assemble
 from jax_mdlm.data.draws import Drawn
 from jax_mdlm.data.order import slots_needed
 from jax_mdlm.data.prepared import Manifest, open_table
+from jax_mdlm.data.special import HEADER_END, HEADER_START
 from jax_mdlm.data.table import Table
 from jax_mdlm.data.tokenizer import Tokenizer, visible
 
@@ -18,11 +19,12 @@ _BARS = 20  # lines of the histogram, at most
 _WIDTH = 40  # signs of its longest bar
 _ROWS = 5  # rows that are shown
 _CHUNK = 2**18  # pairs that are looked at in one go
-_DIM, _BOLD, _END = "\033[2m", "\033[1;32m", "\033[0m"
+_BOLD, _END = "\033[1m", "\033[0m"
+_ROLES = {"system": "\033[33m", "user": "\033[36m", "assistant": "\033[32m", "tool": "\033[35m"}
 
 
 def describe(
-    folder: epath.Path, manifest: Manifest, config: Config, tokenizer: Tokenizer, color: bool = True
+    folder: epath.Path, manifest: Manifest, config: Config, tokenizer: Tokenizer, color: bool
 ) -> Iterator[str]:
     """Lines about prepared rows, as the canvas of a run cuts them.
 
@@ -48,9 +50,9 @@ def describe(
     yield ""
     pairs = np.linspace(0, len(train.response) - 1, min(_ROWS, len(train.response))).astype(int)
     batch = assemble(train, pairs, config.data)
-    for tokens, response, valid in zip(batch.tokens, batch.response, batch.valid, strict=True):
-        learned = response & (np.cumsum(response) <= valid.sum())
-        yield _row(np.asarray(tokens), np.asarray(valid), np.asarray(learned), tokenizer, color)
+    for row in zip(batch.tokens, batch.response, batch.valid, strict=True):
+        yield _row(*map(np.asarray, row), tokenizer, color)
+        yield ""
 
 
 def _sizes(table: Table, config: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -91,11 +93,27 @@ def _suggestions(slots: np.ndarray, config: Config) -> Iterator[str]:
 
 
 def _row(
-    tokens: np.ndarray, valid: np.ndarray, learned: np.ndarray, tokenizer: Tokenizer, color: bool
+    tokens: np.ndarray, learned: np.ndarray, valid: np.ndarray, tokenizer: Tokenizer, color: bool
 ) -> str:
-    """The text of a row: the prompt dim, what is learned bold; without colours in brackets."""
-    prompt = "".join(visible(tokenizer.token(at)) for at in tokens[valid & ~learned])
-    answer = "".join(visible(tokenizer.token(at)) for at in tokens[valid & learned])
-    if color:
-        return f"{_DIM}{prompt}{_END}{_BOLD}{answer}{_END}"
-    return f"{prompt}[{answer}]"
+    """The text of a row: what is learned in bold, or in brackets, and roles in their colours."""
+    before, after = tokenizer.find(HEADER_START), tokenizer.find(HEADER_END)
+    pieces: list[str] = []
+    learns, header = False, -1  # where the role of an open header begins among the pieces
+    for token, learn in zip(tokens[valid].tolist(), learned[valid].tolist(), strict=True):
+        if learn and not learns:
+            learns = True
+            pieces.append(_BOLD if color else "[")
+        if token == after and header >= 0 and color:
+            role = "".join(pieces[header:])
+            pieces[header:] = [f"{_ROLES.get(role, '')}{role}{_END}"]
+        pieces.append(visible(tokenizer.token(token)))
+        if token in (before, after):
+            header = len(pieces) if token == before else -1
+    end = visible(tokenizer.token(tokenizer.ids.eos))
+    count = 0
+    while pieces and pieces[-1] == end:
+        count += 1
+        pieces.pop()
+    pieces += [f"{end} x {count}"] if count else []
+    shown = "".join(pieces)
+    return shown + ((_END if color else "]") if learns else "")

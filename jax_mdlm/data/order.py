@@ -25,6 +25,7 @@ from jax_mdlm.data.draws import Drawn, draw_epochs, shuffled
 from jax_mdlm.data.table import Table
 
 _PART = 2**16  # rows that are walked in one go
+_COUNTED = 2**20  # rows of the first epoch whose batches give the mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +124,13 @@ class BucketOrder(Order):
         self._table, self._config, self._objective = table, config, objective
         self._sizes = [bucket.rows for bucket in self.buckets]
         self._start()
-        seen: list[int] = []  # rows of each batch, until an epoch that makes some has ended
-        while not (seen and self._walked == 0):
+        # Rows of each batch, until an epoch that makes some has ended; of many rows the first do.
+        seen: list[int] = []
+        while True:
             seen += self._rows_of_batches()
-            if self._walked or not seen:
-                self._advance()
+            if seen and (self._walked == 0 or self._walked >= _COUNTED):
+                break
+            self._advance()
         self.mean_rows = float(np.mean(seen))
 
     def at(self, step: int) -> Owned:

@@ -9,6 +9,7 @@ import collections
 import concurrent.futures as futures
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import itertools
 import multiprocessing
@@ -230,6 +231,7 @@ def _pool(
 def _begin_worker(task: ShardTask, parent: int | None) -> None:
     if parent is not None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core
+        gc.disable()  # millions of ids in lists, and no circle among them
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     tokenizer = read_tokenizer(task.data.tokenizer, epath.Path(task.tokenizer))
     _STATE[:] = [task, tokenizer, training_template(task.data, tokenizer)]
@@ -271,7 +273,7 @@ class _Progress:
 
     def end(self) -> None:
         if self._shards or self._kept:
-            self._note(self._line())
+            self._note(f"{self._line()}; all there")
 
     def _line(self) -> str:
         rate = self._rows / max(time.monotonic() - self._begin, 1e-3)

@@ -65,7 +65,6 @@ class ShardTokens:
         self._border = np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))])
         remote = [path for path in self._files if "://" in os.fspath(path)]
         self._maps = None if remote else [map_array(path) for path in self._files]
-        self._header = HEADER
         for path, size, array in zip(self._files, sizes, self._maps or (), strict=False):
             if len(array) != size:
                 raise ConfigError(
@@ -101,20 +100,32 @@ class ShardTokens:
         return self.take(np.concatenate(begins), np.concatenate(sizes))
 
     def _fetch(self, shard: np.ndarray, local: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Reads pieces from a bucket; those that stand close to each other by one request."""
         from jax_mdlm.storage.places import read_ranges  # buckets' clients: only where there is one
 
         wanted = np.flatnonzero(size)
+        if not len(wanted):
+            return np.empty(0, np.int32)
+        wanted = wanted[np.lexsort((local[wanted], shard[wanted]))]
+        begins, ends = local[wanted], local[wanted] + size[wanted]
+        reached = np.maximum.accumulate(ends + shard[wanted] * _FAR) - shard[wanted] * _FAR
+        apart = (shard[wanted][1:] != shard[wanted][:-1]) | (begins[1:] - reached[:-1] > _GAP)
+        opens = np.concatenate([[0], np.flatnonzero(apart) + 1]) if len(wanted) else wanted
         ranges = [
-            (
-                self._files[shard[at]],
-                self._header + 4 * int(local[at]),
-                self._header + 4 * int(local[at] + size[at]),
-            )
-            for at in wanted
+            (self._files[shard[wanted[at]]], HEADER + 4 * int(begins[at]), HEADER + 4 * int(end))
+            for at, end in zip(opens, reached[np.append(opens[1:], len(wanted)) - 1], strict=True)
         ]
-        return np.frombuffer(b"".join(read_ranges(ranges)), "<i4").astype(np.int32)
+        read = [np.frombuffer(content, "<i4") for content in read_ranges(ranges)]
+        request = np.searchsorted(opens, np.arange(len(wanted)), side="right") - 1
+        found: list[np.ndarray] = [np.empty(0, np.int32)] * len(size)
+        for at, begin, number in zip(wanted, begins, request, strict=True):
+            offset = int(begin - begins[opens[number]])
+            found[at] = read[number][offset : offset + size[at]]
+        return np.concatenate(found).astype(np.int32, copy=False)
 
 
+_GAP = 2**14  # tokens, 64 kB; closer pieces are read together
+_FAR = 2**40  # more tokens than a shard has
 HEADER = 128  # bytes before the values of a file that `write_array` wrote
 
 

@@ -1,6 +1,7 @@
 """The command `prepare`: the tokenizer that a run would have, and rows written with it."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         if manifest is None:
             raise ConfigError(f"{folder} must hold prepared rows; prepare them without --inspect")
         tokenizer = read_tokenizer(config.data.tokenizer, tokenizer_folder(folder))
-        for line in describe(folder, manifest, config, tokenizer):
+        for line in describe(folder, manifest, config, tokenizer, sys.stdout.isatty()):
             print(line)
         return
     if config.init.source:

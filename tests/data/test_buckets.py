@@ -220,8 +220,12 @@ def test_epochs_are_steps_whose_rows_add_up(table: Table, config: DataConfig) ->
     assert few.at(0).bucket.rows == 512
 
 
-def test_the_mean_step_weighs_one(table: Table, config: DataConfig) -> None:
+@pytest.mark.parametrize("part", [40, 75, 2**16])
+def test_the_mean_step_weighs_one(
+    table: Table, config: DataConfig, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The mean over the steps of an epoch of (rows / mean rows)."""
+    monkeypatch.setattr(order_module, "_PART", part)
     order = make_order(table, config, OBJECTIVES[0], BATCH)
     first = [kind for kind, _ in walk(table, config, OBJECTIVES[0], 1)]
     weights = [order.buckets[kind].rows / order.mean_rows for kind in first]

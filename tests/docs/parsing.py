@@ -31,9 +31,10 @@ COMMANDS = {
     "evaluate": "jax_mdlm.evaluate",
     "convert": "jax_mdlm.convert",
     "plan": "jax_mdlm.plan",
+    "prepare": "jax_mdlm.prepare",
     **{
         f"benchmarks.{name}": f"benchmarks.{name}"
-        for name in ("loss", "lattice", "convert", "sampler", "buckets")
+        for name in ("loss", "lattice", "convert", "sampler", "buckets", "data")
     },
 }
 # Flags of other programs that prose names.
