@@ -128,7 +128,8 @@ def open_setup(path: epath.PathLike, config: Config | None = None) -> Setup:
         if is_published(path):
             source = open_source(path)
             config = config or source.run_config(source.folder.name)
-            tokenizer = read_tokenizer(config.data.tokenizer, source.folder)
+            data = config.data
+            tokenizer = read_tokenizer(data.tokenizer, source.folder, data.special_in_text)
         else:
             source, folder = None, given_path(path)
             config = config or load_config(folder)

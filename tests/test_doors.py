@@ -16,7 +16,14 @@ from etils import epath
 from rich.console import Console
 
 from jax_mdlm import mdlm
-from jax_mdlm.config import Config, DataConfig, MeshConfig, ModelConfig, SampleConfig
+from jax_mdlm.config import (
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    SampleConfig,
+    SpecialInText,
+)
 from jax_mdlm.config import TokenizerConfig as Kind
 from jax_mdlm.data.batches import assemble
 from jax_mdlm.data.chat import template_of
@@ -74,7 +81,12 @@ class Opened(Mdlm):
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    folder = epath.Path(tmp_path_factory.mktemp("doors"))
+    return open_folder(tmp_path_factory.mktemp("doors"))
+
+
+def open_folder(path: Path, special_in_text: SpecialInText = "text") -> Opened:
+    """A work directory and its model."""
+    folder = epath.Path(path)
     source = save_llada(Path(folder / "source"), PUBLISHED)
     config = Config(
         name="doors",
@@ -91,7 +103,10 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
             remat="none",
         ),
         data=DataConfig(
-            length=640, max_labels=200, tokenizer=Kind("huggingface", path=str(source))
+            length=640,
+            max_labels=200,
+            special_in_text=special_in_text,
+            tokenizer=Kind("huggingface", path=str(source)),
         ),
         mesh=MeshConfig(),
         sample=SampleConfig(length=8, block_length=4, steps=8),

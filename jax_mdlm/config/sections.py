@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 Collapse = Literal["merge", "slack_only"]
+SpecialInText = Literal["text", "error", "keep"]
 
 
 class ConfigError(ValueError):
@@ -101,6 +102,9 @@ class DataConfig:
     draw_end_padding: bool = False  # 0 to end_padding of them, drawn per row and epoch; else all
     too_long: Literal["truncate", "drop", "error"] = "truncate"  # rows that do not fit; counted
     on_bad_row: Literal["error", "skip"] = "error"  # malformed rows; skipped ones are counted
+    # Strings of special tokens in rows and prompts, such as <|eot_id|>: text like any other,
+    # refused, or kept as these tokens (never the mask; in a response neither slack nor pad).
+    special_in_text: SpecialInText = "text"
     seed: int = 0  # order of rows, turn cuts, random lengths
     tokenizer: TokenizerConfig = TokenizerConfig()
 

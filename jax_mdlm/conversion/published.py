@@ -33,7 +33,7 @@ SLACK_KEY = "slack_token_id"
 COLLAPSE_KEY = "slack_collapse"
 PROMPTING_KEY = "jax_mdlm_prompting"
 _PROMPTING = {
-    "data": ("template", "prompt_slots", "pretraining"),
+    "data": ("template", "prompt_slots", "pretraining", "special_in_text"),
     "sample": ("length", "block_length", "steps"),
 }
 
@@ -221,7 +221,7 @@ def run_config(
 def prompting(config: Config) -> dict[str, dict[str, Any]]:
     """Tells `config.json` of a run's prompts: fields of `data` and `sample`.
 
-    Empty for LLaDA's template, which needs no word.
+    Empty for LLaDA's template with content that is only text, which needs no word.
     """
     told = {
         section: {name: getattr(getattr(config, section), name) for name in names}

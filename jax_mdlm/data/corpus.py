@@ -13,7 +13,7 @@ from jax_mdlm.data.batches import TrainBatches
 from jax_mdlm.data.examples import SplitRows
 from jax_mdlm.data.order import Order, make_order
 from jax_mdlm.data.prepared import MANIFEST, held_out_rows, open_table, read_manifest, settings_of
-from jax_mdlm.data.preparing import prepare_rows
+from jax_mdlm.data.preparing import prepare_rows, recorded_path
 from jax_mdlm.data.rows import Split, file_texts, open_rows, pronunciation_references
 from jax_mdlm.data.sources import source_files
 from jax_mdlm.data.table import Table, make_table
@@ -106,8 +106,10 @@ def _open_prepared(
 ) -> Corpus:
     kept = tokenizer_folder(folder)
     first = jax.process_index() == 0
+    path = config.data.tokenizer.path
     if first and is_kept(kept) and not is_kept(tokenizer_folder(workdir)):
-        keep_tokenizer(kept, tokenizer_folder(workdir))
+        if path in ("", recorded_path(folder)):  # else it is opened, and compared
+            keep_tokenizer(kept, tokenizer_folder(workdir))
     barrier("prepared tokenizer")
     tokenizer = open_tokenizer(config.data, workdir, lambda: file_texts(config.data))
     if first and not is_kept(kept):
@@ -190,7 +192,7 @@ def open_tokenizer(
     """
     if texts is None and not is_kept(tokenizer_folder(workdir)):
         if config.tokenizer.path:
-            return read_tokenizer(config.tokenizer)
+            return read_tokenizer(config.tokenizer, special_in_text=config.special_in_text)
         if config.tokenizer.kind != "huggingface":
             raise ConfigError(
                 f"work directory {workdir} has no tokenizer, and its {config.tokenizer.kind} is "
@@ -201,7 +203,8 @@ def open_tokenizer(
             "--config.data.tokenizer.path=FOLDER (or a hub id), or import the model again with "
             "tokenizer.json beside its weights"
         )
-    return load_tokenizer(config.tokenizer, tokenizer_folder(workdir), texts)
+    folder = tokenizer_folder(workdir)
+    return load_tokenizer(config.tokenizer, folder, texts, config.special_in_text)
 
 
 def unfixed(config: DataConfig, workdir: epath.Path) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ def shuffled(seed: int, epochs: np.ndarray, count: int, places: np.ndarray) -> n
     return rows.astype(np.int64)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=16)  # every source of a mixture has its own
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     bits = _bits(seed, ORDER, np.asarray(epoch), np.arange(count))
     return np.argsort(bits, kind="stable")

@@ -7,14 +7,15 @@ history of later ones, where it may merge with the line before it.
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.chat import Template, Written, encode_written
-from jax_mdlm.data.examples import Example, SplitRows, answers
+from jax_mdlm.data.examples import BadRowError, Example, SplitRows, answers
+from jax_mdlm.data.spelled import IN_TEXT
 from jax_mdlm.data.tokenizer import Tokenizer
 
 _CHUNK = 8192  # rows that are encoded in one call
@@ -79,8 +80,8 @@ def encode_rows(
       The ids, and how many rows were skipped.
 
     Raises:
-      ConfigError: a response is empty, a row holds a symbol that the tokenizer does not know, or
-        all rows were skipped.
+      ConfigError: a response is empty, a row holds a symbol that the tokenizer does not know or a
+        special token where none may be, or all rows were skipped.
     """
     parts, skipped = [], 0
     for begin in range(0, len(rows), _CHUNK):
@@ -103,16 +104,20 @@ def encode_rows(
 
 def encode_examples(
     examples: Sequence[Example], tokenizer: Tokenizer, template: Template | None
-) -> tuple[Encoded, list[tuple[int, str]]]:
+) -> tuple[Encoded, list[tuple[int, BadRowError]]]:
     """Encodes some rows.
 
     Returns:
       The ids of those that can be encoded, and of each other one its number and the reason.
     """
+    special = tokenizer.ids
+    roles = {special.slack: "slack", special.pad: "pad"}  # no text gives the mask
+    if template is None:
+        roles.pop(special.eos, None)  # ends every text of pre-training
     layouts = [_layout(example, template, tokenizer.ids.eos) for example in examples]
     numbers: Sequence[int] = range(len(examples))
     ids = _encode_layouts(tokenizer, layouts)
-    bad = _find_bad(tokenizer, layouts, ids)
+    bad = _find_bad(tokenizer, layouts, ids, roles)
     if bad:
         left_out = dict(bad)
         numbers = [number for number in numbers if number not in left_out]
@@ -152,21 +157,51 @@ def _encode_layouts(tokenizer: Tokenizer, layouts: Sequence[_Layout]) -> list[li
 
 
 def _find_bad(
-    tokenizer: Tokenizer, layouts: Sequence[_Layout], ids: list[list[int]] | None
-) -> list[tuple[int, str]]:
-    """Rows of a chunk that cannot be used, with the reason; all at once where there is none."""
+    tokenizer: Tokenizer,
+    layouts: Sequence[_Layout],
+    ids: list[list[int]] | None,
+    roles: Mapping[int, str],
+) -> list[tuple[int, BadRowError]]:
+    """Rows of a chunk that cannot be used, with the reason; all at once where there is none.
+
+    Args:
+      tokenizer: Encodes.
+      layouts: Of the rows.
+      ids: Of all their texts, None where one of them cannot be encoded.
+      roles: Id -> role of the tokens that no response may hold: as labels they would teach the
+        model to write what is no text.
+    """
     if ids is not None and all(all(layout.responses) for layout in layouts):
-        return []
+        responses, end = [], 0
+        for layout in layouts:
+            end += len(layout.texts)
+            responses += ids[end - len(layout.cuts) : end]
+        if roles.keys().isdisjoint(itertools.chain.from_iterable(responses)):
+            return []
     found = []
     for at, layout in enumerate(layouts):
-        if not all(layout.responses):
-            found.append((at, "the response is empty; there is nothing to learn, fill it"))
-            continue
         try:
-            encode_written(tokenizer, layout.texts)
+            _check_row(tokenizer, layout, roles)
+        except BadRowError as error:
+            found.append((at, error))
         except ConfigError as error:
-            found.append((at, str(error)))
+            found.append((at, BadRowError(str(error), "not encoded")))
     return found
+
+
+def _check_row(tokenizer: Tokenizer, layout: _Layout, roles: Mapping[int, str]) -> None:
+    """Raises ConfigError for a row that cannot be used."""
+    if not all(layout.responses):
+        raise ConfigError("the response is empty; there is nothing to learn, fill it")
+    texts = encode_written(tokenizer, layout.texts)
+    for index in itertools.chain.from_iterable(texts[len(texts) - len(layout.cuts) :]):
+        if index in roles:
+            raise BadRowError(
+                f"the response must not hold {tokenizer.token(index)!r} (id {index}), the "
+                f"{roles[index]} token, which no answer has; take it out or train with "
+                "data.special_in_text=text",
+                IN_TEXT,
+            )
 
 
 def _spans(

@@ -27,19 +27,30 @@ def held_out(examples: Sequence[Example], percent: float) -> np.ndarray:
       bool [rows].
     """
     hashes = np.array([content_hash(example) for example in examples], dtype=np.uint64)
-    if percent <= 0 or len(np.unique(hashes)) < 2:
-        return np.zeros(len(examples), bool)
-    chosen = hashes < hash_limit(percent)
-    if not chosen.any():
-        return hashes == hashes.min()
-    if chosen.all():
-        return hashes != hashes.max()
-    return chosen
+    if not len(hashes):
+        return np.zeros(0, bool)
+    limit = settle_limit(hash_limit(percent), int(hashes.min()), int(hashes.max()))
+    return hashes < np.uint64(limit)
 
 
-def hash_limit(percent: float) -> np.uint64:
+def hash_limit(percent: float) -> int:
     """Rows whose hash is below belong to the validation split; `percent` as for `held_out`."""
-    return np.uint64(min(percent / 100, 1 - 2**-52) * 2.0**64)
+    return int(min(percent / 100, 1 - 2**-52) * 2.0**64) if percent > 0 else 0
+
+
+def settle_limit(limit: int, least: int, most: int) -> int:
+    """The limit for rows with these hashes, that leaves both splits a row where it can be.
+
+    Args:
+      limit: From `hash_limit`.
+      least: The smallest hash of all rows.
+      most: The largest.
+    """
+    if limit == 0 or least == most:
+        return 0
+    if least >= limit:
+        return least + 1
+    return min(limit, most)
 
 
 def content_hash(example: Example) -> int:

@@ -50,8 +50,9 @@ def describe(
     yield ""
     pairs = np.linspace(0, len(train.response) - 1, min(_ROWS, len(train.response))).astype(int)
     batch = assemble(train, pairs, config.data)
-    for row in zip(batch.tokens, batch.response, batch.valid, strict=True):
-        yield _row(*map(np.asarray, row), tokenizer, color)
+    for fields in zip(batch.tokens, batch.response, batch.valid, strict=True):
+        tokens, learned, valid = map(np.asarray, fields)
+        yield _row(tokens, learned, valid, tokenizer, color)
         yield ""
 
 

@@ -178,7 +178,10 @@ class BucketOrder(Order):
         if self._walked == end:
             late, left = self._queues.end()
             full += late
-        self._batches = [Owned(self.buckets[kind], *self._at(rows)) for kind, rows in full]
+        places = np.concatenate([np.empty(0, np.int64), *(rows for _, rows in full)])
+        ends = np.cumsum([len(rows) for _, rows in full])[:-1]
+        owned = zip(full, *(np.split(found, ends) for found in self._at(places)), strict=False)
+        self._batches = [Owned(self.buckets[kind], *rows) for (kind, _), *rows in owned]
         if left is not None:
             self._carried, self._walked = self._at(left), 0
             self._epoch += 1

@@ -7,6 +7,7 @@ for each such set of settings, and made anew in a second or two for another one.
 folder says when or by whom it was made: the same sources give the same bytes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -20,22 +21,32 @@ import jax
 import numpy as np
 from etils import epath
 
-from jax_mdlm.config import Config, ConfigError, DataConfig
+from jax_mdlm.config import Config, ConfigError, DataConfig, first_line
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.counts import Extent, RowCounts
 from jax_mdlm.data.cut import Cut, Margins, Tally, cut_chat, pack_texts
-from jax_mdlm.data.examples import Part, SplitRows
-from jax_mdlm.data.shards import SPLITS, npy_header, read_pairs, read_texts, shard_file, write_file
+from jax_mdlm.data.examples import Example, Part, SplitRows
+from jax_mdlm.data.shards import (
+    SPLITS,
+    npy_header,
+    read_pairs,
+    read_texts,
+    shard_file,
+    texts_file,
+    write_file,
+)
 from jax_mdlm.data.sources import parse_sources
 from jax_mdlm.data.table import Table, too_long
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.data.tokens import HEADER, ShardTokens, map_array
-from jax_mdlm.processes import barrier
+from jax_mdlm.processes import anywhere
+from jax_mdlm.storage import reaching
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _ARRAYS = ("history", "response", "terminated", "repeats", "first")
 _COUNTS = "counts.json"
+_REMOVE = "remove this folder: it is made anew"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +58,10 @@ class Manifest:
       version: Of the package that wrote them.
       made_from: Setting -> value, of all settings that decide which tokens a row has.
       tokenizer: Digest of its files and special ids.
+      tokenizer_path: `data.tokenizer.path` that it came from.
       sources: Of each source its name, files' forms, rows, digest.
-      counts: Rows, responses, tokens, held out, duplicates, and skipped by kind.
+      counts: Rows, responses, tokens, held out, duplicates, skipped by kind, and of
+        these the rows of each split that could not be encoded.
       errors: What was wrong with the first skipped rows.
       shards: Of each shard its source, and per split its pairs and tokens.
     """
@@ -57,6 +70,7 @@ class Manifest:
     version: str
     made_from: Mapping[str, Any]
     tokenizer: str
+    tokenizer_path: str
     sources: Sequence[Mapping[str, Any]]
     counts: Mapping[str, Any]
     errors: Sequence[str]
@@ -85,6 +99,7 @@ def settings_of(data: DataConfig) -> dict[str, Any]:
         found |= {"split": data.split, "validation_split": data.validation_split}
         found |= {"prompt_field": data.prompt_field, "response_field": data.response_field}
     found |= {"pretraining": data.pretraining, "on_bad_row": data.on_bad_row}
+    found |= {"special_in_text": data.special_in_text}
     return found if data.pretraining else found | {"template": data.template}
 
 
@@ -101,18 +116,61 @@ def read_manifest(folder: epath.Path) -> Manifest | None:
     """What a folder holds; None where it is not there, or not whole yet.
 
     Raises:
-      ConfigError: it was written by another version of this format.
+      ConfigError: it was written by another version of this format, or cannot be read.
     """
     path = folder / MANIFEST
-    if not path.exists():
-        return None
-    fields = json.loads(path.read_text())
-    if fields.get("schema") != SCHEMA:
-        raise ConfigError(
-            f"{path} must have schema {SCHEMA}, got {fields.get('schema')}; prepare the rows again "
-            "into another folder"
+    with reading(path):
+        if not path.exists():
+            return None
+        fields = json.loads(path.read_text())
+        if fields.get("schema") != SCHEMA:
+            raise ConfigError(
+                f"{path} must have schema {SCHEMA}, got {fields.get('schema')}; prepare the rows "
+                "again into another folder"
+            )
+        return Manifest(**fields)
+
+
+@contextlib.contextmanager
+def reading(path: epath.Path) -> Iterator[None]:
+    """Makes what is wrong with a file of prepared rows a ConfigError."""
+    with reaching(path) if "://" in os.fspath(path) else contextlib.nullcontext():
+        try:
+            yield
+        except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise ConfigError(
+                f"{path} must be a whole file of prepared rows, but cannot be read ({reason}); "
+                "copy the folder again, or prepare the rows into another one"
+            ) from error
+
+
+@contextlib.contextmanager
+def together(folder: epath.Path) -> Iterator[None]:
+    """What processes do with a folder, each its part: where one fails, all end, each with a line.
+
+    Raises:
+      ConfigError: the disk is full, e.g., or another process has failed.
+    """
+    error = None
+    try:
+        with reaching(folder) if "://" in os.fspath(folder) else contextlib.nullcontext():
+            yield
+    except ConfigError as raised:
+        error = raised
+    except OSError as raised:
+        error = ConfigError(
+            f"{folder} must take the prepared rows, but writing failed "
+            f"({raised.strerror or raised}); make room or choose another folder, and run the same "
+            "command again: what is there is kept"
         )
-    return Manifest(**fields)
+        error.__cause__ = raised
+    if anywhere(error is not None):
+        raise error or ConfigError(
+            f"another process could not do its part of {folder}; see its last line"
+        )
 
 
 def check_prepared(
@@ -151,17 +209,21 @@ def open_table(
       ConfigError: files are damaged or missing, or no row is left.
     """
     spans = _spans_folder(folder, config)
-    if jax.process_index() == 0 and not (spans / _COUNTS).exists():
-        make_spans(folder, manifest, config, tokenizer)
-    barrier("spans")
-    about = json.loads((spans / _COUNTS).read_text())[split]
+    with together(folder):
+        if jax.process_index() == 0 and not (spans / _COUNTS).exists():
+            make_spans(folder, manifest, config, tokenizer)
+    with reading(spans / _COUNTS):
+        about = json.loads((spans / _COUNTS).read_text())[split]
     arrays = {name: _map(spans / f"{split}.{name}.npy") for name in _ARRAYS}
+    sizes = {len(arrays[name]) for name in _ARRAYS if name != "first"}
+    if sizes != {int(arrays["first"][-1])}:
+        raise ConfigError(f"the files of {spans} must belong together, they do not; {_REMOVE}")
     counts: dict[str, Any] = {
         name: Extent(*value) if isinstance(value, list) else value
         for name, value in about["counts"].items()
     }
-    skipped = sum(manifest.counts["skipped"].values())
-    counts["skipped"] = skipped if split == "train" else 0
+    of_others = sum(n for name, n in manifest.counts["not_encoded"].items() if name != split)
+    counts["skipped"] = sum(manifest.counts["skipped"].values()) - of_others
     if not len(arrays["response"]):
         raise ConfigError(
             f"{folder} has no row of {split} that fits data.length={config.data.length} and "
@@ -187,7 +249,7 @@ def open_table(
 
 def held_out_rows(folder: epath.Path, manifest: Manifest, limit: int | None = None) -> SplitRows:
     """The conversations of the split "validation", as they read; `limit` at most."""
-    texts = (row for at in range(len(manifest.shards)) for row in read_texts(folder, at))
+    texts = (row for at in range(len(manifest.shards)) for row in _texts(folder, at))
     rows = list(itertools.islice(texts, limit))
     return SplitRows(
         f"{manifest.made_from['source']} (validation)",
@@ -246,7 +308,14 @@ def _cuts(
             begin += size
         return
     for number, shard in enumerate(manifest.shards):
-        rows = read_pairs(folder, split, number)
+        path = shard_file(folder, split, number, "pairs")
+        with reading(path):
+            rows = read_pairs(folder, split, number)
+        if len(rows.row) != shard["pairs"][split]:
+            raise ConfigError(
+                f"{path} must hold {shard['pairs'][split]:,} pairs, it has {len(rows.row):,}; copy "
+                "the folder again, or prepare the rows into another one"
+            )
         if not len(rows.row):
             yield Cut.none(), shard["tokens"][split], shard["source"]
             continue
@@ -255,6 +324,11 @@ def _cuts(
             row = f"row {int(rows.row[cut.misfit[0]])} of shard {number}"
             raise ConfigError(too_long(row, cut, data))
         yield cut, shard["tokens"][split], shard["source"]
+
+
+def _texts(folder: epath.Path, number: int) -> list[tuple[str, Example]]:
+    with reading(texts_file(folder, number)):
+        return read_texts(folder, number)
 
 
 def _tokens(folder: epath.Path, manifest: Manifest, split: str) -> ShardTokens:
@@ -295,9 +369,10 @@ class _Growing:
 
 def _map(path: epath.Path) -> np.ndarray:
     """An array of spans, mapped; one in a bucket is copied to the local disk, unlinked there."""
+    remedy = f"remove {path.parent}: it is made anew"
     if "://" not in os.fspath(path):
-        return map_array(path)
-    with tempfile.NamedTemporaryFile(suffix=".npy") as local:
+        return map_array(path, remedy)
+    with reading(path), tempfile.NamedTemporaryFile(suffix=".npy") as local:
         local.write(path.read_bytes())
         local.flush()
-        return map_array(epath.Path(local.name))
+        return map_array(epath.Path(local.name), remedy)

@@ -20,7 +20,7 @@ from etils import epath
 from jax_mdlm import __version__
 from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.data.chat import training_template
-from jax_mdlm.data.hold_out import hash_limit
+from jax_mdlm.data.hold_out import hash_limit, settle_limit
 from jax_mdlm.data.prepared import (
     MANIFEST,
     SCHEMA,
@@ -29,12 +29,14 @@ from jax_mdlm.data.prepared import (
     make_spans,
     read_manifest,
     settings_of,
+    together,
     tokenizer_digest,
 )
 from jax_mdlm.data.shard_making import ShardTask, encode_shard, make_jobs, make_shards
 from jax_mdlm.data.shards import (
     SPLITS,
     ShardRecord,
+    is_partial,
     read_hashes,
     read_record,
     remove_partial,
@@ -43,10 +45,10 @@ from jax_mdlm.data.shards import (
 )
 from jax_mdlm.data.sources import parse_sources
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.processes import anywhere, barrier
 from jax_mdlm.storage import alone_in
 
 _PLAN = "plan.json"
+_MADE = ("spans", "train", "validation")
 _ERRORS = 3  # malformed rows that the manifest tells of
 
 
@@ -73,42 +75,42 @@ def prepare_rows(
       ConfigError: a file or a row cannot be used, the folder holds something else, or it cannot be
         written.
     """
-    digest = tokenizer_digest(own or folder / "tokenizer", tokenizer.ids)
+    kept = folder / "tokenizer"
+    digest = tokenizer_digest(own or kept, tokenizer.ids)
     first = jax.process_index() == 0
     if (manifest := read_manifest(folder)) is not None:
         check_prepared(folder, manifest, config.data, digest)
         if first and work_folder(folder).exists():  # of a command that was killed at its very end
-            work_folder(folder).rmtree()
+            with contextlib.suppress(OSError):  # the folder may be read-only by now
+                work_folder(folder).rmtree()
         return manifest
     plan = {
         "schema": SCHEMA,
         "version": __version__,
         "made_from": settings_of(config.data),
         "tokenizer": digest,
+        "tokenizer_path": config.data.tokenizer.path,
     }
-    limit = int(hash_limit(config.data.validation_percent))
-    limit = limit if config.data.validation_percent > 0 else 0
-    task = ShardTask(os.fspath(folder), config.data, os.fspath(folder / "tokenizer"), limit)
-    with alone_in(folder) if first else contextlib.nullcontext():
-        error = None
-        try:
+    limit = hash_limit(config.data.validation_percent)
+    task = ShardTask(os.fspath(folder), config.data, os.fspath(kept), limit)
+    count = 0
+    with contextlib.ExitStack() as stack:
+        with together(folder):
             if first:
+                stack.enter_context(alone_in(folder))
+                check_new(folder)
+                if tokenizer_digest(kept, tokenizer.ids) != digest:
+                    raise ConfigError(
+                        f"{kept} must be the tokenizer of the run, it is another; choose another "
+                        "folder"
+                    )
                 _begin(folder, plan)
-            barrier("prepare")
+        with together(folder):
             jobs = make_jobs(config.data.files)
             count = make_shards(jobs, task, workers or os.cpu_count() or 1, note)
-        except (ConfigError, OSError) as raised:
-            error = _told(raised, folder)
-        if anywhere(error is not None):
-            raise error or ConfigError(
-                f"another process could not prepare its share of {folder}; see its last line"
-            )
-        if first:
-            try:
+        with together(folder):
+            if first:
                 _finish(folder, plan, count, task, config, tokenizer)
-            except OSError as raised:
-                raise _told(raised, folder) from raised
-        barrier("prepared")
     manifest = read_manifest(folder)
     if manifest is None:
         raise ConfigError(
@@ -117,31 +119,51 @@ def prepare_rows(
     return manifest
 
 
-def _told(error: Exception, folder: epath.Path) -> ConfigError:
-    if isinstance(error, ConfigError):
-        return error
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return ConfigError(
-        f"{folder} must take the prepared rows, but writing failed ({reason}); make room or choose "
-        "another folder, and run the same command again: what is there is kept"
-    )
+def check_new(folder: epath.Path) -> None:
+    """Refuses a folder that is not new, nor one in which `prepare_rows` has begun.
+
+    Only where its plan is, what is called `train` is ours, and may be removed.
+
+    Raises:
+      ConfigError: it holds something else.
+    """
+    if not folder.exists():
+        return
+    work = work_folder(folder)
+    ours = {"tokenizer"}
+    if (work / _PLAN).exists():
+        ours |= {*_MADE, work.name}
+    elif work.exists() and all(is_partial(path) for path in work.iterdir()):
+        ours |= {work.name}  # killed while the plan was written
+    names = (path.name for path in folder.iterdir() if not is_partial(path))
+    if strangers := sorted(name for name in names if name not in ours):
+        raise ConfigError(
+            f"{folder} must be a new folder, or one of prepared rows, it holds {strangers[0]}; "
+            "choose another"
+        )
+
+
+def recorded_path(folder: epath.Path) -> str | None:
+    """The `data.tokenizer.path` of prepared rows, whole or begun; None where there are none."""
+    if (manifest := read_manifest(folder)) is not None:
+        return manifest.tokenizer_path
+    plan = work_folder(folder) / _PLAN
+    return json.loads(plan.read_text())["tokenizer_path"] if plan.exists() else None
 
 
 def _begin(folder: epath.Path, plan: dict) -> None:
     """Goes on where an earlier command with the same plan stopped; otherwise begins anew."""
     path = work_folder(folder) / _PLAN
-    ours = {"tokenizer", "train", "validation", "spans", "work"}
-    if strangers := sorted(path.name for path in folder.iterdir() if path.name not in ours):
-        raise ConfigError(
-            f"{folder} must be a new folder, or one of prepared rows, it holds {strangers[0]}; "
-            "choose another"
-        )
     text = json.dumps(plan, indent=1)
-    if not path.exists() or path.read_text() != text:
-        for name in sorted(ours - {"tokenizer"}):
+    remove_partial(folder)
+    if path.exists() and path.read_text() != text:
+        for name in _MADE:
             if (folder / name).exists():
                 (folder / name).rmtree()
-        write_file(path, text.encode())
+        for old in work_folder(folder).iterdir():
+            if old.name != _PLAN:  # it goes last: it says that the folder is ours
+                old.unlink(missing_ok=True)
+    write_file(path, text.encode())
 
 
 def _finish(
@@ -158,8 +180,8 @@ def _finish(
     every = np.sort(np.concatenate([*hashes, np.empty(0, np.uint64)]))
     duplicates = int((every[1:] == every[:-1]).sum())
     records = _records(folder, count)
-    if (limit := _other_limit(records, every, task.limit)) is not None:
-        # As in memory: a small file is held out by its smallest hash. Few shards change.
+    limit = settle_limit(task.limit, int(every[0]), int(every[-1])) if len(every) else task.limit
+    if limit != task.limit:  # few shards change
         other = dataclasses.replace(task, limit=limit)
         template = training_template(config.data, tokenizer)
         for job in make_jobs(config.data.files):
@@ -181,6 +203,7 @@ def _finish(
         "tokens": sum(sum(record.tokens.values()) for record in records),
         "duplicates": duplicates,
         "skipped": dict(sorted(skipped.items())),
+        "not_encoded": {s: sum(record.not_encoded[s] for record in records) for s in SPLITS},
     }
     manifest = Manifest(
         **plan,
@@ -194,6 +217,8 @@ def _finish(
             {"source": r.source, "pairs": dict(r.pairs), "tokens": dict(r.tokens)} for r in records
         ],
     )
+    if (folder / "spans").exists():  # of a command that was killed
+        (folder / "spans").rmtree()
     make_spans(folder, manifest, config, tokenizer)
     for split in SPLITS:
         remove_partial(folder / split)
@@ -205,15 +230,6 @@ def _records(folder: epath.Path, count: int) -> list[ShardRecord]:
     found = [read_record(folder, number) for number in range(count)]
     assert all(record is not None for record in found), "a shard is missing"
     return [record for record in found if record is not None]
-
-
-def _other_limit(records: Sequence[ShardRecord], every: np.ndarray, limit: int) -> int | None:
-    """Below which hash rows are held out, where the share of the settings gives none or all."""
-    if limit == 0 or not len(every) or every[0] == every[-1]:
-        return None
-    if every[0] >= limit:
-        return int(every[0]) + 1
-    return int(every[-1]) if every[-1] < limit else None
 
 
 def _source(name: str, records: Sequence[ShardRecord], hashes: Sequence[np.ndarray]) -> dict:

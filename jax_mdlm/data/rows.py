@@ -14,10 +14,10 @@ from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.examples import BadRowError, BadRows, Example, Part, SplitRows, pair
 from jax_mdlm.data.files import find_files
 from jax_mdlm.data.forms import form_of, parse_row
-from jax_mdlm.data.hold_out import content_hash, hash_limit, held_out
+from jax_mdlm.data.hold_out import content_hash, hash_limit, held_out, settle_limit
 from jax_mdlm.data.numbers import load_numbers
 from jax_mdlm.data.readers import Piece, Record, pieces, records
-from jax_mdlm.data.sources import RowSource, source_files
+from jax_mdlm.data.sources import parse_sources, source_files
 
 Split = Literal["train", "validation", "test"]
 _Parsed = TypeVar("_Parsed")
@@ -30,7 +30,7 @@ def open_rows(config: DataConfig, data_dir: epath.Path, split: Split) -> SplitRo
     no validation split, `validation_percent` of the training rows are held out by hash.
 
     Args:
-      config: RowSource and fields.
+      config: Source and fields.
       data_dir: Folder of prepared datasets.
       split: What the rows are for; `config.split` and `config.validation_split` name the TFDS
         splits of the first two.
@@ -90,8 +90,8 @@ def read_files(config: DataConfig) -> SplitRows:
     """
     examples, origins, bad, forms = [], [], BadRows(), []
     found = _of_sources(config.files)
-    rows = Counter[RowSource]()
-    for (source, path), group in itertools.groupby(found, lambda one: (one[0], one[1].path)):
+    rows = Counter[int]()
+    for (number, path), group in itertools.groupby(found, lambda one: (one[0], one[1].path)):
         known, container = Counter[str](), ""
         for _, piece, record in group:
             container = piece.container
@@ -108,13 +108,16 @@ def read_files(config: DataConfig) -> SplitRows:
             known[form_of(record.row)] += 1  # pyright: ignore
         held = ", ".join([container, *known]) if known else container
         forms.append(f"{path}: {held}, {known.total():,} row{'s' * (known.total() != 1)}")
-        rows[source] += known.total()
+        rows[number] += known.total()
     if bad.total and not examples:
         raise ConfigError(
             f"all {bad.total} rows of data.files={config.files} are malformed; the first: "
             f"{bad.first[0]}"
         )
-    parts = tuple(Part(source.name, count, source.weight) for source, count in rows.items())
+    parts = tuple(
+        Part(source.name, rows[number], source.weight)
+        for number, source in enumerate(parse_sources(config.files))
+    )
     return SplitRows("chat_jsonl", examples, origins, bad, tuple(forms), parts=parts)
 
 
@@ -123,12 +126,10 @@ def file_texts(config: DataConfig) -> Iterator[str]:
 
     Rows are read as they come and none is kept; malformed ones are left out.
     """
-    limit = hash_limit(config.validation_percent) if config.validation_percent > 0 else 0
-    for _, _, record in _of_sources(config.files):
-        with contextlib.suppress(BadRowError):
-            example = _parsed(record, parse_row, config.pretraining)
-            if content_hash(example) >= limit:
-                yield from (message.content for message in example)
+    limit = _limit(config)
+    for example in _good_examples(config):
+        if content_hash(example) >= limit:
+            yield from (message.content for message in example)
 
 
 def read_rows(files: str, flag: str, pretraining: bool = False) -> SplitRows:
@@ -180,10 +181,27 @@ def pronunciation_references(
     return demo.load_entries(builder, split)
 
 
-def _of_sources(files: str) -> Iterator[tuple[RowSource, Piece, Record]]:
-    for source, paths in source_files(files):
+def _limit(config: DataConfig) -> int:
+    """Below which hash rows are held out; read is only until both splits have a row."""
+    limit, least, most = hash_limit(config.validation_percent), 2**64, 0
+    for example in _good_examples(config) if limit else ():
+        least, most = min(least, hashed := content_hash(example)), max(most, hashed)
+        if least < limit <= most:
+            return limit
+    return settle_limit(limit, least, most)
+
+
+def _good_examples(config: DataConfig) -> Iterator[Example]:
+    for _, _, record in _of_sources(config.files):
+        with contextlib.suppress(BadRowError):
+            yield _parsed(record, parse_row, config.pretraining)
+
+
+def _of_sources(files: str) -> Iterator[tuple[int, Piece, Record]]:
+    """The records of all sources, each with the number of its source and its piece."""
+    for number, (source, paths) in enumerate(source_files(files)):
         for piece, record in itertools.islice(_found(paths), source.start, source.stop):
-            yield source, piece, record
+            yield number, piece, record
 
 
 def _found(paths: Iterable[epath.Path]) -> Iterator[tuple[Piece, Record]]:

@@ -171,16 +171,16 @@ def encode_shard(
             errors.append(str(error))
     hashes = np.array([content_hash(row) for row in rows], np.uint64)
     held = hashes < np.uint64(task.limit)
-    encoded, texts = {}, []
+    encoded, not_encoded, texts = {}, {}, []
     for split in SPLITS:
         own = np.flatnonzero(held == (split == "validation"))
         found, bad = encode_examples([rows[at] for at in own], tokenizer, template)
         for at, reason in bad:
-            error = BadRowError(f"{origins[own[at]]}: {reason}", "not encoded")
+            error = BadRowError(f"{origins[own[at]]}: {reason}", reason.kind)
             _refuse(error, task.data)
             skipped[error.kind] += 1
             errors.append(str(error))
-        encoded[split] = found
+        encoded[split], not_encoded[split] = found, len(bad)
         if split == "validation":
             texts = [(origins[own[at]], rows[own[at]]) for at in np.unique(found.row)]
     about = ShardRecord(
@@ -189,6 +189,7 @@ def encode_shard(
         job.digest,
         f"{job.piece.container}, {form}" if form else job.piece.container,
         skipped=dict(sorted(skipped.items())),
+        not_encoded=not_encoded,
         errors=tuple(errors[:_ERRORS]),
     )
     return write_shard(epath.Path(task.folder), about, encoded, texts, hashes)
@@ -233,8 +234,9 @@ def _begin_worker(task: ShardTask, parent: int | None) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core
         gc.disable()  # millions of ids in lists, and no circle among them
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    tokenizer = read_tokenizer(task.data.tokenizer, epath.Path(task.tokenizer))
-    _STATE[:] = [task, tokenizer, training_template(task.data, tokenizer)]
+    data, folder = task.data, epath.Path(task.tokenizer)
+    tokenizer = read_tokenizer(data.tokenizer, folder, data.special_in_text)
+    _STATE[:] = [task, tokenizer, training_template(data, tokenizer)]
 
 
 def _end_with(parent: int) -> None:

@@ -39,6 +39,7 @@ class ShardRecord:
       pairs: Prompt-response pairs of each split.
       tokens: Tokens of each split.
       skipped: Malformed rows by kind.
+      not_encoded: How many of them were rows of each split, which could not be encoded.
       errors: What was wrong with the first of them.
     """
 
@@ -50,6 +51,7 @@ class ShardRecord:
     pairs: Mapping[str, int] = dataclasses.field(default_factory=dict)
     tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    not_encoded: Mapping[str, int] = dataclasses.field(default_factory=dict)
     errors: Sequence[str] = ()
 
 
@@ -152,8 +154,13 @@ def write_file(path: epath.Path, content: bytes) -> None:
 def remove_partial(folder: epath.Path) -> None:
     """Removes what killed processes left."""
     for path in folder.iterdir() if folder.exists() else ():
-        if path.name.endswith(_PARTIAL):
+        if is_partial(path):
             path.unlink(missing_ok=True)
+
+
+def is_partial(path: epath.Path) -> bool:
+    """Whether a file is one that a killed process left."""
+    return path.name.endswith(_PARTIAL)
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

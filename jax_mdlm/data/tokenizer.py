@@ -13,7 +13,7 @@ from typing import Protocol
 import jax
 from etils import epath
 
-from jax_mdlm.config import ConfigError, TokenizerConfig
+from jax_mdlm.config import ConfigError, SpecialInText, TokenizerConfig
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.processes import barrier
 
@@ -46,11 +46,12 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, which is only text: what it spells is no special token, none is added.
+        """Ids of `text`. What it spells is no special token, unless `reading` says so.
 
-        Control tokens are ids from `ids` and `find`; see `written`.
+        Control tokens are ids from `ids` and `find`; see `chat`.
 
         Raises:
+          BadRowError: the text spells a special token, which is refused (`spelled`).
           ConfigError: the text cannot be written without a special token, or not at all (kind
             "symbols").
         """
@@ -58,6 +59,10 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, on all cores where the implementation can."""
+        ...
+
+    def reading(self, special_in_text: SpecialInText) -> "Tokenizer":
+        """The same one, with what it makes of strings of special tokens (`spelled`)."""
         ...
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -81,6 +86,7 @@ def load_tokenizer(
     config: TokenizerConfig,
     folder: epath.Path,
     texts: Callable[[], Iterable[str]] | None = None,
+    special_in_text: SpecialInText = "text",
 ) -> Tokenizer:
     """Returns the tokenizer of a run and keeps it in `folder`.
 
@@ -92,6 +98,7 @@ def load_tokenizer(
       config: Kind, path, size and special ids; the ids are resolved again on every load.
       folder: `<workdir>/tokenizer`; all processes must see it.
       texts: Yields the texts to train from; None where nothing may be trained.
+      special_in_text: That of `DataConfig`.
 
     Raises:
       ConfigError: see `special.resolve_special_ids`; the path cannot be read, the folder holds
@@ -104,24 +111,31 @@ def load_tokenizer(
         tokenizer.save(folder)
         (folder / MANIFEST).write_text(json.dumps({"kind": config.kind}) + "\n")
     barrier("tokenizer")
-    return _restore(config, folder)
+    return _restore(config, folder).reading(special_in_text)
 
 
-def read_tokenizer(config: TokenizerConfig, folder: epath.Path | None = None) -> Tokenizer:
+def read_tokenizer(
+    config: TokenizerConfig,
+    folder: epath.Path | None = None,
+    special_in_text: SpecialInText = "text",
+) -> Tokenizer:
     """A tokenizer, without writing anything.
 
     Args:
       config: Kind and special ids.
       folder: Of published weights, or where a run keeps its own; None = `config.path`.
+      special_in_text: That of `DataConfig`.
 
     Raises:
       ConfigError: none is there, or one of another kind.
     """
     if folder is None:
-        return _create(config, None, epath.Path(config.path))
-    if is_kept(folder):
-        return _restore(config, folder)
-    return _create(dataclasses.replace(config, path=os.fspath(folder)), None, folder)
+        found = _create(config, None, epath.Path(config.path))
+    elif is_kept(folder):
+        found = _restore(config, folder)
+    else:
+        found = _create(dataclasses.replace(config, path=os.fspath(folder)), None, folder)
+    return found.reading(special_in_text)
 
 
 def same_tokens(left: Tokenizer, right: Tokenizer) -> bool:

@@ -13,7 +13,7 @@ import tokenizers
 from etils import epath
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from jax_mdlm.config import ConfigError, TokenizerConfig, first_line
+from jax_mdlm.config import ConfigError, SpecialInText, TokenizerConfig, first_line
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.special import (
     TRAINED_TOKENS,
@@ -23,6 +23,7 @@ from jax_mdlm.data.special import (
     resolve_special_ids,
     shorten,
 )
+from jax_mdlm.data.spelled import SpelledTokens
 
 FILE = "tokenizer.json"
 BEGINNINGS = ("tokenizer", "special_tokens", "chat_template")  # of the names of all its files
@@ -39,6 +40,7 @@ class FastTokenizer:
       vocab_size: Largest id plus one.
       files: File name -> text; what `save` writes.
       controls: Special ids that are entries of the model itself, which might find them in a text.
+      spelled: What a text's strings of special tokens become.
       splits_lines: Whether what comes after an empty line has the ids that it has alone.
     """
 
@@ -47,19 +49,29 @@ class FastTokenizer:
     vocab_size: int
     files: Mapping[str, str] = dataclasses.field(repr=False)
     controls: frozenset[int] = dataclasses.field(repr=False)
+    spelled: SpelledTokens = dataclasses.field(repr=False)
     splits_lines: bool = False
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, which is only text; as `encode_batch`."""
+        """Ids of `text`; as `encode_batch`."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, on all cores.
 
         Raises:
+          BadRowError: a text spells a special token, which is refused.
           ConfigError: a symbol is not in a closed vocabulary (kind "symbols"), or a text holds an
             ordinary token that was given a role.
         """
+        return self.spelled.encode_batch(texts, self._encode)
+
+    def reading(self, special_in_text: SpecialInText) -> "FastTokenizer":
+        """The same one, with what it makes of strings of special tokens."""
+        spelled = dataclasses.replace(self.spelled, reading=special_in_text)
+        return dataclasses.replace(self, spelled=spelled)
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         try:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the package raises nothing narrower
@@ -280,7 +292,11 @@ def _wrap(
     unmarked = [entry.content for index, entry in added if index in controls and not entry.special]
     backend.add_special_tokens(unmarked)
     own = set(backend.get_vocab(with_added_tokens=False).values())
-    return FastTokenizer(backend, ids, size, files, controls & own, _splits_lines(backend))
+    names = {*TRAINED_TOKENS, *(entry.content for _, entry in added)}
+    found = {name: index for name in names if (index := backend.token_to_id(name)) in controls}
+    spelled = SpelledTokens(found, ids.mask)
+    splits_lines = _splits_lines(backend)
+    return FastTokenizer(backend, ids, size, files, controls & own, spelled, splits_lines)
 
 
 def _splits_lines(backend: tokenizers.Tokenizer) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 import sentencepiece
 from etils import epath
 
-from jax_mdlm.config import ConfigError, TokenizerConfig
+from jax_mdlm.config import ConfigError, SpecialInText, TokenizerConfig
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.special import (
     TRAINED_TOKENS,
@@ -18,6 +18,7 @@ from jax_mdlm.data.special import (
     refusal,
     resolve_special_ids,
 )
+from jax_mdlm.data.spelled import SpelledTokens
 
 FILE = "tokenizer.model"
 _PIECE = 1 << 3 | 2  # field 1 of a model's file, a length and so many bytes
@@ -36,6 +37,7 @@ class SentencePieceTokenizer:
       ids: The special ids.
       vocab_size: Pieces of the model.
       controls: Special ids that `writer` may find in a text: bytes and single characters.
+      spelled: What a text's strings of special tokens become.
     """
 
     processor: sentencepiece.SentencePieceProcessor = dataclasses.field(repr=False)
@@ -43,6 +45,7 @@ class SentencePieceTokenizer:
     ids: SpecialIds
     vocab_size: int
     controls: frozenset[int]
+    spelled: SpelledTokens = dataclasses.field(repr=False)
 
     @property
     def splits_lines(self) -> bool:
@@ -50,19 +53,28 @@ class SentencePieceTokenizer:
         return False
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, which is only text.
+        """Ids of `text`; as `encode_batch`."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of every text.
 
         Raises:
-          ConfigError: it holds a byte or a character that was given a role.
+          BadRowError: a text spells a special token, which is refused.
+          ConfigError: a text holds a byte or a character that was given a role.
         """
+        return self.spelled.encode_batch(texts, lambda plain: list(map(self._encode, plain)))
+
+    def reading(self, special_in_text: SpecialInText) -> "SentencePieceTokenizer":
+        """The same one, with what it makes of strings of special tokens."""
+        spelled = dataclasses.replace(self.spelled, reading=special_in_text)
+        return dataclasses.replace(self, spelled=spelled)
+
+    def _encode(self, text: str) -> list[int]:
         ids = self.writer.encode(text)
         for index in self.controls.intersection(ids):
             raise refusal(self.ids, index, self.processor.id_to_piece(index), text)
         return ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text."""
-        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`; `skip_special` leaves out every id in `ids.never_merged`."""
@@ -180,6 +192,7 @@ def _wrap(
         ids,
         processor.get_piece_size(),
         special - hidden,
+        SpelledTokens({name(index): index for index in hidden}, ids.mask),
     )
 
 

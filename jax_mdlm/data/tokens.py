@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
-from jax_mdlm.config import ConfigError
+from jax_mdlm.config import ConfigError, first_line
 
 
 class Tokens(Protocol):
@@ -66,9 +66,10 @@ class ShardTokens:
         remote = [path for path in self._files if "://" in os.fspath(path)]
         self._maps = None if remote else [map_array(path) for path in self._files]
         for path, size, array in zip(self._files, sizes, self._maps or (), strict=False):
-            if len(array) != size:
+            if len(array) != size or array.dtype != np.int32:
                 raise ConfigError(
-                    f"{path} must hold {size:,} tokens, it has {len(array):,}; prepare it again"
+                    f"{path} must hold {size:,} tokens, it has {len(array):,} of {array.dtype}; "
+                    f"{_REMEDY}"
                 )
 
     def take(self, begin: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -129,7 +130,10 @@ _FAR = 2**40  # more tokens than a shard has
 HEADER = 128  # bytes before the values of a file that `write_array` wrote
 
 
-def map_array(path: epath.Path) -> np.ndarray:
+_REMEDY = "copy the folder again, or prepare the rows into another one"
+
+
+def map_array(path: epath.Path, remedy: str = _REMEDY) -> np.ndarray:
     """A local file of NumPy's format, mapped; an empty array where it holds none.
 
     Raises:
@@ -138,8 +142,9 @@ def map_array(path: epath.Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise ConfigError(
-            f"{path} must be a whole NumPy file, but {error}; prepare it again"
+            f"{path} must be a whole NumPy file, but cannot be read ({reason}); {remedy}"
         ) from error
 
 

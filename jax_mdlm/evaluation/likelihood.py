@@ -146,9 +146,13 @@ def _choices(args: argparse.Namespace, model: Mdlm, data: DataConfig) -> dict[st
     # Every choice is a row, its answer the response.
     tokenizer, texts = model.tokenizer, []
     for question in questions:
-        prompt = model.encode(question.prompt)
-        for choice in question.choices:
-            response = [*tokenizer.encode(choice.strip()), tokenizer.ids.terminator]
+        try:
+            prompt = model.encode(question.prompt)
+            choices = [tokenizer.encode(choice.strip()) for choice in question.choices]
+        except ConfigError as error:
+            raise ConfigError(f"{question.origin}: {error}") from error
+        for choice in choices:
+            response = [*choice, tokenizer.ids.terminator]
             length, limit = len(prompt) + len(response), model.config.model.max_length
             if length > limit:
                 raise ConfigError(

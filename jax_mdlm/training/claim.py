@@ -193,6 +193,10 @@ def _contradictions(
             pairs.append((f"data.tokenizer.{role}", there, here))
     if origin.was_taught and not (config.data.pretraining or told.data.pretraining):
         pairs.append(("data.template", told.data.template, config.data.template))
+        # A model that knows such tokens would learn their letters instead. To refuse them is safe.
+        kept, own = told.data.special_in_text, config.data.special_in_text
+        if (kept, own) == ("keep", "text"):
+            pairs.append(("data.special_in_text", kept, own))
     if told.objective.slack_max > 0:
         pairs.append(("objective.collapse", told.objective.collapse, config.objective.collapse))
     return [pair for pair in pairs if pair[1] != pair[2]]

@@ -1,6 +1,7 @@
 """The command `prepare`: the tokenizer that a run would have, and rows written with it."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -8,14 +9,14 @@ import jax
 from etils import epath
 
 from jax_mdlm import command
-from jax_mdlm.config import ConfigError
+from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder
 from jax_mdlm.data.inspecting import describe
-from jax_mdlm.data.prepared import Manifest, read_manifest
-from jax_mdlm.data.preparing import prepare_rows
+from jax_mdlm.data.prepared import Manifest, read_manifest, together
+from jax_mdlm.data.preparing import check_new, prepare_rows, recorded_path
 from jax_mdlm.data.rows import file_texts
-from jax_mdlm.data.tokenizer import read_tokenizer
-from jax_mdlm.storage import given_path
+from jax_mdlm.data.tokenizer import is_kept, read_tokenizer, same_tokens
+from jax_mdlm.storage import alone_in, given_path
 from jax_mdlm.training.claim import take_over
 
 
@@ -40,10 +41,28 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         return
     if config.init.source:
         config, _ = take_over(config, folder)
-    tokenizer = open_tokenizer(config.data, folder, lambda: file_texts(config.data))
+    with contextlib.ExitStack() as stack:
+        with together(folder):
+            if jax.process_index() == 0 and read_manifest(folder) is None:
+                stack.enter_context(alone_in(folder))  # two would write one tokenizer
+                check_new(folder)
+            _check_tokenizer(config, folder)
+        tokenizer = open_tokenizer(config.data, folder, lambda: file_texts(config.data))
     manifest = prepare_rows(config, tokenizer, folder, workers=args.workers, note=_note)
     if jax.process_index() == 0:
         _say(manifest, folder)
+
+
+def _check_tokenizer(config: Config, folder: epath.Path) -> None:
+    """Raises ConfigError where the folder keeps another tokenizer than `data.tokenizer.path`."""
+    asked, kept = config.data.tokenizer, tokenizer_folder(folder)
+    if not asked.path or not is_kept(kept) or recorded_path(folder) == asked.path:
+        return
+    if not same_tokens(read_tokenizer(asked), read_tokenizer(asked, kept)):
+        raise ConfigError(
+            f"{folder} was begun with another tokenizer than data.tokenizer.path={asked.path}; "
+            "choose another folder"
+        )
 
 
 def _note(line: str) -> None:

@@ -43,10 +43,12 @@ def test_local_shards_are_one_sequence(tmp_path: Path, arrays: list[np.ndarray])
         path.write_bytes(npy_bytes(array))
         np.testing.assert_array_equal(np.load(path), array)
     compare(ShardTokens(paths, SIZES), arrays)
-    with pytest.raises(ConfigError, match=r"0\.npy must hold 51 tokens, it has 50; prepare it aga"):
+    with pytest.raises(
+        ConfigError, match=r"0\.npy must hold 51 tokens, it has 50 of int32; copy the folder again"
+    ):
         ShardTokens(paths, [51, *SIZES[1:]])
     paths[2].write_bytes(b"no array")
-    with pytest.raises(ConfigError, match=r"2\.npy must be a whole NumPy file, but .*; prepare it"):
+    with pytest.raises(ConfigError, match=r"2\.npy must be a whole NumPy file, but "):
         ShardTokens(paths, SIZES)
 
 
