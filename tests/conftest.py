@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -45,3 +47,24 @@ def golden() -> tuple[Params, ModelConfig, dict[str, np.ndarray]]:
     """Parameters, config and reference arrays of a small random LLaDA."""
     params, config = conversion.load(GOLDEN)
     return params, dataclasses.replace(config, remat="none"), dict(np.load(GOLDEN / "golden.npz"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """(KiB) -> a disk of that size; called again, the disk has grown."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = False
+
+    def size(kilobytes: int) -> Path:
+        nonlocal mounted
+        options = f"{'remount,' if mounted else ''}size={kilobytes}k"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place])
+        if done.returncode:
+            pytest.skip("mounting a small tmpfs needs root")
+        mounted = True
+        return place
+
+    yield size
+    if mounted:
+        subprocess.run(["umount", place], check=True)

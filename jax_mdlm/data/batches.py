@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_mdlm.config import DataConfig, ObjectiveConfig
+from jax_mdlm.config import ConfigError, DataConfig, ObjectiveConfig, first_line
 from jax_mdlm.containers import Batch
 from jax_mdlm.data.draws import choose_pairs, draw_epochs, end_paddings
 from jax_mdlm.data.order import make_order
@@ -68,7 +68,10 @@ class TrainBatches(Iterator[Batch]):
         self._batches = iter(steps.to_iter_dataset(options))
 
     def __next__(self) -> Batch:
-        return next(self._batches)
+        try:
+            return next(self._batches)
+        except ConfigError as error:  # a bucket that fails, e.g.; Grain adds lines of its own
+            raise ConfigError(first_line(error)) from error
 
     def close(self) -> None:
         """Ends the thread."""

@@ -107,9 +107,9 @@ def _open_prepared(
     kept = tokenizer_folder(folder)
     first = jax.process_index() == 0
     path = config.data.tokenizer.path
-    if first and is_kept(kept) and not is_kept(tokenizer_folder(workdir)):
-        if path in ("", recorded_path(folder)):  # else it is opened, and compared
-            keep_tokenizer(kept, tokenizer_folder(workdir))
+    new = first and is_kept(kept) and not is_kept(tokenizer_folder(workdir))
+    if new and path in ("", recorded_path(folder)):  # else it is opened, and compared
+        keep_tokenizer(kept, tokenizer_folder(workdir))
     barrier("prepared tokenizer")
     tokenizer = open_tokenizer(config.data, workdir, lambda: file_texts(config.data))
     if first and not is_kept(kept):

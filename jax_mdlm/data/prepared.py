@@ -59,7 +59,8 @@ class Manifest:
       made_from: Setting -> value, of all settings that decide which tokens a row has.
       tokenizer: Digest of its files and special ids.
       tokenizer_path: `data.tokenizer.path` that it came from.
-      sources: Of each source its name, files' forms, rows, digest.
+      sources: Of each source its name, weight where the run names no files, files' forms, rows,
+        digest.
       counts: Rows, responses, tokens, held out, duplicates, skipped by kind, and of
         these the rows of each split that could not be encoded.
       errors: What was wrong with the first skipped rows.
@@ -119,7 +120,7 @@ def read_manifest(folder: epath.Path) -> Manifest | None:
       ConfigError: it was written by another version of this format, or cannot be read.
     """
     path = folder / MANIFEST
-    with reading(path):
+    with reading_prepared(path):
         if not path.exists():
             return None
         fields = json.loads(path.read_text())
@@ -132,13 +133,14 @@ def read_manifest(folder: epath.Path) -> Manifest | None:
 
 
 @contextlib.contextmanager
-def reading(path: epath.Path) -> Iterator[None]:
+def reading_prepared(path: epath.Path) -> Iterator[None]:
     """Makes what is wrong with a file of prepared rows a ConfigError."""
-    with reaching(path) if "://" in os.fspath(path) else contextlib.nullcontext():
+    remote = "://" in os.fspath(path)
+    with reaching(path) if remote else contextlib.nullcontext():
         try:
             yield
         except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, ConfigError):
+            if isinstance(error, ConfigError) or (remote and isinstance(error, OSError)):
                 raise
             reason = getattr(error, "strerror", None) or first_line(error)
             raise ConfigError(
@@ -212,7 +214,7 @@ def open_table(
     with together(folder):
         if jax.process_index() == 0 and not (spans / _COUNTS).exists():
             make_spans(folder, manifest, config, tokenizer)
-    with reading(spans / _COUNTS):
+    with reading_prepared(spans / _COUNTS):
         about = json.loads((spans / _COUNTS).read_text())[split]
     arrays = {name: _map(spans / f"{split}.{name}.npy") for name in _ARRAYS}
     sizes = {len(arrays[name]) for name in _ARRAYS if name != "first"}
@@ -231,8 +233,9 @@ def open_table(
             "prepare more rows"
         )
     weights = [source.weight for source in parse_sources(config.data.files)]
-    if split != "train" or len(weights) != len(about["rows"]):
-        weights = [1.0] * len(about["rows"])
+    weights = weights or [source["weight"] for source in manifest.sources]
+    if split != "train":
+        weights = [1.0] * len(weights)
     names = [source["name"] for source in manifest.sources]
     return Table(
         tokens=_tokens(folder, manifest, split),
@@ -309,7 +312,7 @@ def _cuts(
         return
     for number, shard in enumerate(manifest.shards):
         path = shard_file(folder, split, number, "pairs")
-        with reading(path):
+        with reading_prepared(path):
             rows = read_pairs(folder, split, number)
         if len(rows.row) != shard["pairs"][split]:
             raise ConfigError(
@@ -327,7 +330,7 @@ def _cuts(
 
 
 def _texts(folder: epath.Path, number: int) -> list[tuple[str, Example]]:
-    with reading(texts_file(folder, number)):
+    with reading_prepared(texts_file(folder, number)):
         return read_texts(folder, number)
 
 
@@ -372,7 +375,7 @@ def _map(path: epath.Path) -> np.ndarray:
     remedy = f"remove {path.parent}: it is made anew"
     if "://" not in os.fspath(path):
         return map_array(path, remedy)
-    with reading(path), tempfile.NamedTemporaryFile(suffix=".npy") as local:
+    with reading_prepared(path), tempfile.NamedTemporaryFile(suffix=".npy") as local:
         local.write(path.read_bytes())
         local.flush()
         return map_array(epath.Path(local.name), remedy)

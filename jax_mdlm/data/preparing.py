@@ -43,7 +43,7 @@ from jax_mdlm.data.shards import (
     work_folder,
     write_file,
 )
-from jax_mdlm.data.sources import parse_sources
+from jax_mdlm.data.sources import RowSource, parse_sources
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.storage import alone_in
 
@@ -208,7 +208,7 @@ def _finish(
     manifest = Manifest(
         **plan,
         sources=[
-            _source(source.name, [record for record in records if record.source == at], hashes)
+            _source(source, [record for record in records if record.source == at], hashes)
             for at, source in enumerate(sources)
         ],
         counts=counts,
@@ -220,8 +220,8 @@ def _finish(
     if (folder / "spans").exists():  # of a command that was killed
         (folder / "spans").rmtree()
     make_spans(folder, manifest, config, tokenizer)
-    for split in SPLITS:
-        remove_partial(folder / split)
+    for name in ("tokenizer", *SPLITS):
+        remove_partial(folder / name)
     write_file(folder / MANIFEST, (json.dumps(vars(manifest), indent=1) + "\n").encode())
     work_folder(folder).rmtree()
 
@@ -232,13 +232,16 @@ def _records(folder: epath.Path, count: int) -> list[ShardRecord]:
     return [record for record in found if record is not None]
 
 
-def _source(name: str, records: Sequence[ShardRecord], hashes: Sequence[np.ndarray]) -> dict:
+def _source(
+    source: RowSource, records: Sequence[ShardRecord], hashes: Sequence[np.ndarray]
+) -> dict:
     """What the manifest says of a source."""
     digest = hashlib.blake2b(digest_size=16)
     for record in records:
         digest.update(hashes[record.number].tobytes())
     return {
-        "name": name,
+        "name": source.name,
+        "weight": source.weight,
         "forms": sorted({record.form for record in records}),
         "rows": sum(sum(record.rows.values()) for record in records),
         "digest": digest.hexdigest(),

@@ -4,18 +4,20 @@
 `tokenizer_sentencepiece` hold the two implementations; this file decides between them.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import jax
 from etils import epath
 
-from jax_mdlm.config import ConfigError, SpecialInText, TokenizerConfig
+from jax_mdlm.config import ConfigError, SpecialInText, TokenizerConfig, first_line
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.processes import barrier
+from jax_mdlm.storage import replace_text
 
 MANIFEST = "kind.json"  # written last: a folder without it is unfinished and written again
 
@@ -107,9 +109,10 @@ def load_tokenizer(
     folder = epath.Path(folder)
     if jax.process_index() == 0 and not (folder / MANIFEST).exists():
         tokenizer = _create(config, texts, folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder)
-        (folder / MANIFEST).write_text(json.dumps({"kind": config.kind}) + "\n")
+        with _saving(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(folder)
+            replace_text(folder / MANIFEST, json.dumps({"kind": config.kind}) + "\n")
     barrier("tokenizer")
     return _restore(config, folder).reading(special_in_text)
 
@@ -182,12 +185,28 @@ def keep_tokenizer(source: epath.Path, folder: epath.Path) -> bool:
     manifest = (
         (source / MANIFEST).read_text() if kept else json.dumps({"kind": "huggingface"}) + "\n"
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.name.startswith(tokenizer_fast.BEGINNINGS):
-            (folder / path.name).write_bytes(path.read_bytes())
-    (folder / MANIFEST).write_text(manifest)
+    with _saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in source.iterdir():
+            if path.name.startswith(tokenizer_fast.BEGINNINGS):
+                (folder / path.name).write_bytes(path.read_bytes())
+        replace_text(folder / MANIFEST, manifest)  # whole or not at all: it says that all is there
     return True
+
+
+@contextlib.contextmanager
+def _saving(folder: epath.Path) -> Iterator[None]:
+    """Makes what a disk answers a ConfigError; packages raise bare exceptions for it."""
+    try:
+        yield
+    except Exception as error:
+        if "://" in os.fspath(folder) or isinstance(error, ConfigError):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise ConfigError(
+            f"{folder} must take the tokenizer, but writing failed ({reason}); make room or choose "
+            "another folder, and run the same command again"
+        ) from error
 
 
 def slot_texts(slots: Sequence[int], tokenizer: Tokenizer) -> list[str]:

@@ -115,8 +115,12 @@ def replace_text(path: epath.PathLike, text: str) -> None:
     """
     path = epath.Path(path)
     aside = path.parent / f"{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    aside.write_bytes(text.encode("utf-8", "backslashreplace"))
-    aside.replace(path)
+    try:
+        aside.write_bytes(text.encode("utf-8", "backslashreplace"))
+        aside.replace(path)
+    except OSError:  # a full disk
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def check_room(folder: epath.Path, what: str, size: int, remedy: str) -> None:

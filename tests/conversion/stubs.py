@@ -18,10 +18,15 @@ import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 from xml.sax.saxutils import escape
 
+import fsspec
 import jax
 import numpy as np
+import pytest
+from etils.epath import backend
+from fsspec.registry import _registry
 
 from jax_mdlm import conversion
 
@@ -92,8 +97,11 @@ class Server:
         return [seen for seen in self.log if seen.method == method and seen.path.endswith(name)]
 
 
+_Served = TypeVar("_Served", bound=Server)
+
+
 @contextlib.contextmanager
-def serving(server: Server) -> Iterator[Server]:
+def serving(server: _Served) -> Iterator[_Served]:
     """Runs a server on a free port of 127.0.0.1; its address is `server.url`."""
     connections: set[socket.socket] = set()
 
@@ -343,3 +351,45 @@ class S3(Store):
             f"<CommonPrefixes><Prefix>{escape(group)}</Prefix></CommonPrefixes>" for group in groups
         )
         return f"<ListBucketResult>{entries}</ListBucketResult>".encode()
+
+
+# --- stores as clients find them ---
+
+
+def forget_clients() -> None:
+    """Clients and their listings are kept by fsspec and, under its own key, by etils."""
+    for name in ("gs", "gcs", "s3"):
+        if name in fsspec.registry:
+            fsspec.get_filesystem_class(name).clear_instance_cache()
+    backend.fsspec_backend._get_filesystem.cache_clear()
+
+
+@contextlib.contextmanager
+def gcs_store(
+    objects: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CloudStorage]:
+    """A bucket `gs://bucket`; skips the test where its client is not installed."""
+    gcsfs = pytest.importorskip("gcsfs", reason="gcsfs is not installed (extra `cloud`)")
+    for name in ("gs", "gcs"):  # its newer class asks Google of which kind the bucket is
+        monkeypatch.setitem(_registry, name, gcsfs.core.GCSFileSystem)
+    with serving(CloudStorage("bucket", objects)) as store:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", store.url)  # gcsfs
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", store.url)
+        forget_clients()
+        yield store
+    forget_clients()
+
+
+@contextlib.contextmanager
+def s3_store(objects: Mapping[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """A bucket `s3://bucket`; skips the test where its client is not installed."""
+    pytest.importorskip("s3fs", reason="s3fs is not installed (extra `cloud`)")
+    with serving(S3("bucket", objects)) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.delenv("AWS_PROFILE", raising=False)
+        forget_clients()
+        yield store
+    forget_clients()

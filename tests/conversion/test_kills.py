@@ -61,27 +61,6 @@ def test_an_export_that_may_not_write_leaves_nothing(
     assert hashes(tmp_path / "hf") == hashes(exported)
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """(KiB) -> a disk of that size; called again, the disk has grown."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = False
-
-    def size(kilobytes: int) -> Path:
-        nonlocal mounted
-        options = f"{'remount,' if mounted else ''}size={kilobytes}k"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", place])
-        if done.returncode:
-            pytest.skip("mounting a small tmpfs needs root")
-        mounted = True
-        return place
-
-    yield size
-    if mounted:
-        subprocess.run(["umount", place], check=True)
-
-
 # KiB: too few for the tensors; enough for them, but not for all that comes with them
 @pytest.mark.parametrize(("size", "text"), [(64, "have room for"), (100, "writing failed")])
 def test_a_full_disk_is_one_error_and_no_work_directory(

@@ -8,14 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import fsspec
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
-from etils.epath import backend
 from fsspec.registry import _registry
 
 from jax_mdlm import conversion
@@ -34,7 +32,9 @@ from tests.conversion.stubs import (
     Request,
     Store,
     assert_golden,
-    serving,
+    forget_clients,
+    gcs_store,
+    s3_store,
 )
 
 
@@ -53,41 +53,16 @@ def header_size(content: bytes) -> int:
     return 8 + int.from_bytes(content[:8], "little")
 
 
-def forget_clients() -> None:
-    """Clients and their listings are kept by fsspec and, under its own key, by etils."""
-    for name in ("gs", "gcs", "s3"):
-        if name in fsspec.registry:
-            fsspec.get_filesystem_class(name).clear_instance_cache()
-    backend.fsspec_backend._get_filesystem.cache_clear()
-
-
 @pytest.fixture
 def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CloudStorage]:
-    gcsfs = pytest.importorskip("gcsfs", reason="gcsfs is not installed (extra `cloud`)")
-    for name in ("gs", "gcs"):  # its newer class asks Google of which kind the bucket is
-        monkeypatch.setitem(_registry, name, gcsfs.core.GCSFileSystem)
-    with serving(
-        CloudStorage("bucket", {f"model/{name}": FOLDER[name] for name in FOLDER})
-    ) as store:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", store.url)  # gcsfs
-        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", store.url)
-        forget_clients()
+    with gcs_store({f"model/{name}": FOLDER[name] for name in FOLDER}, monkeypatch) as store:
         yield store
-    forget_clients()
 
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    pytest.importorskip("s3fs", reason="s3fs is not installed (extra `cloud`)")
-    with serving(S3("bucket", {f"model/{name}": FOLDER[name] for name in FOLDER})) as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.delenv("AWS_PROFILE", raising=False)
-        forget_clients()
+    with s3_store({f"model/{name}": FOLDER[name] for name in FOLDER}, monkeypatch) as store:
         yield store
-    forget_clients()
 
 
 @pytest.fixture(params=["gs", "s3"])

@@ -1,35 +1,28 @@
 """Prepared rows: what training, evaluation and the log get is what they get from memory."""
 
-import contextlib
 import dataclasses
 import functools
-import itertools
 import json
-import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from etils import epath
 
+from jax_mdlm import prepare
 from jax_mdlm.config import (
-    Config,
     ConfigError,
-    ModelConfig,
-    ObjectiveConfig,
     TokenizerConfig,
-    TrainConfig,
 )
 from jax_mdlm.data import preparing, shard_making
-from jax_mdlm.data.batches import TrainBatches, evaluation_batches
-from jax_mdlm.data.corpus import Corpus, load_corpus
+from jax_mdlm.data.corpus import load_corpus
 from jax_mdlm.data.readers import pieces
-from jax_mdlm.data.table import Table
-from jax_mdlm.sharding import Share
-from tests.data.conftest import plain_config
-
-STEPS = 12
+from tests.data.prepared_rows import assert_same, both, run_config, with_data, write_rows
+from tests.training.conftest import write_rows as train_rows
+from tests.training.forks import Forks, forking
+from tests.training.runs import same_run
+from tests.training.runs import start as train
 
 
 @pytest.fixture(autouse=True)
@@ -37,103 +30,6 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 3,000 bytes, made by this process: a small file gives many."""
     monkeypatch.setattr(shard_making, "pieces", functools.partial(pieces, size=3000))
     monkeypatch.setattr(preparing.os, "cpu_count", lambda: 1)
-
-
-def words(draw: random.Random, most: int) -> str:
-    return " ".join(
-        draw.choice(["ab", "bab", "cc", "dad", "eee", "fo"]) for _ in range(draw.randint(1, most))
-    )
-
-
-def write_rows(path: Path, count: int, seed: int = 0, weighted: bool = True) -> str:
-    """Pairs, and dialogues of up to four answers of which some are not learned."""
-    draw, rows = random.Random(seed), []
-    for _ in range(count):
-        messages = []
-        for _ in range(draw.choice([1, 1, 2, 4])):
-            messages.append({"role": "user", "content": words(draw, 12)})
-            weight = int(draw.random() < 0.8 or not weighted)
-            answer = words(draw, 6)
-            messages.append({"role": "assistant", "content": answer, "weight": weight})
-        messages[-1]["weight"] = 1
-        rows.append({"messages": messages})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def run_config(files: str, batch_size: int = 8, slack_max: float = 0.0, **data: Any) -> Config:
-    settings: dict[str, Any] = {"length": 64, "max_labels": 24, "validation_percent": 10.0}
-    settings |= {"files": files, "seed": 5, "draw_end_padding": True} | data
-    return Config(
-        model=ModelConfig(max_length=settings["length"]),
-        data=plain_config(**settings),
-        objective=ObjectiveConfig(slack_max=slack_max),
-        train=TrainConfig(batch_size=batch_size),
-    )
-
-
-def with_data(config: Config, **data: Any) -> Config:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
-
-
-def both(config: Config, folder: Path) -> tuple[Corpus, Corpus]:
-    """What a run reads into memory, and what it opens prepared."""
-    memory = load_corpus(config, epath.Path(folder / "memory"))
-    prepared = with_data(config, prepared=str(folder / "rows"))
-    return memory, load_corpus(prepared, epath.Path(folder / "run"))
-
-
-def steps(table: Table, config: Config, share: Share, first: int, count: int) -> list:
-    batches = TrainBatches(
-        table,
-        config.data,
-        batch_size=config.train.batch_size,
-        objective=config.objective,
-        share=share,
-        start_step=first,
-    )
-    with contextlib.closing(batches):
-        return list(itertools.islice(batches, count))
-
-
-def assert_equal(found: list, expected: list) -> None:
-    assert len(found) == len(expected) > 0
-    for one, other in zip(found, expected):
-        for name, value in vars(other).items():
-            np.testing.assert_array_equal(getattr(one, name), value, err_msg=name)
-
-
-def assert_same(memory: Corpus, prepared: Corpus, config: Config) -> None:
-    """Tokenizers, counts, held-out conversations, and all batches, field by field."""
-    assert prepared.tokenizer.ids == memory.tokenizer.ids
-    text = "ab bab cc dad eee fo"
-    assert prepared.tokenizer.encode(text) == memory.tokenizer.encode(text)
-    for split in ("train", "validation"):
-        assert getattr(prepared, split).counts == getattr(memory, split).counts, split
-        assert len(getattr(prepared, split)) == len(getattr(memory, split))
-    if memory.held_out is not None:
-        assert prepared.held_out is not None
-        assert list(prepared.held_out.examples) == list(memory.held_out.examples)
-        assert list(prepared.held_out.origins) == list(memory.held_out.origins)
-    draw = random.Random(3)
-    whole = steps(memory.train, config, Share(), 0, STEPS)
-    for processes in (1, 2, 4):
-        first = draw.randrange(STEPS)
-        for index in range(processes):
-            share = Share((index,), processes)
-            expected = steps(memory.train, config, share, 0, STEPS)
-            assert_equal(steps(prepared.train, config, share, 0, STEPS), expected)
-            assert_equal(
-                steps(prepared.train, config, share, first, 4),
-                [*expected[first:], *steps(memory.train, config, share, STEPS, 4)][:4],
-            )
-            held = [
-                list(evaluation_batches(c.validation, config.data, batch_size=4, share=share))
-                for c in (prepared, memory)
-            ]
-            assert_equal(*held)
-    # Two processes took the first steps, one goes on.
-    assert_equal(steps(prepared.train, config, Share(), 7, STEPS - 7), whole[7:])
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -217,6 +113,9 @@ def test_mixtures_are_those_from_memory(tmp_path: Path, pattern: str, pretrainin
     config = run_config(files, pretraining=pretraining, slack_max=0.5 * pretraining)
     memory, prepared = both(config, tmp_path)
     assert prepared.train.parts == memory.train.parts
+    without = with_data(config, prepared=str(tmp_path / "rows"), files="")
+    again = load_corpus(without, epath.Path(tmp_path / "run"))
+    assert again.train.parts == memory.train.parts
     assert_same(memory, prepared, config)
 
 
@@ -253,20 +152,48 @@ def test_another_length_makes_spans_anew(tmp_path: Path) -> None:
         assert_same(memory, load_corpus(prepared, epath.Path(tmp_path / "run")), other)
         assert len(list(spans.iterdir())) == number + 2
     message = r"^response of row \d+ of shard \d+ needs \d+ labels, data.max_labels is 5; raise "
+    refused = with_data(config, prepared=str(tmp_path / "rows"), max_labels=5, too_long="error")
     with pytest.raises(ConfigError, match=message):
-        refused = with_data(config, prepared=str(tmp_path / "rows"), max_labels=5, too_long="error")
         load_corpus(refused, epath.Path(tmp_path / "run"))
 
 
-# --- memory ---
+# --- runs ---
 
-# Draws 50 batches from the folder that is named, prints the anonymous memory in bytes.
-CODE = """
-import re, sys
-from etils import epath
-from tests.data.test_prepared import open_generated, steps
-from jax_mdlm.sharding import Share
-table, config = open_generated(epath.Path(sys.argv[1]))
-assert len(steps(table, config, Share(), 0, 50)) == 50
-print(1024 * int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]))
-"""
+
+@pytest.mark.slow
+def test_a_run_learns_and_measures_the_same(forks: Forks, tmp_path: Path) -> None:
+    """Six steps from memory and from prepared rows: parameters, metrics and likelihoods."""
+    (tmp_path / "tiny.py").write_text(
+        "from tests.training.conftest import tiny_config\n\n\n"
+        f"def get_config(preset):\n    return tiny_config({str(tmp_path / 'rows.jsonl')!r}, "
+        "steps=6, save_every=6, evaluate_every=3)\n"
+    )
+    train_rows(tmp_path / "rows.jsonl")
+    memory, prepared = tmp_path / "memory", tmp_path / "prepared"
+    prepare.main(["--config", str(tmp_path / "tiny.py"), "--output", str(tmp_path / "rows")])
+    flag = f"--config.data.prepared={tmp_path / 'rows'}"
+    for child in (
+        train(forks, tmp_path / "tiny.py", memory),
+        train(forks, tmp_path / "tiny.py", prepared, flag),
+    ):
+        assert "6/6" in child.finish()
+    same_run(memory, prepared, 6)
+    found = []
+    for workdir in (memory, prepared):
+        if workdir == prepared:
+            (tmp_path / "rows.jsonl").unlink()  # the folder is enough
+        words = ["-m", "jax_mdlm.evaluate", "likelihood", "--workdir", str(workdir), "--split"]
+        streams = (Path("/dev/null"), tmp_path / f"{workdir.name}.json", tmp_path / "errors")
+        child = forks.run([*words, "validation", "--json"], streams, {}, tmp_path)
+        assert child.wait() == 0, (tmp_path / "errors").read_text()
+        found.append(json.loads(streams[1].read_text()))
+    for name in ("workdir",):
+        for one in found:
+            one.pop(name, None)
+    assert found[0] == found[1]
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with forking() as server:
+        yield server

@@ -73,6 +73,7 @@ class Letters:
 
     ids: SpecialIds = IDS
     vocab_size: int = 26
+    splits_lines: bool = False
 
     def encode(self, text):
         return [LETTERS.index(letter) for letter in text]
