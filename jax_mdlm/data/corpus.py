@@ -129,6 +129,8 @@ def _open_prepared(
 
 def reading(config: DataConfig, workdir: epath.Path) -> str:
     """What `load_corpus` is about to do, for the console: it may take half a minute."""
+    if config.prepared:
+        return f"opening {config.prepared}"
     if config.source == "chat_jsonl":
         return f"reading {config.files or 'rows'}"
     title = _TITLES.get(config.source, config.source)

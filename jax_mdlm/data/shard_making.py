@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -110,7 +110,6 @@ def make_shards(
     task: ShardTask,
     workers: int,
     note: Callable[[str], None],
-    again: Collection[int] = (),
 ) -> int:
     """Makes the shards of this process's jobs, those that are there already left out.
 
@@ -119,7 +118,6 @@ def make_shards(
       task: What is done.
       workers: Processes; 1 = none but this one.
       note: Takes lines that say how far it is.
-      again: Shards that are made although they are there.
 
     Returns:
       How many shards there are, of all processes.
@@ -137,7 +135,7 @@ def make_shards(
             if job.number % hosts != index:
                 continue
             record = read_record(folder, job.number)
-            if record and record.digest == job.digest and job.number not in again:
+            if record and record.digest == job.digest:
                 progress.found(record)
                 continue
             running.append(submit(job))
