@@ -15,7 +15,7 @@ from jax_mdlm.data.order import Order, make_order
 from jax_mdlm.data.prepared import MANIFEST, held_out_rows, open_table, read_manifest, settings_of
 from jax_mdlm.data.preparing import prepare_rows, recorded_path
 from jax_mdlm.data.rows import Split, file_texts, open_rows, pronunciation_references
-from jax_mdlm.data.sources import source_files
+from jax_mdlm.data.sources import source_sizes
 from jax_mdlm.data.table import Table, make_table
 from jax_mdlm.data.tokenizer import (
     Tokenizer,
@@ -160,8 +160,8 @@ def prepared_folder(config: DataConfig, workdir: epath.Path) -> epath.Path | Non
     folder = data_folder(config, workdir) / f"prepared-{name}"
     if read_manifest(folder) is not None:
         return folder
-    sizes = (path.stat().length for _, paths in source_files(config.files) for path in paths)
-    return folder if sum(sizes) > IN_MEMORY else None
+    size = sum(size for _, size in source_sizes(config.files))
+    return folder if size > IN_MEMORY else None
 
 
 def open_split(config: DataConfig, workdir: epath.Path, split: Split) -> SplitRows:

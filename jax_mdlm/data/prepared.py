@@ -35,7 +35,7 @@ from jax_mdlm.data.shards import (
     texts_file,
     write_file,
 )
-from jax_mdlm.data.sources import parse_sources
+from jax_mdlm.data.sources import parse_sources, source_sizes
 from jax_mdlm.data.table import Table, too_long
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.data.tokens import HEADER, ShardTokens, map_array
@@ -59,8 +59,8 @@ class Manifest:
       made_from: Setting -> value, of all settings that decide which tokens a row has.
       tokenizer: Digest of its files and special ids.
       tokenizer_path: `data.tokenizer.path` that it came from.
-      sources: Of each source its name, weight where the run names no files, files' forms, rows,
-        digest.
+      sources: Of each source its name, weight where the run names no files, bytes and forms of its
+        files, rows, digest.
       counts: Rows, responses, tokens, held out, duplicates, skipped by kind, and of
         these the rows of each split that could not be encoded.
       errors: What was wrong with the first skipped rows.
@@ -180,7 +180,8 @@ def check_prepared(
 ) -> None:
     """Refuses prepared rows that are not those of a run.
 
-    Where `data.files` is empty the sources are not compared: a pod need not have them.
+    Where `data.files` is empty the sources are not compared: a pod need not have them. Files that
+    are there must have the size that they had.
 
     Raises:
       ConfigError: settings or the tokenizer differ; all that differs is named.
@@ -193,6 +194,7 @@ def check_prepared(
         for name in sorted(asked.keys() | made.keys())
         if made.get(name) != asked.get(name)
     ]
+    wrong += _other_files(manifest, data.files)
     if manifest.tokenizer != tokenizer:
         wrong.append("the tokenizer or its special ids are others")
     if wrong:
@@ -200,6 +202,19 @@ def check_prepared(
             f"{folder} was prepared with other settings: {'; '.join(wrong)}; use the same, or "
             "prepare the rows again into another folder"
         )
+
+
+def _other_files(manifest: Manifest, files: str) -> list[str]:
+    """What is known of files that changed since: their sizes. They need not be there any more."""
+    if "hf://" in files:  # a revision of the hub is fetched once
+        return []
+    with contextlib.suppress(ConfigError):
+        return [
+            f"the files of {source.name} had {made['bytes']:,} bytes, have {size:,}"
+            for (source, size), made in zip(source_sizes(files), manifest.sources, strict=False)
+            if size != made["bytes"]
+        ]
+    return []
 
 
 def open_table(

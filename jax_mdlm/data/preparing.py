@@ -43,7 +43,7 @@ from jax_mdlm.data.shards import (
     work_folder,
     write_file,
 )
-from jax_mdlm.data.sources import RowSource, parse_sources
+from jax_mdlm.data.sources import RowSource, source_sizes
 from jax_mdlm.data.tokenizer import Tokenizer
 from jax_mdlm.storage import alone_in
 
@@ -175,7 +175,6 @@ def _finish(
     tokenizer: Tokenizer,
 ) -> None:
     """Counts everything, cuts the rows for this run's canvas, and writes the manifest."""
-    sources = parse_sources(config.data.files)
     hashes = [read_hashes(folder, number) for number in range(count)]
     every = np.sort(np.concatenate([*hashes, np.empty(0, np.uint64)]))
     duplicates = int((every[1:] == every[:-1]).sum())
@@ -208,8 +207,8 @@ def _finish(
     manifest = Manifest(
         **plan,
         sources=[
-            _source(source, [record for record in records if record.source == at], hashes)
-            for at, source in enumerate(sources)
+            _source(source, size, [record for record in records if record.source == at], hashes)
+            for at, (source, size) in enumerate(source_sizes(config.data.files))
         ],
         counts=counts,
         errors=[error for record in records for error in record.errors][:_ERRORS],
@@ -233,7 +232,7 @@ def _records(folder: epath.Path, count: int) -> list[ShardRecord]:
 
 
 def _source(
-    source: RowSource, records: Sequence[ShardRecord], hashes: Sequence[np.ndarray]
+    source: RowSource, size: int, records: Sequence[ShardRecord], hashes: Sequence[np.ndarray]
 ) -> dict:
     """What the manifest says of a source."""
     digest = hashlib.blake2b(digest_size=16)
@@ -242,6 +241,7 @@ def _source(
     return {
         "name": source.name,
         "weight": source.weight,
+        "bytes": size,
         "forms": sorted({record.form for record in records}),
         "rows": sum(sum(record.rows.values()) for record in records),
         "digest": digest.hexdigest(),

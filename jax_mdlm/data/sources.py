@@ -59,6 +59,13 @@ def source_files(files: str, flag: str = "data.files") -> list[tuple[RowSource, 
     return found
 
 
+def source_sizes(files: str) -> list[tuple[RowSource, int]]:
+    """The sources of a list, and how many bytes their files have; raises as `source_files`."""
+    return [
+        (source, sum(path.stat().length for path in paths)) for source, paths in source_files(files)
+    ]
+
+
 def parse_sources(files: str) -> tuple[RowSource, ...]:
     """Reads `data.files`, a source for each entry.
 

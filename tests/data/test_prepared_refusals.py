@@ -73,6 +73,21 @@ def test_other_files_are_refused_and_none_are_not(
     load_corpus(with_data(config, prepared=str(folder), files=""), epath.Path(tmp_path / "run"))
 
 
+def test_files_that_changed_are_refused(made: tuple[Config, Path], tmp_path: Path) -> None:
+    config, folder = made
+    path = Path(config.data.files)
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before + before.splitlines(keepends=True)[0])
+        text = refusal(config, folder, tmp_path / "run")
+        size = path.stat().st_size
+        assert f"the files of {path} had {len(before):,} bytes, have {size:,}; use" in text
+        path.unlink()  # they need not be there
+        load_corpus(with_data(config, prepared=str(folder)), epath.Path(tmp_path / "run"))
+    finally:
+        path.write_bytes(before)
+
+
 def test_another_tokenizer_is_refused(made: tuple[Config, Path], tmp_path: Path) -> None:
     """That of a run that has begun, one that a path names, and one of an unfinished folder."""
     config, folder = made
