@@ -36,6 +36,7 @@ def run(capsys: pytest.CaptureFixture[str], arguments: str) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_figures_of_every_batch_and_setting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

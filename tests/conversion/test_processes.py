@@ -82,6 +82,7 @@ def run(how: str, folder: Path, workdir: Path, processes: int = 2) -> list[dict]
     return results
 
 
+@pytest.mark.slow
 def test_two_processes_read_half_each(tmp_path: Path) -> None:
     """Import to disk, and straight onto eight devices; the import is that of one process."""
     tensors = folders.write_folder(
@@ -98,6 +99,7 @@ def test_two_processes_read_half_each(tmp_path: Path) -> None:
         assert back[name].tobytes() == tensor.tobytes(), name
 
 
+@pytest.mark.slow
 def test_two_processes_export_what_one_does(tmp_path: Path) -> None:
     tensors = folders.write_folder(tmp_path / "in")
     convert.main(["import", str(tmp_path / "in"), str(tmp_path / "run")])

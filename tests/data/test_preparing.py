@@ -152,6 +152,7 @@ def start_pair(config: Path, output: Path) -> list[subprocess.Popen[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_shards(tmp_path: Path) -> None:
     config = config_file(tmp_path / "config.py", write_rows(tmp_path / "rows.jsonl", 400))
     finish(start(config, tmp_path / "calm", "--workers", "1"))

@@ -84,6 +84,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], con
     return call
 
 
+@pytest.mark.slow
 def test_json_has_a_line_per_topology(run) -> None:
     code, out, err = run("--topology", "v5e:1x8", "v5e:1x4", "--json")
     records = [json.loads(line) for line in out.splitlines()]
@@ -190,6 +191,7 @@ def test_headroom_decides() -> None:
     assert record_of(on(peak))["fits"] is False
 
 
+@pytest.mark.slow
 def test_slices_go_to_the_data_axis(run) -> None:
     _, out, _ = run("--topology", "v5e:1x4", "--slices", "2", "--json")
     record = json.loads(out)
@@ -271,6 +273,7 @@ def test_a_checkpoint_is_what_train_saves(tmp_path: Path) -> None:
     assert f"a checkpoint, of all chips together{saved / 1e9:48.3f}" in in_words(plan)
 
 
+@pytest.mark.slow
 def test_a_search_prints_flags_that_work(run) -> None:
     code, out, _ = run("--topology", "v5e:1x4", "--search", "--tries", "2")
     assert code == 0
@@ -306,6 +309,7 @@ def test_accelerator_types_are_topologies(name: str, shape: str) -> None:
     assert topology_of(name) == shape
 
 
+@pytest.mark.slow
 def test_an_accelerator_type_is_answered_with_its_topology(run) -> None:
     code, out, err = run("--topology", "v5litepod-4", "--json", "--config.mesh.fsdp=2")
     assert (code, json.loads(out)["topology"]) == (0, "v5e:2x2")

@@ -141,7 +141,14 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam() -> None:
         np.testing.assert_allclose(updates[name], adam[name], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adamw",
+        pytest.param("adafactor", marks=pytest.mark.slow),
+        pytest.param("muon", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_make_the_same_update(name: str, eight_devices) -> None:
     _, alone, state, _ = one_update(name)
     layout = make_layout(MeshConfig(fsdp=4, tensor=1, data=2))

@@ -88,6 +88,7 @@ def test_sigterm_saves_and_the_run_goes_on(
         assert max(losses(workdir)) == LAST
 
 
+@pytest.mark.slow
 def test_sigterm_before_the_loop_ends_at_once(
     forks: Forks, config_file: Path, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_second_signal_ends_at_once(
     assert steps_saved(workdir) == []
 
 
+@pytest.mark.slow
 def test_a_sigterm_is_passed_on_by_the_launcher_and_counts_once(
     forks: Forks, config_file: Path, tmp_path: Path
 ) -> None:

@@ -40,6 +40,7 @@ def test_a_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
     assert 0 < last["nll_bound"] < lines(undisturbed)[0]["nll_bound"]
 
 
+@pytest.mark.slow
 def test_a_chat_run_is_decoded_scored_and_shown(
     forks: Forks, config_file: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +192,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     assert newest is not None
 
 
+@pytest.mark.slow
 def test_rows_without_an_alignment_are_warned_about(
     forks: Forks, config_file: Path, tmp_path: Path
 ) -> None:
@@ -263,6 +265,7 @@ def test_a_checkpoint_of_another_shape_is_refused(
         train.main(arguments(config_file, workdir, "--config.model.mlp=16", "--config.mesh.fsdp=8"))
 
 
+@pytest.mark.slow
 def test_init_from_another_run(
     forks: Forks, config_file: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

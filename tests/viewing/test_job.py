@@ -82,6 +82,7 @@ def test_a_killed_list_ends_like_an_undisturbed_one(workdir, prompts_file, tmp_p
     assert rows(output) == whole
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(workdir, prompts_file, tmp_path, whole):
     """Four devices each; the first one writes every row once."""
     output = tmp_path / "out.jsonl"
