@@ -5,6 +5,9 @@ stand among them; of the rows that are held out also the texts, which evaluation
 Every file is written beside its place and renamed, so that one that has its name is whole, and the
 record of a shard comes last: who finds it need not look at the others. The files say nothing of
 when, where and by whom they were written.
+
+Not ArrayRecord: a batch of 256 rows of 300 tokens takes 0.4 ms from a mapped array, 2.5 to 3.5 ms
+record by record, and what is in a bucket is read by ranges here, where its reader needs a mount.
 """
 
 import dataclasses
