@@ -38,7 +38,7 @@ from jax_mdlm.data.shards import (
 from jax_mdlm.data.sources import parse_sources, source_sizes
 from jax_mdlm.data.table import Table, too_long
 from jax_mdlm.data.tokenizer import Tokenizer
-from jax_mdlm.data.tokens import HEADER, ShardTokens, map_array
+from jax_mdlm.data.tokens import HEADER, Tokens, map_array, open_shards
 from jax_mdlm.processes import anywhere
 from jax_mdlm.storage import reaching
 
@@ -349,9 +349,9 @@ def _texts(folder: epath.Path, number: int) -> list[tuple[str, Example]]:
         return read_texts(folder, number)
 
 
-def _tokens(folder: epath.Path, manifest: Manifest, split: str) -> ShardTokens:
+def _tokens(folder: epath.Path, manifest: Manifest, split: str) -> Tokens:
     files = [shard_file(folder, split, at, "tokens") for at in range(len(manifest.shards))]
-    return ShardTokens(files, [shard["tokens"][split] for shard in manifest.shards])
+    return open_shards(files, [shard["tokens"][split] for shard in manifest.shards])
 
 
 def _spans_folder(folder: epath.Path, config: Config) -> epath.Path:

@@ -48,6 +48,18 @@ class HeldTokens:
         return self.ids[_indices(begin, size)]
 
 
+def open_shards(files: Sequence[epath.Path], sizes: Sequence[int]) -> Tokens:
+    """The tokens of files: in memory where a bucket has few, else where they are (`ShardTokens`).
+
+    Raises:
+      ConfigError: as `ShardTokens`, or an object cannot be read.
+    """
+    shards = ShardTokens(files, sizes)
+    if "://" not in os.fspath(files[0]) or sum(sizes) > _HELD:
+        return shards
+    return HeldTokens(shards.take(np.zeros(1, np.int64), np.full(1, sum(sizes))))
+
+
 class ShardTokens:
     """Tokens in files, each an int32 array of NumPy's format."""
 
@@ -125,6 +137,7 @@ class ShardTokens:
         return np.concatenate(found).astype(np.int32, copy=False)
 
 
+_HELD = 2**24  # tokens of a bucket that are read once and kept: 64 MB
 _GAP = 2**14  # tokens, 64 kB; closer pieces are read together
 _FAR = 2**40  # more tokens than a shard has
 HEADER = 128  # bytes before the values of a file that `write_array` wrote

@@ -51,6 +51,7 @@ def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CloudStorage]:
+    monkeypatch.setattr(tokens, "_HELD", 0)  # as if there were many rows
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with gcs_store({}, monkeypatch) as store:
         yield store
@@ -115,6 +116,20 @@ def test_a_batch_waits_for_the_bucket_once(
     assert all_there.is_set()
     assert time.monotonic() - began < 10, "requests waited for each other"
     assert count <= 2 * BATCH, "a history and a response"
+
+
+def test_few_rows_of_a_bucket_are_read_once(
+    gcs: CloudStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(write_rows(tmp_path / "rows.jsonl", 60))
+    memory, _ = both(config, tmp_path)
+    far = with_data(config, prepared="gs://bucket/rows")
+    load_corpus(far, epath.Path(tmp_path / "far"))
+    monkeypatch.setattr(tokens, "_HELD", 2**24)
+    corpus = load_corpus(far, epath.Path(tmp_path / "far"))
+    gcs.log.clear()
+    assert_same(memory, corpus, config)
+    assert not gcs.log
 
 
 def test_a_bucket_that_fails_is_one_line(gcs: CloudStorage, tmp_path: Path) -> None:
