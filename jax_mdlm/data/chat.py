@@ -85,9 +85,7 @@ def template_of(config: DataConfig, tokenizer: Tokenizer) -> Template:
 
     Pre-training joins the messages of a row by newlines, so a prompt is the text up to there.
     """
-    if config.pretraining:
-        return plain_template("\n", "\n")
-    return make_template(config.template, tokenizer, config.prompt_slots)
+    return training_template(config, tokenizer) or plain_template("\n", "\n")
 
 
 def training_template(config: DataConfig, tokenizer: Tokenizer) -> Template | None:

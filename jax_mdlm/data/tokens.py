@@ -123,7 +123,7 @@ class ShardTokens:
         begins, ends = local[wanted], local[wanted] + size[wanted]
         reached = np.maximum.accumulate(ends + shard[wanted] * _FAR) - shard[wanted] * _FAR
         apart = (shard[wanted][1:] != shard[wanted][:-1]) | (begins[1:] - reached[:-1] > _GAP)
-        opens = np.concatenate([[0], np.flatnonzero(apart) + 1]) if len(wanted) else wanted
+        opens = np.concatenate([[0], np.flatnonzero(apart) + 1])
         ranges = [
             (self._files[shard[wanted[at]]], HEADER + 4 * int(begins[at]), HEADER + 4 * int(end))
             for at, end in zip(opens, reached[np.append(opens[1:], len(wanted)) - 1], strict=True)
@@ -140,9 +140,7 @@ class ShardTokens:
 _HELD = 2**24  # tokens of a bucket that are read once and kept: 64 MB
 _GAP = 2**14  # tokens, 64 kB; closer pieces are read together
 _FAR = 2**40  # more tokens than a shard has
-HEADER = 128  # bytes before the values of a file that `write_array` wrote
-
-
+HEADER = 128  # bytes before the values of a file of `shards.npy_bytes`
 _REMEDY = "copy the folder again, or prepare the rows into another one"
 
 

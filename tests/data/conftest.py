@@ -33,6 +33,17 @@ JINJA = (
 )
 
 
+LLADA_TOKENS = (
+    special.START,
+    special.EOS,
+    special.RESERVED,
+    special.MASK,
+    special.HEADER_START,
+    special.HEADER_END,
+    special.TERMINATOR,
+)
+
+
 def save_llada(folder: Path, tokens: tuple[str, ...]) -> Path:
     """A folder like those of LLaDA: byte-level BPE, `tokens` at its end, remote code announced."""
     from transformers import PreTrainedTokenizerFast
@@ -65,16 +76,7 @@ def save_llada(folder: Path, tokens: tuple[str, ...]) -> Path:
 
 @pytest.fixture(scope="session")
 def llada_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokens = (
-        special.START,
-        special.EOS,
-        special.RESERVED,
-        special.MASK,
-        special.HEADER_START,
-        special.HEADER_END,
-        special.TERMINATOR,
-    )
-    return save_llada(tmp_path_factory.mktemp("llada_instruct"), tokens)
+    return save_llada(tmp_path_factory.mktemp("llada_instruct"), LLADA_TOKENS)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from jax_mdlm.config import ConfigError, DataConfig
 from jax_mdlm.data.examples import pair
 from jax_mdlm.data.files import find_files, open_plain
 from jax_mdlm.data.rows import read_files
-from tests.conversion.stubs import S3, Hub, serving
+from tests.conversion.stubs import Hub, s3_store, serving
 
 ROW = b'{"prompt": "a", "response": "b"}\n'
 PACKED = {
@@ -130,19 +130,12 @@ def forget_clients() -> None:
 
 
 def test_rows_in_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs", reason="s3fs is not installed (extra `cloud`)")
     written = io.BytesIO()
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.table({"prompt": ["c"], "response": ["d"]}), written)
     objects = {"rows/a.jsonl.gz": gzip.compress(ROW), "rows/b.parquet": written.getvalue()}
-    with serving(S3("bucket", objects)) as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.delenv("AWS_PROFILE", raising=False)
-        forget_clients()
+    with s3_store(objects, monkeypatch):
         rows = read_files(DataConfig(files="s3://bucket/rows/*"))
         assert rows.examples == [pair("a", "b"), pair("c", "d")]
         assert rows.origins == ["s3://bucket/rows/a.jsonl.gz:1", "s3://bucket/rows/b.parquet:1"]

@@ -108,18 +108,9 @@ def test_another_tokenizer_is_refused(made: tuple[Config, Path], tmp_path: Path)
 
 
 def test_a_path_of_a_tokenizer_is_not_passed_over(llada_folder: Path, tmp_path: Path) -> None:
-    from jax_mdlm.data import special
-    from tests.data.conftest import save_llada
+    from tests.data.conftest import LLADA_TOKENS, save_llada
 
-    tokens = (
-        special.START,
-        special.EOS,
-        special.RESERVED,
-        special.MASK,
-        special.HEADER_START,
-        special.HEADER_END,
-    )
-    other = save_llada(tmp_path / "other", ("<|more|>", *tokens, special.TERMINATOR))
+    other = save_llada(tmp_path / "other", ("<|more|>", *LLADA_TOKENS))
     settings = {"template": "llada", "length": 128}
     config = run_config(
         write_rows(tmp_path / "rows.jsonl", 30),
