@@ -185,6 +185,7 @@ class Forks:
             pid, code = json.loads(line)
             if code is None:
                 self._begun.append(pid)
+                self.codes.pop(pid, None)  # of an earlier process whose number came again
             else:
                 self.codes[pid] = code
                 self.crowd.left(pid)
