@@ -14,55 +14,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.printing import print_result
+from benchmarks.published_folder import write_random_weights
+from benchmarks.watching import watch
 from jax_mdlm.config import ModelConfig
-from jax_mdlm.conversion import published, shards
-from jax_mdlm.conversion.boxes import FLOATS, BothLayouts
-from jax_mdlm.conversion.shards import INDEX
-from jax_mdlm.conversion.source import CONFIG
-from jax_mdlm.model import table
 
 _SAMPLED_EVERY = 0.01  # seconds
-
-
-def write_random_weights(folder: Path, config: ModelConfig, shard_bytes: int) -> int:
-    """Writes a folder of published form with random normal weights; returns their bytes.
-
-    Args:
-      folder: New.
-      config: Layout; `param_dtype` is the dtype of the tensors.
-      shard_bytes: Most bytes of tensors in a file.
-    """
-    folder.mkdir(parents=True)
-    dtype = FLOATS[config.param_dtype]
-    pool = (0.02 * np.random.default_rng(0).standard_normal(2**23, np.float32)).astype(dtype)
-    rows = [BothLayouts(row, config) for row in table.rows(config)]
-    tensors = [(name, row.torch_shape) for row in rows for name in row.torch_names]
-    shapes = dict(tensors)
-    plan = shards.plan_shards(tensors, config.param_dtype, shard_bytes)
-    for shard in plan:
-        with open(folder / shard.file, "wb") as file:
-            file.write(shard.header)
-            for number, name in enumerate(shard.offsets):
-                left = int(np.prod(shapes[name]))
-                while left:
-                    part = np.roll(pool[:left], 7 * number)
-                    file.write(part.view(np.uint8).data)
-                    left -= part.size
-    if len(plan) > 1:
-        (folder / INDEX).write_text(shards.index_of(plan))
-    ids = published.TokenIds(mask=1, eos=2, pad=2)
-    settings = published.published_settings(config, ids, config.param_dtype, None)
-    (folder / CONFIG).write_text(published.settings_text(settings))
-    return table.num_parameters(config) * dtype.itemsize
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,9 +81,7 @@ def _measure(place: Path, config: ModelConfig, repeats: int, settle: float) -> d
     for _ in range(repeats):
         for name, (words, made) in commands.items():
             shutil.rmtree(made, ignore_errors=True)
-            subprocess.run(["sync"], check=True)
-            time.sleep(settle)
-            runs[name].append(_watch(words))
+            runs[name].append(to_disk(words, settle))
     result: dict[str, Any] = {
         "bytes": num_bytes,
         "layers": config.layers,
@@ -138,46 +98,33 @@ def _measure(place: Path, config: ModelConfig, repeats: int, settle: float) -> d
     return result
 
 
-def _watch(words: Sequence[str]) -> dict[str, float]:
-    """Runs a command.
+def to_disk(words: Sequence[str], settle: float) -> dict[str, float]:
+    """Runs a command that writes files, after a sync and `settle` seconds.
 
     Returns:
       Seconds until the bytes were in the page cache (conversions: without the start of Python, as
       they report it) and on the disk, seconds of the whole process, and the peak of its anonymous
       memory in MB.
+
+    Raises:
+      RuntimeError: the command failed.
     """
-    start = time.perf_counter()
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        seen: list[int] = [0]
-        watcher = threading.Thread(target=_sample, args=(process, seen))
-        watcher.start()
-        out, errors = process.communicate()
-        seconds = time.perf_counter() - start
-        watcher.join()
+    subprocess.run(["sync"], check=True)
+    time.sleep(settle)
+    run = watch(words, _SAMPLED_EVERY)
     begin = time.perf_counter()
     subprocess.run(["sync"], check=True)
     synced = time.perf_counter() - begin
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(words)} failed: {errors.decode()[-400:]}")
-    reported = re.search(r"in ([\d.]+) s\)", out.decode())
-    inside = float(reported[1]) if reported else seconds
+    if run.code:
+        raise RuntimeError(f"{' '.join(words)} failed: {run.errors[-400:]}")
+    reported = re.search(r"in ([\d.]+) s\)", run.out)
+    inside = float(reported[1]) if reported else run.seconds
     return {
         "to_cache": inside,
         "to_disk": inside + synced,
-        "whole_process": seconds,
-        "peak_anonymous_mb": max(seen) / 1e3,
+        "whole_process": run.seconds,
+        "peak_anonymous_mb": run.peak("anonymous") / 1e6,
     }
-
-
-def _sample(process: subprocess.Popen[bytes], seen: list[int]) -> None:
-    while process.poll() is None:
-        try:
-            text = Path(f"/proc/{process.pid}/status").read_text()
-        except OSError:
-            return
-        if found := re.search(r"RssAnon:\s+(\d+) kB", text):
-            seen.append(int(found[1]))
-        time.sleep(_SAMPLED_EVERY)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def apply_overrides(
       config: What is changed.
       overrides: Arguments `--config.section.field=value`.
       section: The only section that may be changed, e.g. `sample` for a finished run; "" = all.
-      unfixed: Asked where a setting of the tokenizer is given: those that the run leaves open
+      unfixed: Asked where a setting of the tokenizer is given: those that the model leaves open
         (`data.corpus.unfixed`), by their beginnings.
 
     Returns:
@@ -159,12 +159,12 @@ def apply_overrides(
         if section and field.startswith(_TOKENIZER):
             if not field.startswith(tuple(unfixed())):
                 raise ConfigError(
-                    f"--config.{field} cannot be changed here: the work directory has the "
-                    "tokenizer that its parameters were trained with; leave it out"
+                    f"--config.{field} cannot be changed here: the model has the tokenizer that it "
+                    "was trained with; leave it out"
                 )
         elif section and field.split(".")[0] not in (section, "mesh"):
             raise ConfigError(
-                f"--config.{field} cannot be changed here: the work directory fixes everything but "
+                f"--config.{field} cannot be changed here: the model fixes everything but "
                 f"--config.{section}.* and --config.mesh.*"
             )
         config = _replace(config, field.split("."), text, field)

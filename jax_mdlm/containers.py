@@ -58,6 +58,16 @@ class ParamRow:
     torch_name: str
     num_inputs: int
 
+    @property
+    def stacked(self) -> bool:
+        """Whether its array has a "layers" axis, the first."""
+        return self.axes[0] == "layers"
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it has one axis in each layer: a norm's."""
+        return len(self.axes) == 1 + self.stacked
+
 
 @flax.struct.dataclass
 class Batch:

@@ -11,6 +11,7 @@ prompts and decoding are those that the parameters were trained with: nobody pas
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
@@ -23,17 +24,18 @@ from etils import epath
 from jax_mdlm import model
 from jax_mdlm.config import Config, ConfigError, ModelConfig
 from jax_mdlm.containers import Params, SampleState
-from jax_mdlm.conversion.reading import read_params
+from jax_mdlm.conversion.placing import place_prepared
+from jax_mdlm.conversion.reading import opened_params
 from jax_mdlm.data.examples import Message
 from jax_mdlm.likelihood import Estimate, log_likelihood
-from jax_mdlm.model import memory
-from jax_mdlm.model.table import abstract_params
-from jax_mdlm.parameters import restore_params
+from jax_mdlm.model import memory, table
+from jax_mdlm.progress import ByteProgress
 from jax_mdlm.sampling import Answer, SampleOptions, generate, read_answers, stream
 from jax_mdlm.setup import Prompt, Setup, open_setup
 from jax_mdlm.sharding import Layout, make_layout
-from jax_mdlm.storage import reaching
 from jax_mdlm.workdir import newest_step
+
+_LONG = 10**9  # bytes; a bar is shown while so many are read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +237,8 @@ class Mdlm(Setup):
         return stream(self.params, network, [ids], options, key, every=every, layout=self.layout)
 
     def _configured(self, config: Config) -> Self:
-        if (config.mesh, config.sample.weights) != (self.config.mesh, self.settings.weights):
+        kept = (self.config.mesh, model.Form.of(self.settings))
+        if (config.mesh, model.Form.of(config.sample)) != kept:
             raise ConfigError(
                 "sample.weights and mesh settings say how parameters are read, and they have been; "
                 "load the model again"
@@ -246,7 +249,7 @@ class Mdlm(Setup):
 def load(
     path: epath.PathLike,
     *,
-    weights: Literal["full", "int8"] = "full",
+    weights: Literal["full", "int8", "int4"] = "full",
     layout: Layout | None = None,
     **settings: Any,
 ) -> Mdlm:
@@ -255,7 +258,8 @@ def load(
     Args:
       path: A work directory (its newest checkpoint; adapters of a LoRA run are merged), or a folder
         of weights as PyTorch users load it: local, `gs://`, `s3://`, or `hf://ORG/NAME`.
-      weights: `int8` quantises matrices and embedding while they are read.
+      weights: `int8` and `int4` quantise matrices and embedding while they are read
+        (`model.Form`).
       layout: Where the parameters go (`sharding.make_layout`); None: as the model's config says.
       settings: Fields of `SampleConfig` that differ from those of its training, e.g. `steps=32`; as
         `strategy` an object, too.
@@ -276,33 +280,31 @@ def load(
     return read(open_setup(path).with_settings(weights=weights, **settings), layout)
 
 
-def read(setup: Setup, layout: Layout | None = None) -> Mdlm:
-    """Reads the parameters in the form that the sampler takes (`model.prepare`).
+def read(setup: Setup, layout: Layout | None = None, *, rows: int = 0) -> Mdlm:
+    """Reads the parameters, layer by layer, into the form that the sampler takes.
 
     Args:
       setup: How the model is decoded; says where it is kept.
       layout: Where they go; None: as `mesh` of the config says, over all devices.
+      rows: Prompts of a compiled call, for what memory must hold; 0 = `sample.batch_size`.
 
     Raises:
       ConfigError: no checkpoint, or too little memory.
       CheckpointError: damaged, or of another shape.
     """
-    layout = layout or make_layout(setup.config.mesh)
+    config = setup.config
+    layout = layout or make_layout(config.mesh)
     if setup.source or newest_step(setup.path) >= 0:  # else another sentence is due
-        memory.check_sampling(os.fspath(setup.path), setup.config, layout)
-    # Read in the compute dtype: float32 masters need not fit where bfloat16 does.
-    dtype = setup.config.model.compute_dtype
-    network = dataclasses.replace(setup.config.model, param_dtype=dtype)
-    weights = setup.settings.weights
-    host = memory.host_of(weights, layout)
-    there = host or layout
-    if setup.source is None:
-        step, params = restore_params(setup.path, abstract_params(network, there))
-    else:
-        step = 0
-        with reaching(os.fspath(setup.path)):
-            params = read_params(setup.source, lambda row: there.sharding(row.axes), dtype)
-    params = model.prepare(params, network, weights, move_to=host and layout.replicated)
+        rows = min(rows or config.sample.batch_size, config.sample.batch_size)
+        memory.check_sampling(os.fspath(setup.path), config, layout, rows)
+    table.check_mesh(config.model, layout)
+    network, dtype = config.model, config.model.compute_dtype
+    with opened_params(setup.source or setup.path, network, dtype) as (step, arrays):
+        total = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays.values())
+        shown = jax.process_count() == 1 and total >= _LONG
+        with ByteProgress(total, active=shown) as progress:
+            form = model.Form.of(config.sample)
+            params = place_prepared(arrays, network, layout, form, progress.add)
     return Mdlm.of(setup, params, layout, step)
 
 

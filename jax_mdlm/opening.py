@@ -1,53 +1,73 @@
 """How a command opens a model: processes, then settings of the command line, then the door."""
 
 import functools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 
 import jax
 from etils import epath
 
 from jax_mdlm import command, mdlm
-from jax_mdlm.data.corpus import unfixed
+from jax_mdlm.conversion.source import is_published, open_source
+from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder, unfixed
+from jax_mdlm.data.tokenizer import holds_tokenizer, is_kept, read_tokenizer
 from jax_mdlm.mdlm import Mdlm
 from jax_mdlm.progress import Progress
 from jax_mdlm.sampling import Answer
 from jax_mdlm.setup import Setup, open_setup
+from jax_mdlm.storage import reaching
 from jax_mdlm.workdir import load_config
 
 
-def open_workdir(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Setup:
-    """A work directory with the settings of the command line; its parameters are not read yet.
+def configure(path: epath.PathLike, overrides: Sequence[str] = ()) -> Setup:
+    """A model with the settings of the command line; its parameters are not read yet.
 
     Args:
-      workdir: Local, or `gs://...`.
+      path: A work directory, or a folder of published weights.
       overrides: `--config.sample.NAME=VALUE` and `--config.mesh.NAME=VALUE`.
 
     Raises:
-      ConfigError: no work directory, or settings that cannot be used.
+      ConfigError: nothing usable is there, or settings that cannot be used.
     """
     _join_processes()
-    folder = epath.Path(workdir)
-    stored = load_config(folder)
-    config = command.apply_overrides(
-        stored, overrides, section="sample", unfixed=lambda: unfixed(stored.data, folder)
-    )
-    return open_setup(folder, config)
+    path = os.fspath(path)
+    with reaching(path):
+        source = open_source(path) if is_published(path) else None
+    folder = source.folder if source else epath.Path(path)
+    stored = source.run_config(folder.name) if source else load_config(folder)
+
+    def left_open() -> Collection[str]:
+        if source:
+            tokenizer = stored.data.tokenizer
+            return unfixed(holds_tokenizer(folder), lambda: read_tokenizer(tokenizer, folder))
+        kept = is_kept(tokenizer_folder(folder))
+        return unfixed(kept, lambda: open_tokenizer(stored.data, folder))
+
+    config = command.apply_overrides(stored, overrides, section="sample", unfixed=left_open)
+    return open_setup(source or path, config)
 
 
-def read_kept(setup: Setup) -> Mdlm:
-    """Reads the parameters; programs are kept in the work directory."""
-    command.use_compilation_cache(setup.path / "compilation_cache")
-    return mdlm.read(setup)
+def read_kept(setup: Setup, rows: int = 0) -> Mdlm:
+    """Reads the parameters; programs are kept in the work directory, or in the user's cache.
+
+    Args:
+      setup: How the model is decoded; says where it is kept.
+      rows: Prompts of a compiled call at most; 0 = `sample.batch_size`.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jax_mdlm"
+    command.use_compilation_cache((home if setup.source else setup.path) / "compilation_cache")
+    return mdlm.read(setup, rows=rows)
 
 
-def open_model(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Mdlm:
-    """Opens a work directory and reads its parameters.
+def open_model(path: epath.PathLike, overrides: Sequence[str] = ()) -> Mdlm:
+    """Opens a model as `configure` does, and reads its parameters.
 
     Raises:
-      ConfigError: no work directory, no checkpoint, or settings that cannot be used.
+      ConfigError: nothing usable is there, no checkpoint, or settings that cannot be used.
       CheckpointError: damaged, or of another shape.
     """
-    return read_kept(open_workdir(workdir, overrides))
+    return read_kept(configure(path, overrides))
 
 
 def with_progress(answers: Iterator[Answer], total: int, unit: str = "row") -> list[Answer]:

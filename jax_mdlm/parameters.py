@@ -1,48 +1,15 @@
-"""The parameters that a work directory holds: those of a checkpoint; of a LoRA run merged ones.
+"""What a LoRA run never changes: its base, beside its checkpoints in the work directory.
 
-What a LoRA run never changes, its base, is written once, as a checkpoint of step 0 in `base/`; its
-checkpoints hold adapters only, under names of their own: a reader that does not know them fails
-instead of reading half a model. The sum is made in float32 and rounded once.
+It is written once, as a checkpoint of step 0 in `base/`; the run's checkpoints hold adapters only,
+under names of their own: a reader that does not know them fails instead of reading half a model.
 """
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 from etils import epath
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_mdlm.containers import Params
-from jax_mdlm.model import lora, table
 from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError, open_checkpoints
-from jax_mdlm.workdir import choose_step, open_existing
-
-
-def restore_params(
-    workdir: epath.Path, abstract: Params, step: int | None = None
-) -> tuple[int, Params]:
-    """Reads only the parameters of a checkpoint, cast to the dtypes of `abstract`.
-
-    Args:
-      workdir: The directory.
-      abstract: `jax.ShapeDtypeStruct` with shardings, nested like the parameters.
-      step: Which checkpoint; None: the newest.
-
-    Returns:
-      The step, and the parameters in their places; of a LoRA run with its adapters merged.
-
-    Raises:
-      ConfigError: the work directory has no checkpoint, or not that one.
-      CheckpointError: damaged, or of another shape.
-    """
-    checkpoints = open_existing(workdir)
-    try:
-        step = choose_step(checkpoints, step)
-        if has_adapters(checkpoints, step):
-            return step, _restore_merged(workdir, checkpoints, step, abstract)
-        return step, checkpoints.restore(step, {"params": abstract}, cast=True)["params"]
-    finally:
-        checkpoints.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,37 +86,6 @@ def restore_base(workdir: epath.Path, abstract: Params) -> Params:
         raise _damaged_base(workdir, error) from error
     finally:
         base.close()
-
-
-def _restore_merged(
-    workdir: epath.Path, checkpoints: Checkpoints, step: int, abstract: Params
-) -> Params:
-    """Frozen parameters with the adapters of a step added, in the places of `abstract`."""
-    # Adapters are small: whole on all devices.
-    whole = jax.tree.leaves(abstract)[0].sharding
-    if isinstance(whole, NamedSharding):
-        whole = NamedSharding(whole.mesh, PartitionSpec())
-    adapters = {
-        tuple(name.split("/")[1:]): jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-        for name, (shape, dtype) in checkpoints.shapes(step).items()
-        if name.startswith("adapters/")
-    }
-    adapters = checkpoints.restore(step, {"adapters": table.tree(adapters)})["adapters"]
-    base, about = open_base(workdir)
-    try:
-        dtypes = {dtype for _, dtype in base.shapes(0).values()}
-        # Read as stored, or wider: the sum is then rounded once, to what is asked for.
-        read = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, jnp.result_type(leaf.dtype, *dtypes), sharding=leaf.sharding
-            ),
-            abstract,
-        )
-        frozen = base.restore(0, {"params": read}, cast=True)["params"]
-    finally:
-        base.close()
-    joined = lora.join(frozen, adapters, scale=about.scale, slack_id=about.slack_id)
-    return lora.merge_adapters(joined, abstract)
 
 
 def _damaged_base(workdir: epath.Path, reason: object) -> CheckpointError:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("prompts", nargs="*", metavar="TEXT", help="prompts; none: read stdin")
     parser.add_argument(
-        "--workdir", required=True, help="of a run (sh launch/quickstart.sh) or import"
+        "--workdir", required=True, help="of a run (sh launch/quickstart.sh), or published weights"
     )
     parser.add_argument(
         "--file", help="prompts from files: text lines, or rows in JSON, tables, Parquet"

@@ -19,7 +19,7 @@ from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.data.chat import Template, render_prompt, template_of
 from jax_mdlm.data.corpus import open_tokenizer, tokenizer_folder
 from jax_mdlm.data.examples import Message
-from jax_mdlm.data.tokenizer import Tokenizer, is_kept, read_tokenizer
+from jax_mdlm.data.tokenizer import Tokenizer, holds_tokenizer, is_kept, read_tokenizer
 from jax_mdlm.sampling import SampleOptions, Strategy, options_from
 from jax_mdlm.storage import given_path, reaching
 from jax_mdlm.workdir import load_config
@@ -113,40 +113,53 @@ class Setup:
         return dataclasses.replace(self, config=validate(config))
 
 
-def open_setup(path: epath.PathLike, config: Config | None = None) -> Setup:
+def open_setup(where: epath.PathLike | Source, config: Config | None = None) -> Setup:
     """Everything of a model but its parameters.
 
     Args:
-      path: A work directory or a folder of published weights.
+      where: A work directory, a folder of published weights, or one that is open already.
       config: Instead of the one that is kept there.
 
     Raises:
       ConfigError: nothing usable is there, or it has no tokenizer.
     """
-    path = os.fspath(path)
-    with reaching(path):
-        if is_published(path):
-            source = open_source(path)
-            config = config or source.run_config(source.folder.name)
-            data = config.data
-            tokenizer = read_tokenizer(data.tokenizer, source.folder, data.special_in_text)
-        else:
-            source, folder = None, given_path(path)
+    if not isinstance(where, Source):
+        path = os.fspath(where)
+        with reaching(path):
+            if is_published(path):
+                return open_setup(open_source(path), config)
+            folder = given_path(path)
             config = config or load_config(folder)
             tokenizer = _open_tokenizer(folder, config)
-    template = template_of(config.data, tokenizer)
-    where = source.folder if source else folder
-    return Setup(where, config, tokenizer, template, source)
+        return Setup(folder, config, tokenizer, template_of(config.data, tokenizer))
+    folder = where.folder
+    config = config or where.run_config(folder.name)
+    data = config.data
+    with reaching(folder):
+        kept = folder if holds_tokenizer(folder) else None
+        if not (kept or data.tokenizer.path):
+            raise ConfigError(
+                f"{folder} has no tokenizer; name its model's with "
+                "--config.data.tokenizer.path=FOLDER (or a hub id), or put tokenizer.json beside "
+                "its weights"
+            )
+        tokenizer = read_tokenizer(data.tokenizer, kept, data.special_in_text)
+    if not kept:
+        _check_size(folder, tokenizer, config)
+    return Setup(folder, config, tokenizer, template_of(data, tokenizer), where)
 
 
 def _open_tokenizer(workdir: epath.Path, config: Config) -> Tokenizer:
     tokenizer = open_tokenizer(config.data, workdir)
-    named = not is_kept(tokenizer_folder(workdir))
-    # Of an id without a row the lookup takes the last row, in silence.
-    if named and tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"work directory {workdir} has {config.model.vocab_size} rows of the vocabulary, the "
-            f"tokenizer {tokenizer.vocab_size} ids; name its model's with "
-            "--config.data.tokenizer.path"
-        )
+    if not is_kept(tokenizer_folder(workdir)):
+        _check_size(workdir, tokenizer, config)
     return tokenizer
+
+
+def _check_size(folder: epath.Path, tokenizer: Tokenizer, config: Config) -> None:
+    """Refuses another model's tokenizer: of an id without a row the lookup takes the last row."""
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"{folder} has {config.model.vocab_size} rows of the vocabulary, the tokenizer "
+            f"{tokenizer.vocab_size} ids; name its model's with --config.data.tokenizer.path"
+        )

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT["training"] = MAY_IMPORT["conversion"] | {"conversion", "diffusion"}
 MAY_IMPORT["setup"] = MAY_IMPORT["conversion"] | {"conversion", "sampling"}
-MAY_IMPORT["mdlm"] = MAY_IMPORT["setup"] | {"setup", "likelihood"}
+MAY_IMPORT["mdlm"] = MAY_IMPORT["setup"] | {"setup", "likelihood", "progress"}
 MAY_IMPORT["evaluation"] = MAY_IMPORT["mdlm"] | {"mdlm", "diffusion", "training"}
 MAY_IMPORT["viewing"] = MAY_IMPORT["mdlm"] | {"mdlm"}
 MAY_IMPORT["experiments"] = MAY_IMPORT["evaluation"] | {"evaluation"}

@@ -152,7 +152,7 @@ def test_a_finished_run_only_takes_other_sample_settings() -> None:
     changed = command.apply_overrides(config, ["--config.sample.steps=64"], section="sample")
     assert changed.sample.steps == 64
     with pytest.raises(
-        ConfigError, match="--config.model.embed cannot be changed here: the work directory fixes"
+        ConfigError, match="--config.model.embed cannot be changed here: the model fixes"
     ):
         command.apply_overrides(config, ["--config.model.embed=64"], section="sample")
 

@@ -7,13 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
 
 import jax_mdlm
-from jax_mdlm import convert, model
+from jax_mdlm import conversion, convert, model
 from jax_mdlm.config import (
     ConfigError,
     DataConfig,
@@ -24,7 +23,6 @@ from jax_mdlm.config import (
 )
 from jax_mdlm.evaluate import main as evaluate
 from jax_mdlm.mdlm import Mdlm
-from jax_mdlm.parameters import restore_params
 from jax_mdlm.sample import main as sample
 from jax_mdlm.sampling import AtRandom
 from tests.models import save_run, with_vocabulary
@@ -184,12 +182,7 @@ def test_a_stream_ends_with_the_answer(door: Mdlm) -> None:
 def test_logits_are_the_networks(door: Mdlm, run: Path) -> None:
     canvas = [[*door.encode("abc"), *[door.tokenizer.ids.mask] * 5]]
     config = door.config.model
-    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), config))
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract
-    )
-    _, params = restore_params(epath.Path(run), abstract)
+    params, _ = conversion.load(run)
     expected = model.apply(params, np.asarray(canvas), config)
     np.testing.assert_allclose(door.logits(canvas), expected, atol=1e-5)
     with pytest.raises(ConfigError, match=r"must be \[B, L\] with L at most model.max_length=32"):

@@ -46,7 +46,7 @@ def test_comments_above_and_beside_a_field_are_one_sentence() -> None:
     )
     assert listed["sample.factor"].sentence.startswith("commit n slots while the n-th has")
     assert listed["init.source"].sentence.startswith("A folder of published weights (local, gs://")
-    assert listed["sample.weights"].kind == "full or int8"
+    assert listed["sample.weights"].kind == "full or int8 or int4"
     assert listed["data.buckets"].kind == "ints with commas between"
 
 

@@ -1,6 +1,7 @@
 """What settings must hold together; asked once, after the command line was read."""
 
 import re
+from typing import get_args
 
 from jax_mdlm.config.sections import (
     Config,
@@ -138,6 +139,15 @@ def check_sample(sample: SampleConfig) -> None:
     """
     # --- how many slots and calls ---
     length, width = sample.length, sample.block_length
+    forms = get_args(SampleConfig.__annotations__["weights"])
+    _require(
+        sample.weights in forms,
+        f"sample.weights must be {', '.join(forms[:-1])} or {forms[-1]}, got {sample.weights!r}",
+    )
+    _require(
+        sample.weights_group >= 1,
+        f"sample.weights_group must be at least 1, got {sample.weights_group}",
+    )
     _require(length >= 1, f"sample.length must be at least 1, got {length}")
     _require(
         width >= 1 and length % width == 0,

@@ -225,7 +225,10 @@ class SampleConfig:
     remask: bool = False  # committed slots of the block may be masked again (with a quota)
     cache: Literal["none", "prefix", "dual"] = "none"  # keys and values kept within a block
     refresh: int = 0  # calls between runs on the whole canvas, with a cache; 0 = one a block
-    weights: Literal["full", "int8"] = "full"  # as loaded for sampling; int8: a quarter of float32
+    # As loaded for sampling: in the compute dtype, a byte a value, or half a byte (embedding and
+    # head a byte).
+    weights: Literal["full", "int8", "int4"] = "full"
+    weights_group: int = 128  # int4: inputs of a matrix that share a scale, at most
     batch_size: int = 16  # prompts per compiled call
     early_stop: bool = True  # a row ends at its terminator; the masks after it become EOS
     seed: int = 0  # of the Gumbel noise

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Sharding, SingleDeviceSharding
 
@@ -17,13 +16,14 @@ from jax_mdlm.config import Config, ConfigError, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.conversion import published, shards
 from jax_mdlm.conversion.beside import copy_files, kept_files, token_ids_of
-from jax_mdlm.conversion.reading import Meter, read_params
+from jax_mdlm.conversion.placing import place_params
+from jax_mdlm.conversion.reading import Meter, opened_params
 from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import holds_tokenizer, keep_tokenizer
 from jax_mdlm.foreign import check_folder
-from jax_mdlm.model import memory, table
-from jax_mdlm.parameters import open_base, restore_params
+from jax_mdlm.model import memory
+from jax_mdlm.parameters import open_base
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import given_path, reaching
 from jax_mdlm.workdir import (
@@ -71,14 +71,9 @@ def load(
             return one if layout is None else layout.sharding(row.axes)
 
         _check_memory(path, config, place, 1 if layout is None else layout.mesh.size)
-        if source:
-            return read_params(source, place, config.param_dtype), config
-        kind = np.dtype(config.param_dtype)
-        leaves = {
-            row.path: jax.ShapeDtypeStruct(table.shape(row, config), kind, sharding=place(row))
-            for row in table.rows(config)
-        }
-        return restore_params(given_path(path), table.tree(leaves))[1], config
+        where = source or given_path(path)
+        with opened_params(where, config, config.param_dtype) as (_, arrays):
+            return place_params(arrays, config, place, config.param_dtype), config
 
 
 def _open_workdir(path: str) -> tuple[epath.Path, Config]:
@@ -235,11 +230,10 @@ class Origin:
     def params(
         self,
         config: ModelConfig,
-        abstract: Params,
         layout: Layout,
         warn: Callable[[str], None] = lambda text: None,
     ) -> Params:
-        """Reads its parameters straight into the places of a run: its `abstract` and `layout`.
+        """Reads its parameters straight into the places of a run.
 
         Raises:
           ConfigError: another network than `config`; no checkpoint.
@@ -251,12 +245,10 @@ class Origin:
                 f"{self.told.model.max_length} slots that init.from={self.path} was made for: "
                 "positions beyond them are new to it"
             )
-        if self.source is None:
-            return restore_params(epath.Path(self.path), abstract)[1]
-        meter = Meter()
-        params = read_params(
-            self.source, lambda row: layout.sharding(row.axes), config.param_dtype, meter
-        )
+        meter, dtype = Meter(), config.param_dtype
+        where = self.source or epath.Path(self.path)
+        with opened_params(where, config, dtype, meter) as (_, arrays):
+            params = place_params(arrays, config, lambda row: layout.sharding(row.axes), dtype)
         for line in meter.warnings():
             warn(line)
         return params

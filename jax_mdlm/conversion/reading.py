@@ -8,24 +8,23 @@ import contextlib
 import dataclasses
 import functools
 import math
+import os
 import threading
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
-import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Sharding
 
-from jax_mdlm.config import ModelConfig
-from jax_mdlm.containers import ParamRow, Params
+from jax_mdlm.config import ConfigError, ModelConfig
+from jax_mdlm.containers import ParamRow
 from jax_mdlm.conversion.boxes import FLOATS, BothLayouts, copy, count_not_finite, transpose
 from jax_mdlm.conversion.shards import Tensor
 from jax_mdlm.conversion.source import Source
 from jax_mdlm.model import table
 from jax_mdlm.parameters import has_adapters, open_base
-from jax_mdlm.storage import CheckpointError, Checkpoints
+from jax_mdlm.storage import CheckpointError, Checkpoints, reaching
 from jax_mdlm.storage.arrays import Index, StoredArray, box_shape, run_in_threads
+from jax_mdlm.workdir import choose_step, open_existing
 
 
 class Meter:
@@ -120,45 +119,6 @@ def published_arrays(source: Source, dtype: str, meter: Meter) -> dict[ParamRow,
     return arrays
 
 
-def read_params(
-    source: Source,
-    place: Callable[[ParamRow], Sharding],
-    dtype: str,
-    meter: Meter | None = None,
-) -> Params:
-    """Reads the parameters of a source, every array made in its place.
-
-    Every process reads only the slices that its devices hold; the host holds one of them, of one
-    array, beside what the devices hold.
-
-    Args:
-      source: Opened and checked.
-      place: The sharding of a row's array.
-      dtype: `float32` or `bfloat16`, of the arrays.
-      meter: Counts what this process reads.
-
-    Returns:
-      Nested dict as from `model.init`.
-    """
-    arrays = published_arrays(source, dtype, meter or Meter())
-    return table.tree({row.path: _read_placed(arrays[row], place(row)) for row in arrays})
-
-
-def _read_placed(array: PublishedArray, place: Sharding) -> jax.Array:
-    slices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
-    for device, index in place.addressable_devices_indices_map(array.shape).items():
-        bounds = zip(index or (), array.shape, strict=True)
-        slices.setdefault(tuple(part.indices(n)[:2] for part, n in bounds), []).append(device)
-    parts = []
-    for bounds, devices in slices.items():
-        index = tuple(slice(*pair) for pair in bounds)
-        host = np.empty(box_shape(index), array.dtype)
-        array.read(index, host)
-        parts += [jax.device_put(host, device) for device in devices]
-        jax.block_until_ready(parts)  # or the next slice would be read beside this one
-    return jax.make_array_from_single_device_arrays(array.shape, place, parts)
-
-
 @dataclasses.dataclass(frozen=True)
 class ChangedArray:
     """A frozen array on disk with what training adds to it; float32, so that it rounds once.
@@ -182,6 +142,44 @@ class ChangedArray:
         box = read_float32(self.weight, *index)
         self.change(index, box)
         out[...] = box.reshape(out.shape)
+
+
+@contextlib.contextmanager
+def opened_params(
+    where: Source | epath.Path,
+    config: ModelConfig,
+    dtype: str,
+    meter: Meter | None = None,
+    step: int | None = None,
+) -> Iterator[tuple[int, Mapping[ParamRow, StoredArray]]]:
+    """The parameters of published weights or of a work directory, to be read while it is entered.
+
+    Args:
+      where: A source, opened and checked; or a work directory.
+      config: The network.
+      dtype: `float32` or `bfloat16`, of published values; those of a checkpoint are as they are.
+      meter: Counts what is read of published weights.
+      step: Which checkpoint; None: the newest.
+
+    Returns:
+      Its step, 0 of published weights, and an array a row.
+
+    Raises:
+      ConfigError: the work directory has no checkpoint, or not that one.
+      CheckpointError: it does not fit the config; or, also while arrays are read, it is damaged.
+    """
+    if isinstance(where, Source):
+        with reaching(os.fspath(where.folder)):
+            yield 0, published_arrays(where, dtype, meter or Meter())
+        return
+    with contextlib.closing(open_existing(where)) as checkpoints:
+        step = choose_step(checkpoints, step)
+        try:
+            yield step, stored_params(where, checkpoints, step, config)
+        except ConfigError:
+            raise
+        except (OSError, ValueError) as error:  # what `StoredArray.read` raises
+            raise checkpoints.damaged(step, error) from error
 
 
 def stored_params(
@@ -228,11 +226,15 @@ def _low_rank(
 ) -> Callable[[Index, np.ndarray], None]:
     """Adds `scale * down up`, [layers, I, r] x [layers, r, O]."""
 
+    def flat(index: Index, axis: int, after: int) -> slice:
+        """The same along axes that are one in the adapter; those after the first are whole."""
+        each = math.prod(part.stop - part.start for part in index[axis + 1 : after])
+        return slice(index[axis].start * each, index[axis].stop * each)
+
     def change(index: Index, box: np.ndarray) -> None:
-        cut = index[1 + row.num_inputs]
-        each = math.prod(box.shape[2 + row.num_inputs :])  # columns per entry of that axis
-        columns = slice(cut.start * each, cut.stop * each)
-        left = read_float32(down, index[0])
+        outputs = 1 + row.num_inputs
+        left = read_float32(down, index[0], flat(index, 1, outputs))
+        columns = flat(index, outputs, len(index))
         right = read_float32(up, index[0], slice(0, up.shape[1]), columns)
         box += (scale * np.matmul(left, right)).reshape(box.shape)
 

@@ -107,18 +107,18 @@ def read_header(path: epath.Path) -> dict[str, Tensor]:
         raise damaged(f"it has {size:,} bytes, its header needs {8 + length + position:,}")
     # Local values are mapped, remote ones read in ranges.
     mapped = os.path.exists(path)
-    data = np.asarray(np.memmap(path, np.uint8, "r")) if mapped and size else None
 
     def rows_of(dtype: str, shape: tuple[int, ...], begin: int) -> Callable[..., np.ndarray]:
         kind = DTYPES.get(dtype, np.dtype(np.uint8))
         start, width = 8 + length + begin, kind.itemsize * math.prod(shape[1:])
 
         def rows(first: int, last: int) -> np.ndarray:
-            place = slice(start + first * width, start + last * width)
-            if data is None:
-                piece = np.frombuffer(read_range(path, place.start, place.stop), np.uint8)
+            begin, num_bytes = start + first * width, (last - first) * width
+            if mapped and num_bytes:
+                # Only what is read, and no longer: pages of a map count as the process's memory.
+                piece = np.asarray(np.memmap(path, np.uint8, "r", begin, (num_bytes,)))
             else:
-                piece = data[place]
+                piece = np.frombuffer(read_range(path, begin, begin + num_bytes), np.uint8)
             return piece.view(kind).reshape(last - first, *shape[1:])
 
         return rows

@@ -209,15 +209,19 @@ def open_tokenizer(
     return load_tokenizer(config.tokenizer, folder, texts, config.special_in_text)
 
 
-def unfixed(config: DataConfig, workdir: epath.Path) -> tuple[str, ...]:
-    """The beginnings of those settings that a work directory leaves to whoever opens it.
+def unfixed(kept: bool, read: Callable[[], Tokenizer]) -> tuple[str, ...]:
+    """The beginnings of those settings that a model leaves to whoever opens it.
 
-    All of the tokenizer where it keeps none; the special ids where its own does not have them.
+    All of the tokenizer where it has none; the special ids where its own does not have them.
+
+    Args:
+      kept: Whether a tokenizer is kept with it.
+      read: Opens that one.
     """
-    if not is_kept(tokenizer_folder(workdir)):
+    if not kept:
         return ("data.tokenizer.",)
     try:
-        open_tokenizer(config, workdir)
+        read()
     except ConfigError:
         roles = ("mask", "slack", "pad", "eos", "terminator")
         return tuple(f"data.tokenizer.{role}_id" for role in roles)

@@ -85,7 +85,7 @@ def score(
     """`sum over masked slots of log p(token | what is not masked)`, a mask a canvas.
 
     Args:
-      params: Any float dtype, or `Int8`; as from `model.init` or `model.prepare`.
+      params: Any float dtype, or `Quantized`; as from `model.init` or `model.prepare`.
       canvases: What is masked; static widths.
       draws: With which masks.
       key: Typed PRNG key [].

@@ -1,11 +1,12 @@
-"""The network: parameter table, layers, denoiser, windows of it for sampling, int8 weights."""
+"""The network: parameter table, layers, denoiser, windows of it for sampling, quantised weights."""
 
 from jax_mdlm.model.denoiser import apply, encode, head, init, project
-from jax_mdlm.model.weights import abstract_prepared, cast, prepare, quantize, unstack
+from jax_mdlm.model.form import Form, abstract_prepared, cast, prepare, unstack
 from jax_mdlm.model.window import Cache, Window, encode_window
 
 __all__ = [
     "Cache",
+    "Form",
     "Window",
     "abstract_prepared",
     "apply",
@@ -16,6 +17,5 @@ __all__ = [
     "init",
     "prepare",
     "project",
-    "quantize",
     "unstack",
 ]

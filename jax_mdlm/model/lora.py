@@ -1,8 +1,8 @@
 """LoRA: frozen parameters with a small trained change beside them (arXiv 2106.09685).
 
 Enters: frozen parameters and a tree of adapters. Leaves: one tree that the network runs, in which
-`Adapted` and `WithSlack` stand for the matrices and the tables that are changed; or, merged, plain
-parameters again. Adapters are what is trained: their tree has only the paths that change,
+`Adapted` and `WithSlack` stand for the matrices and the tables that are changed. Adapters are what
+is trained: their tree has only the paths that change,
 
     blocks/q_proj/{down [layers, I, r], up [layers, r, O]}    wte/slack [D]    head/slack [D]
 """
@@ -18,7 +18,7 @@ from jax_mdlm.config import ConfigError, LoraConfig, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
 from jax_mdlm.model.layers import matmul
-from jax_mdlm.model.weights import Weight, is_weight
+from jax_mdlm.model.weights import Weight
 
 # Where the slack token has a row or a column of its own, and the axis of the vocabulary there.
 SLACK_AXES = {("wte",): 0, ("head",): 1}
@@ -53,23 +53,6 @@ class Adapted(Weight):
         """Both products, in the dtype of `x`; the change is never multiplied out."""
         narrow = self.scale * matmul(x, self.down)  # [B, L, r]
         return matmul(x, self.weight) + matmul(narrow, self.up)
-
-    def merged(self, dtype: jax.typing.DTypeLike) -> jax.Array:
-        """The sum, made in float32 and rounded once: the shape of the weight in `dtype`.
-
-        Layer by layer, so that no second copy of all layers stands beside the weight.
-        """
-        weight = self.weight.astype(jnp.promote_types(self.weight.dtype, dtype))
-
-        def layer(index: jax.Array, weight: jax.Array) -> jax.Array:
-            # A TPU multiplies float32 in bfloat16 unless it is told not to.
-            change = jnp.matmul(self.down[index], self.up[index], precision="highest")
-            whole = weight[index].astype(jnp.float32) + self.scale * change.reshape(
-                weight.shape[1:]
-            )
-            return weight.at[index].set(whole.astype(weight.dtype))
-
-        return jax.lax.fori_loop(0, weight.shape[0], layer, weight).astype(dtype)
 
 
 @flax.struct.dataclass
@@ -210,27 +193,3 @@ def join(frozen: Params, adapters: Params, *, scale: float, slack_id: int) -> Pa
         return weight
 
     return jax.tree_util.tree_map_with_path(wrap, frozen)
-
-
-def merge_adapters(params: Params, like: Params) -> Params:
-    """Plain parameters of a joined tree, array by array; what was joined is used up.
-
-    Args:
-      params: As from `join`; changed arrays are donated.
-      like: `jax.ShapeDtypeStruct` with shardings: dtypes and places of the result.
-
-    Returns:
-      Nested dict as from `model.init`.
-    """
-
-    def one(leaf: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
-        if not is_weight(leaf):
-            return leaf.astype(like.dtype)
-        merged = jax.jit(
-            lambda weight, leaf: dataclasses.replace(leaf, weight=weight).merged(like.dtype),
-            out_shardings=like.sharding,
-            donate_argnums=(0,) if leaf.weight.dtype == like.dtype else (),
-        )
-        return merged(leaf.weight, dataclasses.replace(leaf, weight=None))
-
-    return jax.tree.map(one, params, like, is_leaf=is_weight)

@@ -1,26 +1,25 @@
-"""Whether a model can be loaded at all, asked before its parameters are read.
+"""Whether a model can be loaded and run at all, asked before its parameters are read.
 
-A host that runs out of memory kills the process without a word. What `model.prepare` holds is known
-beforehand: the parameters as they are read, their int8 copies, and all of it once more, flattened.
-On a CPU, where freeing and the copies of single layers go on beside each other, measured peaks of
-anonymous memory are 0.83 to 1.5 of that (440 and 1,364 million parameters, float32 and bfloat16, in
-full and in int8): a model is refused only where even the least of these shares is not there.
+A host that runs out of memory kills the process without a word. What is held is known beforehand:
+the parameters in their final form, a few layers on their way there, and what a generation needs
+beside them, its cache and the activations of a layer.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import resource
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_mdlm.config import Config, ConfigError, MeshConfig, ModelConfig
+from jax_mdlm.config import Config, ConfigError, ModelConfig
 from jax_mdlm.containers import ParamRow
 from jax_mdlm.model import table
-from jax_mdlm.model.weights import input_axes
-from jax_mdlm.sharding import Layout, make_layout
+from jax_mdlm.model.form import Form, abstract_prepared, is_cpu
+from jax_mdlm.sharding import Layout
 
 Place = Callable[[ParamRow], jax.sharding.Sharding]
 
@@ -29,12 +28,13 @@ _FILES = {
     "": ("memory.max", "memory.current", "file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
 }
-_LEAST = 0.83  # the share of a need that must be free
+_PARTS = 4  # layers of an array that are read, or on their way, at a time
+_PROMPT = 128  # slots of a prompt, where nobody says
 
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """Bytes that a load holds at its fullest moment.
+    """Bytes that are held at the fullest moment.
 
     Attributes:
       host: Of this process in the host's memory; devices of kind CPU live there.
@@ -49,47 +49,71 @@ class Need:
 
 
 def to_read(config: ModelConfig, dtype: str, place: Place) -> Need:
-    """What parameters take that are read and stay as they are.
+    """What parameters take that are read as they are trained.
 
     Args:
       config: The network.
       dtype: In which they are read.
       place: Row of the parameter table -> where it goes.
     """
-    return _sum(
-        _held(row, config, jnp.dtype(dtype).itemsize, place(row)) for row in table.rows(config)
+    rows, kind = table.rows(config), jnp.dtype(dtype)
+    held = sum(
+        (
+            _held(jax.ShapeDtypeStruct(table.shape(row, config), kind, sharding=place(row)))
+            for row in rows
+        ),
+        Need(),
     )
+    return held if is_cpu(place(rows[0])) else held + _on_the_way(config, dtype, place)
 
 
-def to_sample(
-    config: ModelConfig, weights: Literal["full", "int8"], read: Place, end: Place
-) -> Need:
-    """What parameters take that are read in the compute dtype and go through `model.prepare`.
+def to_sample(config: Config, layout: Layout, rows: int) -> Need:
+    """What a model takes that is read for sampling, and a generation after it.
 
     Args:
-      config: The network.
-      weights: What `prepare` makes of them.
-      read: Row of the parameter table -> where it is read, quantised and flattened.
-      end: Where the result goes, the same or another.
+      config: The network, the form of its weights, and the decoding.
+      layout: Where they go.
+      rows: Prompts of a compiled call.
     """
-    wide = jnp.dtype(config.compute_dtype).itemsize
-    sizes = [(row, _prepared(row, config, weights == "int8", wide)) for row in table.rows(config)]
-    made = _sum(_held(row, config, size, read(row)) for row, size in sizes)  # what flattening makes
-    total = to_read(config, config.compute_dtype, read) + made
-    if weights == "int8":
-        total += made  # not yet flattened
-    first = table.rows(config)[0]
-    if _is_cpu(read(first)) and not _is_cpu(end(first)):
-        total += _sum(_held(row, config, size, end(row)) for row, size in sizes)
-    return total
+    network = config.model
+    held = jax.tree.leaves(abstract_prepared(network, Form.of(config.sample), layout))
+    moving = _on_the_way(network, network.param_dtype, lambda row: layout.sharding(row.axes))
+    generation, there = _generation(config, layout, rows), layout.replicated
+    if is_cpu(there):
+        run = Need(host=generation * len(there.addressable_devices))
+    else:
+        run = Need(device=generation)
+    return sum(map(_held, held), moving + run)
 
 
-def _prepared(row: ParamRow, config: ModelConfig, quantised: bool, wide: int) -> float:
-    """Bytes that a value of a prepared parameter takes."""
-    shape, inputs = table.shape(row, config), input_axes(row)
-    if not (quantised and inputs):
-        return wide
-    return 1 + 4 / math.prod(shape[axis] for axis in inputs)  # with a float32 scale a channel
+def _on_the_way(config: ModelConfig, dtype: str, place: Place) -> Need:
+    """Parts between the files and their places: some on the host, on a device one and its form."""
+    size, need = jnp.dtype(dtype).itemsize, Need()
+    for row in table.rows(config):
+        if row.stacked:
+            shape, there = table.shape(row, config), place(row)
+            whole = math.prod(shape) // config.layers * size
+            part: Any = there.shard_shape(shape)
+            here = 0 if is_cpu(there) else 2 * math.prod(part) // config.layers * size
+            need = Need(max(need.host, _PARTS * whole), max(need.device, here))
+    return need
+
+
+def _generation(config: Config, layout: Layout, rows: int) -> int:
+    """Bytes of a device while it generates: cache, activations of a layer, logits of a block."""
+    network, sample = config.model, config.sample
+    prompt = config.data.prompt_slots or _PROMPT
+    slots = min(max(sample.limit, sample.length) + prompt, network.max_length)
+    wide = jnp.dtype(network.compute_dtype).itemsize
+    rows = rows * (2 if sample.guidance else 1)
+    rows = -(-rows // layout.batch_shards)
+    heads = -(-network.heads // layout.parts("heads"))
+    kept = 2 * network.layers * rows * slots * network.kv_heads * network.head_dim * wide
+    stream = rows * slots * (4 * network.embed + 3 * network.mlp // layout.parts("mlp")) * 4
+    scores = 2 * rows * heads * slots * slots * 4
+    logits = 5 * rows * sample.block_length * network.vocab_size // layout.parts("vocab") * 4
+    cached = kept // layout.parts("kv_heads") if sample.cache != "none" else 0
+    return cached + max(stream + scores, logits)
 
 
 def check_fits(what: str, needed: Need, others: Mapping[str, Need], devices: int = 1) -> None:
@@ -109,7 +133,7 @@ def check_fits(what: str, needed: Need, others: Mapping[str, Need], devices: int
         ("host memory", needed.host, free.host),
         ("memory on a device", needed.device, free.device),
     ):
-        if there is None or _LEAST * asked <= there:
+        if there is None or asked <= there:
             continue
         fitting = [name for name, other in others.items() if free.holds(other)]
         if place != "host memory":
@@ -117,48 +141,35 @@ def check_fits(what: str, needed: Need, others: Mapping[str, Need], devices: int
             fitting.append(f"a mesh over {more} devices or more (--config.mesh.fsdp={more})")
         fitting.append(f"a machine with {_gigabytes(asked)} of {place} free")
         raise ConfigError(
-            f"{what} takes {_gigabytes(asked)} of {place} while it is read, {_gigabytes(there)} "
-            f"are free; what fits: {', or '.join(fitting)}"
+            f"{what} takes {_gigabytes(asked)} of {place}, {_gigabytes(there)} are free; what "
+            f"fits: {', or '.join(fitting)}"
         )
 
 
-def check_sampling(path: str, config: Config, layout: Layout) -> None:
+def check_sampling(path: str, config: Config, layout: Layout, rows: int) -> None:
     """Raises ConfigError where a model that is opened for sampling does not fit.
 
     Args:
       path: Where it is kept, for the error.
-      config: `sample.weights` and `model.compute_dtype` say what the parameters become.
+      config: `sample` says what the parameters become and how they are decoded.
       layout: Where they go.
+      rows: Prompts of a compiled call.
     """
 
-    def need(weights: Literal["full", "int8"], network: ModelConfig = config.model) -> Need:
-        read = host_of(weights, layout) or layout
+    def need(rows: int = rows, **settings: Any) -> Need:
+        sample = dataclasses.replace(config.sample, **settings)
+        return to_sample(dataclasses.replace(config, sample=sample), layout, rows)
 
-        return to_sample(
-            network,
-            weights,
-            lambda row: read.sharding(row.axes),
-            lambda row: layout.sharding(row.axes),
-        )
-
-    weights, dtype = config.sample.weights, config.model.compute_dtype
-    other = "full" if weights == "int8" else "int8"
-    others = {f"--config.sample.weights={other}": need(other)}
-    if dtype == "float32":
-        halved = dataclasses.replace(config.model, compute_dtype="bfloat16")
-        others["the model in bfloat16 (convert export, then import)"] = need(weights, halved)
-    what = f"{path} with sample.weights={weights} in {dtype}"
-    check_fits(what, need(weights), others, layout.mesh.size)
-
-
-def host_of(weights: Literal["full", "int8"], layout: Layout) -> Layout | None:
-    """The host's memory: what is quantised there need not fit the chip before."""
-    if weights != "int8" or layout.mesh.size > 1:
-        return None
-    try:
-        return make_layout(MeshConfig(), jax.local_devices(backend="cpu")[:1])
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return None
+    sample = config.sample
+    smaller = ("int8", "int4")[("full", "int8", "int4").index(sample.weights) :]
+    others = {f"--config.sample.weights={one}": need(weights=one) for one in smaller}
+    if rows > 1:
+        others["--config.sample.batch_size=1"] = need(1)
+    if sample.length > sample.block_length:
+        shorter = {"length": sample.block_length, "limit": 0}
+        others[f"a shorter canvas (--config.sample.length={sample.block_length})"] = need(**shorter)
+    what = f"{path} with sample.weights={sample.weights}"
+    check_fits(what, need(), others, layout.mesh.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +196,7 @@ class Free:
     def holds(self, other: Need) -> bool:
         """Whether such a load would be let through."""
         pairs = ((other.host, self.host), (other.device, self.device))
-        return all(there is None or _LEAST * asked <= there for asked, there in pairs)
+        return all(there is None or asked <= there for asked, there in pairs)
 
 
 def _host(root: Path) -> int | None:
@@ -194,7 +205,12 @@ def _host(root: Path) -> int | None:
         lines = (root / "proc/meminfo").read_text().splitlines()
         known = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
         groups = (root / "proc/self/cgroup").read_text().splitlines()
-        return min([known["MemAvailable"], *_groups(root, groups)]) + known.get("SwapFree", 0)
+        left = min([known["MemAvailable"], *_groups(root, groups)]) + known.get("SwapFree", 0)
+        most, _ = resource.getrlimit(resource.RLIMIT_AS)  # of `ulimit -v`
+        if most == resource.RLIM_INFINITY:
+            return left
+        pages = int((root / "proc/self/statm").read_text().split()[0])
+        return min(left, max(most - pages * resource.getpagesize(), 0))
     except (OSError, KeyError, ValueError, IndexError):  # no Linux
         return None
 
@@ -236,25 +252,16 @@ def _device() -> int | None:
     return min(left, default=None)
 
 
-def _held(
-    row: ParamRow, config: ModelConfig, itemsize: float, sharding: jax.sharding.Sharding
-) -> Need:
-    """A parameter on the devices of this process."""
-    shape = table.shape(row, config)
-    part = int(math.prod(sharding.shard_shape(shape)) * itemsize)
-    if not _is_cpu(sharding):
+def _held(leaf: jax.ShapeDtypeStruct) -> Need:
+    """An array on the devices of this process."""
+    size = jax.dtypes.itemsize_bits(leaf.dtype) / 8
+    place: Any = leaf.sharding
+    part = int(math.prod(place.shard_shape(leaf.shape)) * size)
+    if not is_cpu(place):
         return Need(device=part)
     # Copies of one array may share their memory there.
-    whole = int(math.prod(shape) * itemsize)
-    return Need(host=min(whole, part * len(sharding.addressable_devices)))
-
-
-def _sum(needs: Iterable[Need]) -> Need:
-    return sum(needs, Need())
-
-
-def _is_cpu(sharding: jax.sharding.Sharding) -> bool:
-    return all(device.platform == "cpu" for device in sharding.device_set)
+    whole = int(math.prod(leaf.shape) * size)
+    return Need(host=min(whole, part * len(place.addressable_devices)))
 
 
 def _gigabytes(count: int) -> str:

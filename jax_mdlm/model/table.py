@@ -92,6 +92,22 @@ def matrix(weight: Any, num_inputs: int, stacked: int = 0) -> Any:
     return weight.reshape(*weight.shape[:stacked], rows, columns)
 
 
+def flat_shape(row: ParamRow, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a row's array, or of a box of it, with matrices as [I, O]."""
+    if not row.num_inputs:
+        return shape
+    first, last = int(row.stacked), row.stacked + row.num_inputs
+    return (*shape[:first], math.prod(shape[first:last]), math.prod(shape[last:]))
+
+
+def flat_axes(row: ParamRow) -> tuple[str, ...]:
+    """Logical axes of `flat_shape`: the first of the inputs and of the outputs."""
+    if not row.num_inputs:
+        return row.axes
+    first = int(row.stacked)
+    return (*row.axes[: first + 1], row.axes[first + row.num_inputs])
+
+
 def num_parameters(config: ModelConfig) -> int:
     """Scalars in all tensors; 8,015,581,184 for LLaDA-8B."""
     return sum(math.prod(shape(row, config)) for row in rows(config))

@@ -76,7 +76,7 @@ class Plan:
         if self.mode != "train":
             return None
         saved = [one for one in self.arguments if one.part in ("parameters", "optimizer")]
-        return sum(math.prod(one.shape) * one.itemsize for one in saved)
+        return int(sum(math.prod(one.shape) * one.itemsize for one in saved))
 
     def updates(self, rows: int) -> int:
         """Of a run over so many training rows, as `train` counts them."""

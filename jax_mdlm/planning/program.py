@@ -46,6 +46,7 @@ class Argument:
       dtype: Of its elements.
       shape: Whole.
       shard: What a chip holds.
+      itemsize: Bytes of an element; a half of int4.
     """
 
     part: str
@@ -53,12 +54,12 @@ class Argument:
     dtype: str
     shape: tuple[int, ...]
     shard: tuple[int, ...]
-    itemsize: int
+    itemsize: float
 
     @property
     def bytes(self) -> int:
         """Of the shard."""
-        return math.prod(self.shard) * self.itemsize
+        return int(math.prod(self.shard) * self.itemsize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +141,11 @@ def sampler(config: Config, devices: Sequence[Any]) -> Lowered:
             f"{config.model.max_length}, got {limit}; lower it or data.prompt_slots"
         )
     rows = config.sample.batch_size
-    weights = config.sample.weights
+    form = model.Form.of(config.sample)
     lowered = lower_sampler(
-        config.model, options, layout, weights=weights, prompt_slots=prompt_slots, rows=rows
+        config.model, options, layout, form=form, prompt_slots=prompt_slots, rows=rows
     )
-    parts = {"parameters": model.abstract_prepared(config.model, weights, layout)}
+    parts = {"parameters": model.abstract_prepared(config.model, form, layout)}
     region = options.region(prompt_slots)
     calls, blocks = max_calls(options, region), limit // options.settings.block_length
     turns = Turns(calls)
@@ -237,7 +238,6 @@ def _arguments(parts: dict[str, Any]) -> list[Argument]:
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             shard = leaf.sharding.shard_shape(leaf.shape)
-            found.append(
-                Argument(part, name, str(leaf.dtype), leaf.shape, shard, leaf.dtype.itemsize)
-            )
+            size = jax.dtypes.itemsize_bits(leaf.dtype) / 8
+            found.append(Argument(part, name, str(leaf.dtype), leaf.shape, shard, size))
     return found

@@ -13,7 +13,10 @@ from jax_mdlm.sampling.commit import Strategy, strategy_of
 
 # Settings that no program reads: the strategy says the first three, callers read the others. At
 # their defaults, two decodings that differ in nothing else are one program.
-_SAID_ELSEWHERE = ("strategy", "threshold", "factor", "weights", "batch_size", "seed")
+_SAID_ELSEWHERE = (
+    *("strategy", "threshold", "factor"),
+    *("weights", "weights_group", "batch_size", "seed"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,7 @@ class SampleOptions:
 
     Attributes:
       settings: The `sample` section as `options_from` leaves it: `strategy`, `threshold`, `factor`,
-        `weights`, `batch_size` and `seed` stand at their defaults and say nothing.
+        `weights`, `weights_group`, `batch_size` and `seed` stand at their defaults and say nothing.
       ids: Special tokens.
       collapse: `merge` merges in the loop, after each commit; both apply to the final text. The map
         that the model was trained with.

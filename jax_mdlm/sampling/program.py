@@ -6,7 +6,7 @@ Enters: parameters and a canvas on the device. Leaves: a `SampleState`. Everythi
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def decode_batch(
     """A whole generation.
 
     Args:
-      params: Any float dtype, or `Int8`.
+      params: Any float dtype, or `Quantized`.
       canvas: int32 [B, L].
       valid: bool [B, L].
       key: Typed PRNG key []; row `i` gets `fold_in(key, first_row + i)`.
@@ -109,7 +109,7 @@ def lower(
     options: SampleOptions,
     layout: Layout,
     *,
-    weights: Literal["full", "int8"] = "full",
+    form: model.Form,
     prompt_slots: int,
     rows: int = 1,
 ) -> jax.stages.Lowered:
@@ -119,14 +119,14 @@ def lower(
       config: The network.
       options: The decoding.
       layout: Mesh, perhaps of devices that are only described.
-      weights: What `model.prepare` makes of the parameters.
+      form: Of the parameters.
       prompt_slots: Columns before the region.
       rows: B.
 
     Returns:
       The lowered program; `.compile().memory_analysis()` has its memory in bytes per device.
     """
-    params, inputs, region = _abstract(config, options, layout, weights, prompt_slots, rows)
+    params, inputs, region = _abstract(config, options, layout, form, prompt_slots, rows)
     return decode_batch.lower(
         params, *inputs, config=config, options=options, region=region, layout=layout
     )
@@ -136,7 +136,7 @@ def _abstract(
     config: ModelConfig,
     options: SampleOptions,
     layout: Layout,
-    weights: Literal["full", "int8"],
+    form: model.Form,
     prompt_slots: int,
     rows: int,
 ) -> tuple[Params, tuple[Any, ...], Region]:
@@ -151,7 +151,7 @@ def _abstract(
         jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=whole),
     )
-    return model.abstract_prepared(config, weights, layout), inputs, region
+    return model.abstract_prepared(config, form, layout), inputs, region
 
 
 def _make_denoise(

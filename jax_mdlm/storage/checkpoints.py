@@ -99,13 +99,12 @@ class Checkpoints:
         with self._whole(step):
             return open_arrays(self._tree(step), names)
 
-    def restore(self, step: int, abstract: Any, *, cast: bool = False) -> Any:
+    def restore(self, step: int, abstract: Any) -> Any:
         """Reads arrays straight into their places.
 
         Args:
           step: Which checkpoint.
           abstract: Tree of `jax.ShapeDtypeStruct` with shardings; may be a part of what is stored.
-          cast: Values of another dtype are cast while they are read, instead of refused.
 
         No process waits for another in here, so that one that finds its slices damaged can say so
         to the others (Orbax's manager has a barrier after its reads).
@@ -114,7 +113,7 @@ class Checkpoints:
           CheckpointError: another structure or shape than stored (all differences named).
           DamagedError: a description, an array or a chunk of it is missing, short or unreadable.
         """
-        _check_fits(self.shapes(step), abstract, f"checkpoint {self.folder / str(step)}", cast)
+        _check_fits(self.shapes(step), abstract, f"checkpoint {self.folder / str(step)}")
         args = ocp.args.PyTreeRestore(
             abstract,
             restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
@@ -149,6 +148,16 @@ class Checkpoints:
         """Looks at the folder again."""
         self.manager.reload()
 
+    def damaged(self, step: int, error: Exception) -> DamagedError:
+        """What to say where reading a step's files raised an error."""
+        others = [other for other in self.manager.all_steps() if other != step]
+        rest = f"step {max(others)} is used then" if others else "no other checkpoint is there"
+        text = " ".join(str(error).split())
+        return DamagedError(
+            f"checkpoint {self.folder / str(step)} must be whole, but is damaged "
+            f"({text[:300]}); remove that folder, {rest}"
+        )
+
     def _tree(self, step: int) -> epath.Path:
         return self.folder / str(step) / "tree"
 
@@ -166,13 +175,7 @@ class Checkpoints:
         except jax.errors.JaxRuntimeError:  # a device that is full says nothing of the files
             raise
         except Exception as error:
-            others = [other for other in self.manager.all_steps() if other != step]
-            rest = f"step {max(others)} is used then" if others else "no other checkpoint is there"
-            text = " ".join(str(error).split())
-            raise DamagedError(
-                f"checkpoint {self.folder / str(step)} must be whole, but is damaged "
-                f"({text[:300]}); remove that folder, {rest}"
-            ) from error
+            raise self.damaged(step, error) from error
 
 
 def named_steps(folder: epath.Path) -> list[int]:
@@ -224,14 +227,14 @@ def open_checkpoints(
     )
 
 
-def _check_fits(stored: Shapes, abstract: Any, what: str, cast: bool) -> None:
+def _check_fits(stored: Shapes, abstract: Any, what: str) -> None:
     """Raises CheckpointError if `abstract` asks for what is not stored in the folder `what`."""
     wanted = {name: (tuple(x.shape), str(x.dtype)) for name, x in _named_leaves(abstract)}
     wrong = [f"{name} is not stored" for name in wanted if name not in stored]
     wrong += [
         f"{name} is {stored[name][0]} {stored[name][1]} there, {shape} {dtype} here"
         for name, (shape, dtype) in wanted.items()
-        if name in stored and (stored[name][0] != shape or (stored[name][1] != dtype and not cast))
+        if name in stored and stored[name] != (shape, dtype)
     ]
     if wrong:
         shown = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if wrong[3:] else "")

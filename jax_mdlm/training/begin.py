@@ -40,8 +40,7 @@ def begin(
     if not config.init.source:
         return _keep_base(create_state(config, optimizer, layout), config, ids, workdir)
     origin = open_origin(config.init.source)
-    begun = abstract.params if abstract.frozen is None else abstract.frozen
-    params = origin.params(begun_from(config), begun, layout, command.warn)
+    params = origin.params(begun_from(config), layout, command.warn)
     how = config.init.slack_row
     if how == "auto":
         how = "keep" if origin.knows_slack else "mean"

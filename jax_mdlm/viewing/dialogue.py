@@ -17,7 +17,7 @@ from jax_mdlm.config import ConfigError
 from jax_mdlm.containers import Region
 from jax_mdlm.data.examples import Message
 from jax_mdlm.mdlm import Frame, Mdlm
-from jax_mdlm.opening import open_workdir, read_kept
+from jax_mdlm.opening import configure, read_kept
 from jax_mdlm.sampling import Answer, SampleOptions, make_canvas, response_end
 from jax_mdlm.setup import Setup
 
@@ -137,7 +137,7 @@ def open_dialogue(workdir: epath.PathLike, overrides: Sequence[str] = ()) -> Dia
     Raises:
       ConfigError: nothing usable is there, or a setting cannot be used.
     """
-    return Dialogue(read_kept(dataclasses.replace(open_workdir(workdir, overrides), trace=True)))
+    return Dialogue(read_kept(dataclasses.replace(configure(workdir, overrides), trace=True), 1))
 
 
 def fit(model: Setup, turns: Sequence[Turn], message: Message) -> tuple[list[int], list[Turn]]:

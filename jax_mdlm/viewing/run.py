@@ -18,7 +18,7 @@ import jax
 from jax_mdlm.config import ConfigError
 from jax_mdlm.data.jsonl import to_line
 from jax_mdlm.mdlm import Mdlm
-from jax_mdlm.opening import open_workdir, read_kept
+from jax_mdlm.opening import configure, read_kept
 from jax_mdlm.processes import barrier, from_first_process
 from jax_mdlm.progress import Progress
 from jax_mdlm.sampling import Answer, batches
@@ -38,7 +38,7 @@ _REASONS = 20  # refused prompts that have a line each on the terminal
 
 def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Samples; raises ConfigError for what the user can mend."""
-    setup = open_workdir(args.workdir, overrides)
+    setup = configure(args.workdir, overrides)
     if args.chat or args.web:
         _check_conversation(args)
         prompts = []
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     # What can be refused is refused before the parameters are read, which may take minutes.
     setup = dataclasses.replace(setup, trace=bool(args.trace or args.html or args.web))
     prepared = encode_prompts(prompts, setup) if prompts else []
-    model = read_kept(setup)
+    model = read_kept(setup, rows=len(prepared) or 1)
     if args.chat or args.web:
         dialogue = Dialogue(model)
         web.serve(dialogue, args.share) if args.web else chat.converse(dialogue)

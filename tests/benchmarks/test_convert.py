@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import convert
-from benchmarks.convert import write_random_weights
+from benchmarks.published_folder import write_random_weights
 from jax_mdlm.config import ModelConfig
 from jax_mdlm.conversion import open_source
 from tests.conversion import folders

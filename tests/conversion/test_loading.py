@@ -12,7 +12,8 @@ from etils import epath
 from jax_mdlm import conversion, convert, model
 from jax_mdlm.config import ConfigError, MeshConfig
 from jax_mdlm.containers import Params
-from jax_mdlm.conversion.reading import Meter, read_params
+from jax_mdlm.conversion.placing import place_params
+from jax_mdlm.conversion.reading import Meter, opened_params
 from jax_mdlm.model import table
 from jax_mdlm.sharding import make_layout
 from tests.conftest import GOLDEN
@@ -80,7 +81,10 @@ def test_a_mesh_reads_its_slices_and_no_more(tmp_path: Path, mesh: MeshConfig) -
     layout = make_layout(mesh)
     meter = Meter()
     source = conversion.open_source(tmp_path / "in")
-    params = read_params(source, lambda row: layout.sharding(row.axes), "float32", meter)
+    with opened_params(source, source.config, "float32", meter) as (_, arrays):
+        params = place_params(
+            arrays, source.config, lambda row: layout.sharding(row.axes), "float32"
+        )
     expected, config = conversion.load(tmp_path / "in")
     assert_same(params, expected)
     for row in table.rows(config):

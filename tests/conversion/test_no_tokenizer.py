@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 from etils import epath
 
@@ -60,6 +61,22 @@ def flag_in(text: str) -> str:
 
 
 @pytest.mark.parametrize("door", DOORS)
+def test_published_weights_without_one_are_sampled_from(
+    places: Path, door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they are: the folder stays as it was, programs are in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before, cache = folders.hashes(places / "bare"), jax.config.jax_compilation_cache_dir
+    with pytest.raises(ConfigError) as caught:
+        DOORS[door](places, places / "bare")
+    DOORS[door](places, places / "bare", f"{flag_in(str(caught.value))}={places / 'whole'}")
+    assert folders.hashes(places / "bare") == before
+    assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/jax_mdlm/compilation_cache"
+    jax.config.update("jax_compilation_cache_dir", cache)
+
+
+@pytest.mark.parametrize("door", DOORS)
 def test_the_flag_that_is_named_is_taken(places: Path, door: str) -> None:
     """And nothing is kept: another tokenizer can be named the next time."""
     workdir = places / "bare.run"
@@ -83,27 +100,33 @@ def test_it_answers_as_with_the_tokenizer_beside_it(
 ) -> None:
     DOORS["sample"](places, places / "whole.run")
     expected = capsys.readouterr().out
-    DOORS["sample"](places, places / "bare.run", f"--config.data.tokenizer.path={places / 'whole'}")
+    for name in ("bare.run", "bare"):
+        flag = f"--config.data.tokenizer.path={places / 'whole'}"
+        DOORS["sample"](places, places / name, flag)
+        assert capsys.readouterr().out == expected
+    DOORS["sample"](places, places / "whole")
     assert capsys.readouterr().out == expected
     assert expected.startswith("w1 w2 -> ")
 
 
+@pytest.mark.parametrize("kind", ["", ".run"])
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("field", ["path=x", "kind=bpe", "slack_id=3"])
-def test_a_tokenizer_that_is_there_stays(places: Path, door: str, field: str) -> None:
+def test_a_tokenizer_that_is_there_stays(places: Path, door: str, field: str, kind: str) -> None:
     name = field.partition("=")[0]
     with pytest.raises(
         ConfigError,
-        match=rf"^--config.data.tokenizer.{name} cannot be changed here: the work directory has "
-        "the tokenizer that its parameters were trained with; leave it out$",
+        match=rf"^--config.data.tokenizer.{name} cannot be changed here: the model has the "
+        "tokenizer that it was trained with; leave it out$",
     ):
-        DOORS[door](places, places / "whole.run", f"--config.data.tokenizer.{field}")
+        DOORS[door](places, places / f"whole{kind}", f"--config.data.tokenizer.{field}")
 
 
+@pytest.mark.parametrize("kind", ["", ".run"])
 @pytest.mark.parametrize("door", DOORS)
-def test_an_id_that_the_tokenizer_lacks_is_taken(places: Path, door: str) -> None:
+def test_an_id_that_the_tokenizer_lacks_is_taken(places: Path, door: str, kind: str) -> None:
     """The id and nothing else: which files are read is fixed."""
-    workdir = places / "no-slack.run"
+    workdir = places / f"no-slack{kind}"
     with pytest.raises(ConfigError, match=r"the tokenizer has no slack token .*; set an") as caught:
         DOORS[door](places, workdir)
     DOORS[door](places, workdir, f"{flag_in(str(caught.value))}={RESERVED}")
@@ -111,16 +134,17 @@ def test_an_id_that_the_tokenizer_lacks_is_taken(places: Path, door: str) -> Non
         DOORS[door](places, workdir, "--config.data.tokenizer.path=x")
 
 
+@pytest.mark.parametrize("name", ["bare", "bare.run"])
 @pytest.mark.parametrize("door", DOORS)
-def test_another_models_tokenizer_is_refused(places: Path, tmp_path: Path, door: str) -> None:
+def test_another_models_tokenizer_is_refused(
+    places: Path, tmp_path: Path, door: str, name: str
+) -> None:
     """Its ids have no rows; a lookup would take the last row for all of them."""
     folders.write_folder(tmp_path / "other", **SIZES | {"vocab": 70})
     with pytest.raises(
-        ConfigError, match=r"bare.run has 64 rows of the vocabulary, the tokenizer 70 ids; name its"
+        ConfigError, match=rf"{name} has 64 rows of the vocabulary, the tokenizer 70 ids; name its"
     ):
-        DOORS[door](
-            places, places / "bare.run", f"--config.data.tokenizer.path={tmp_path / 'other'}"
-        )
+        DOORS[door](places, places / name, f"--config.data.tokenizer.path={tmp_path / 'other'}")
 
 
 @pytest.mark.parametrize("origin", ["bare", "bare.run"])

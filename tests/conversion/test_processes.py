@@ -20,7 +20,8 @@ from etils import epath
 import jax
 from jax_mdlm import command, conversion
 from jax_mdlm.config import MeshConfig
-from jax_mdlm.conversion.reading import Meter, read_params
+from jax_mdlm.conversion.placing import place_params
+from jax_mdlm.conversion.reading import Meter, opened_params
 from jax_mdlm.sharding import make_layout
 
 def anonymous():
@@ -49,7 +50,9 @@ if how == "import":
     conversion.import_weights(source, epath.Path(workdir), meter)
 else:
     layout = make_layout(MeshConfig(fsdp=-1))
-    params = read_params(source, lambda row: layout.sharding(row.axes), "float32", meter)
+    with opened_params(source, source.config, "float32", meter) as (_, arrays):
+        place = lambda row: layout.sharding(row.axes)
+        params = place_params(arrays, source.config, place, "float32")
     held = sum(s.data.nbytes for leaf in jax.tree.leaves(params) for s in leaf.addressable_shards)
 print(json.dumps({"read": meter.num_bytes, "grown": max(seen) - before, "held": held}))
 """

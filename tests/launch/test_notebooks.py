@@ -157,6 +157,7 @@ def test_llada_fits_the_chips_of_colab(topology: str, weights: str) -> None:
     from jax_mdlm import command
     from jax_mdlm.config import Config, MeshConfig, ModelConfig
     from jax_mdlm.containers import SpecialIds
+    from jax_mdlm.model import Form
     from jax_mdlm.sampling import options_from, program
     from jax_mdlm.sharding import make_layout
     from jax_mdlm.viewing.notebook import ROOM
@@ -170,7 +171,7 @@ def test_llada_fits_the_chips_of_colab(topology: str, weights: str) -> None:
         platform="tpu", topology_name=topology, chips_per_host_bounds=(1, 1, 1)
     )
     layout = make_layout(MeshConfig(), chips.devices)
-    params, inputs, region = program._abstract(config.model, options, layout, weights, 512, 1)
+    params, inputs, region = program._abstract(config.model, options, layout, Form(weights), 512, 1)
     fixed = {"config": config.model, "options": options, "layout": layout}
     first = functools.partial(program.first_state, region=region, **fixed)
     until = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.replicated)

@@ -7,7 +7,8 @@ import numpy as np
 
 from jax_mdlm import model
 from jax_mdlm.config import ModelConfig
-from jax_mdlm.containers import Params, SpecialIds
+from jax_mdlm.containers import SpecialIds
+from tests.reference.quantized import rounded
 from tests.sampling.standin import random_params
 
 CONFIG = ModelConfig(
@@ -52,15 +53,5 @@ def predict(prompt, response, *, guidance=0.0, params_of="full"):
     return log_probs
 
 
-def _rounded() -> Params:
-    """The parameters as int8 holds them, in float32."""
-    is_int8 = lambda leaf: hasattr(leaf, "scale")  # noqa: E731
-    return jax.tree.map(
-        lambda leaf: leaf.values * leaf.scale if is_int8(leaf) else leaf,
-        model.quantize(PARAMS, CONFIG),
-        is_leaf=is_int8,
-    )
-
-
-_PARAMS = {"full": PARAMS, "int8": _rounded()}
+_PARAMS = {"full": PARAMS, "int8": rounded(PARAMS, CONFIG)}
 _apply = jax.jit(lambda params, tokens, valid: model.apply(params, tokens, CONFIG, valid))

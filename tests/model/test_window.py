@@ -10,8 +10,9 @@ import pytest
 from jax_mdlm import model
 from jax_mdlm.config import MeshConfig, ModelConfig
 from jax_mdlm.model import table
-from jax_mdlm.model.weights import Int8, quantize_weight
+from jax_mdlm.model.weights import is_weight
 from jax_mdlm.sharding import make_layout
+from tests.reference.quantized import rounded
 from tests.sampling.standin import random_params
 
 CONFIG = ModelConfig(
@@ -138,60 +139,33 @@ def test_prepared_parameters_give_the_same_hidden_states(params, rows, dtype):
     assert error <= bound * jnp.linalg.norm(want.astype("float32"))
 
 
-def test_int8_is_the_nearest_of_255_steps(params):
-    """Every value within half a step; a step is a channel's largest weight over 127."""
-    quantised = model.quantize(params, CONFIG)
-    for row in table.rows(CONFIG):
-        weight, got = table.at(params, row.path), table.at(quantised, row.path)
-        if weight.ndim - ("layers" in row.axes) == 1:
-            np.testing.assert_array_equal(got, weight)
-            continue
-        stacked = int(row.axes[0] == "layers")
-        inputs = tuple(range(stacked, stacked + row.num_inputs)) or (1,)
-        step = np.abs(weight).max(axis=inputs, keepdims=True) / 127
-        assert isinstance(got, Int8)
-        assert got.values.dtype == jnp.int8
-        assert got.scale.shape == step.shape
-        np.testing.assert_allclose(got.scale, step, rtol=1e-6)
-        error = np.abs(np.asarray(got.values) * np.asarray(got.scale) - weight)
-        assert (error <= 0.5001 * step).all()
-        assert np.abs(got.values).max() == 127
-
-
-def test_int8_of_zeros_is_zeros():
-    row = next(row for row in table.rows(CONFIG) if row.path == ("head",))
-    got = quantize_weight(jnp.zeros((4, 5)).at[0, 0].set(2.0), row)
-    np.testing.assert_array_equal(
-        got.values, np.zeros((4, 5)) + 127 * (np.arange(20) == 0).reshape(4, 5)
-    )
-    assert np.isfinite(got.scale).all()
-
-
-def test_int8_computes_with_the_values_it_stands_for(params, rows):
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_it_computes_with_the_values_it_stands_for(params, rows, weights):
     """Against the same network with the rounded weights in full precision."""
     tokens, valid = rows
-    quantised = model.quantize(params, CONFIG)
-    rounded = jax.tree.map(
-        lambda leaf: leaf.values * leaf.scale if isinstance(leaf, Int8) else leaf,
-        quantised,
-        is_leaf=lambda leaf: isinstance(leaf, Int8),
-    )
-    want = model.apply(rounded, tokens, CONFIG, valid)
-    np.testing.assert_allclose(model.apply(quantised, tokens, CONFIG, valid), want, atol=5e-5)
+    stood_for = rounded(params, CONFIG, weights, group=16)
+    want = model.apply(stood_for, tokens, CONFIG, valid)
     exact = model.apply(params, tokens, CONFIG, valid)
-    assert np.abs(want - exact).max() > 1e-3, "int8 is not exact"
-    prepared = model.prepare(params, CONFIG, "int8")
+    assert np.abs(want - exact).max() > 1e-3, "they are not exact"
+    prepared = model.prepare(params, CONFIG, weights, 16)
+    for row in table.rows(CONFIG):
+        stacked = [layer[row.path[-1]] for layer in prepared["blocks"]] if row.stacked else None
+        found = stacked or [table.at(prepared, row.path)]
+        kept = [leaf.merged("float32") if is_weight(leaf) else leaf for leaf in found]
+        np.testing.assert_allclose(
+            np.reshape(kept, table.shape(row, CONFIG)), table.at(stood_for, row.path), atol=1e-6
+        )
     window, _ = model.encode_window(prepared, tokens, CONFIG, model.Window(10, WIDTH), valid)
     got = model.project(window, model.head(prepared))
     np.testing.assert_allclose(got, want[:, 10 : 10 + WIDTH], atol=5e-5)
 
 
-@pytest.mark.parametrize("weights", ["full", "int8"])
+@pytest.mark.parametrize("weights", ["full", "int8", "int4"])
 def test_abstract_parameters_describe_prepared_ones(params, eight_devices, weights):
     """What is compiled for a machine elsewhere is what the machine will hold."""
     layout = make_layout(MeshConfig(data=1, fsdp=2, tensor=2, context=2), eight_devices)
     placed = jax.device_put(params, layout.replicated)
-    abstract = model.abstract_prepared(CONFIG, weights, layout)
+    abstract = model.abstract_prepared(CONFIG, model.Form(weights), layout)
     made = model.prepare(placed, CONFIG, weights)
     assert len(made.pop("blocks")) == CONFIG.layers
     blocks = abstract.pop("blocks")
@@ -199,5 +173,5 @@ def test_abstract_parameters_describe_prepared_ones(params, eight_devices, weigh
         lambda x: (x.shape, x.dtype), abstract
     )
     q_proj = blocks["q_proj"] if weights == "full" else blocks["q_proj"].values
-    assert q_proj.shape == (3, 32, 32)
+    assert q_proj.shape == (3, 16 if weights == "int4" else 32, 32)
     assert q_proj.sharding.spec == layout.spec(("layers", "embed", "heads"))

@@ -10,6 +10,7 @@ import pytest
 
 from jax_mdlm.config import MeshConfig, ModelConfig
 from jax_mdlm.containers import SpecialIds
+from jax_mdlm.model import Form
 from jax_mdlm.sampling import lower
 from jax_mdlm.sharding import make_layout
 from tests.sampling.making import make_options
@@ -25,14 +26,14 @@ IDS = SpecialIds(mask=126336, slack=126084, pad=126081, eos=126081, terminator=1
 OPTIONS = make_options(length=512, block_length=32, steps=512, ids=IDS, early_stop=True)
 
 
-def compile_for(topology: str, mesh: MeshConfig, options=OPTIONS, **settings):
+def compile_for(topology: str, mesh: MeshConfig, options=OPTIONS, weights="full"):
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     one_chip = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith("1x1") else {}
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology, **one_chip)
     layout = make_layout(mesh, chips.devices)
-    return lower(LLADA_8B, options, layout, prompt_slots=512, **settings).compile()
+    return lower(LLADA_8B, options, layout, form=Form(weights), prompt_slots=512).compile()
 
 
 def peak(program) -> float:
@@ -49,6 +50,12 @@ def test_int8_on_one_v5e_chip(cache, record_property):
     text = program.as_text()
     for leak in ("outfeed", "infeed", "callback", " send(", " recv("):
         assert leak not in text, leak
+
+
+def test_int4_on_one_v5e_chip():
+    used = peak(compile_for("v5e:1x1", MeshConfig(), weights="int4"))
+    print(f"int4, one v5e chip, canvas 1024: {used:.2f} GB")
+    assert used <= 5.5
 
 
 def test_bfloat16_on_one_v6e_chip():

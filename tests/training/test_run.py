@@ -11,12 +11,13 @@ from etils import epath
 from jax_mdlm import conversion, workdir
 from jax_mdlm.config import ConfigError, MeshConfig
 from jax_mdlm.data.tokenizer import load_tokenizer
-from jax_mdlm.model import table
+from jax_mdlm.model import memory, table
 from jax_mdlm.model.memory import Free
 from jax_mdlm.opening import open_model
 from jax_mdlm.sample import main as sample
-from jax_mdlm.storage import Checkpoints
+from jax_mdlm.sharding import make_layout
 from jax_mdlm.viewing.dialogue import open_dialogue
+from jax_mdlm.workdir import load_config
 from tests.conversion.folders import write_folder
 from tests.models import save_run
 from tests.sampling.standin import random_params
@@ -49,8 +50,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def set_free(host: int) -> None:
         monkeypatch.setattr(Free, "now", classmethod(lambda cls: Free(host, None)))
-        monkeypatch.setattr(Checkpoints, "restore", fail)
-        monkeypatch.setattr("jax_mdlm.conversion.loading.read_params", fail)
+        monkeypatch.setattr("jax_mdlm.mdlm.place_prepared", fail)
+        monkeypatch.setattr("jax_mdlm.conversion.loading.place_params", fail)
 
     return set_free
 
@@ -64,7 +65,7 @@ def test_sampling_and_evaluation_say_what_they_need(
     with pytest.raises(ConfigError) as caught:
         SAMPLERS[door](folder, [f"--config.sample.weights={weights}"])
     text = str(caught.value)
-    assert text.startswith(f"{folder} with sample.weights={weights} in float32 takes ")
+    assert text.startswith(f"{folder} with sample.weights={weights} takes ")
     assert text.endswith("; what fits: a machine with 0.0 GB of host memory free")
 
 
@@ -79,15 +80,20 @@ def test_what_is_not_there_needs_no_memory(
 
 
 def test_what_fits_is_offered(folder: Path, short: Callable[[int], None]) -> None:
-    """float32 in full 8 bytes a parameter, in int8 6, bfloat16 in full 4; 83 % are asked."""
-    short(6 * SCALARS)
-    with pytest.raises(
-        ConfigError,
-        match=r"what fits: --config.sample.weights=int8, or the model in bfloat16 \(convert export,"
-        r" then import\), or a machine with",
-    ):
+    config, layout = load_config(epath.Path(folder)), make_layout(MeshConfig())
+    needs = {
+        weights: memory.to_sample(
+            dataclasses.replace(config, sample=dataclasses.replace(config.sample, weights=weights)),
+            layout,
+            rows=1,
+        ).host
+        for weights in ("full", "int8")
+    }
+    assert needs["int8"] < needs["full"]
+    short(needs["int8"])
+    with pytest.raises(ConfigError, match=r"what fits: --config.sample.weights=int8, or --config"):
         sample(["--workdir", str(folder), "hello"])
-    short(7 * SCALARS)
+    short(needs["full"])
     with pytest.raises(AssertionError, match="parameters are read"):
         sample(["--workdir", str(folder), "hello"])
 
@@ -104,8 +110,8 @@ def test_loading_in_one_line_asks_too(tmp_path: Path, short: Callable[[int], Non
         with pytest.raises(ConfigError) as caught:
             conversion.load(path)
         assert str(caught.value) == (
-            f"{path} in float32 takes 0.0 GB of host memory while it is read, 0.0 GB are free; "
-            "what fits: dtype='bfloat16', or a machine with 0.0 GB of host memory free"
+            f"{path} in float32 takes 0.0 GB of host memory, 0.0 GB are free; what fits: "
+            "dtype='bfloat16', or a machine with 0.0 GB of host memory free"
         )
     with pytest.raises(AssertionError, match="parameters are read"):
         conversion.load(tmp_path / "in", dtype="bfloat16")

@@ -12,14 +12,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jax_mdlm import command, evaluate, train
+from jax_mdlm import command, conversion, evaluate, train
 from jax_mdlm.config import Config, ConfigError
 from jax_mdlm.containers import SpecialIds
 from jax_mdlm.data.corpus import open_tokenizer
-from jax_mdlm.model.table import abstract_params
-from jax_mdlm.parameters import restore_params
 from jax_mdlm.progress import Progress
-from jax_mdlm.sharding import make_layout
 from jax_mdlm.storage import CheckpointError, open_checkpoints
 from jax_mdlm.training.loop import term_health
 from jax_mdlm.training.state import with_slack_row
@@ -280,9 +277,8 @@ def test_init_from_another_run(
         )
     )
     config: Config = load_config(epath.Path(tmp_path))
-    layout = make_layout(config.mesh)
     workdir = epath.Path(undisturbed)
-    _, source = restore_params(workdir, abstract_params(config.model, layout))
+    source, _ = conversion.load(workdir)
     ids: SpecialIds = open_tokenizer(config.data, workdir).ids
     for how in ("mean", "keep", "normal"):
         copy = jax.tree.map(jnp.copy, source)  # it is donated

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jax_mdlm import model
+from jax_mdlm import conversion, model
 from jax_mdlm.config import MeshConfig
 from jax_mdlm.mdlm import read
-from jax_mdlm.model.table import abstract_params
-from jax_mdlm.model.weights import Int8
-from jax_mdlm.parameters import restore_params
+from jax_mdlm.model.quantized import Quantized
 from jax_mdlm.setup import open_setup
 from jax_mdlm.sharding import make_layout
 from jax_mdlm.workdir import load_config
@@ -55,21 +53,21 @@ def test_sampling_imports_only_what_it_uses(workdir: Path, talking, kind: str) -
     assert done.stdout.startswith(f"{prompt} -> ")
 
 
-@pytest.mark.parametrize("weights", ["full", "int8"])
+@pytest.mark.parametrize("weights", ["full", "int8", "int4"])
 @pytest.mark.parametrize("place", ["one device", "mesh"])
 def test_parameters_are_prepared_and_placed(workdir, eight_devices, weights, place):
     folder = epath.Path(workdir)
     config = load_config(folder)
     config = dataclasses.replace(config, sample=dataclasses.replace(config.sample, weights=weights))
-    # Not the first device: what is quantised on the host must have been moved.
+    # Not the first device: what is read must not stay on the first.
     devices = eight_devices[3:4] if place == "one device" else eight_devices
     mesh = MeshConfig() if place == "one device" else MeshConfig(data=1, fsdp=4, tensor=2)
     layout = make_layout(mesh, devices)
     got = read(open_setup(folder, config), layout).params
-    _, params = restore_params(folder, abstract_params(config.model, layout))
+    params, _ = conversion.load(folder)
     want = model.prepare(params, config.model, weights)
     jax.tree.map(np.testing.assert_array_equal, got, want)
-    assert isinstance(got["head"], Int8) == (weights == "int8")
+    assert isinstance(got["head"], Quantized) == (weights != "full")
     for leaf in jax.tree.leaves(got):
         assert set(leaf.devices()) <= set(devices)
 

@@ -9,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 
 from jax_mdlm import command
 from jax_mdlm.config import ConfigError
-from jax_mdlm.data.corpus import unfixed
 from jax_mdlm.evaluation.harness import tasks as harness
 from jax_mdlm.evaluation.harness.presets import PRESETS, Preset
 from jax_mdlm.evaluation.harness.responder import Responder
-from jax_mdlm.opening import open_model
+from jax_mdlm.opening import configure, open_model
 from jax_mdlm.progress import Progress
-from jax_mdlm.workdir import load_config
 
 _SAMPLE = "--config.sample."
 
@@ -53,17 +50,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     # Tasks that are run alike go together, each group with a config of its own.
     manager = harness.open_tasks(names, args.include)
     groups = _group(manager, names, args, overrides)
-    workdir = epath.Path(args.workdir)
-    stored = load_config(workdir)
-    configs = {
-        settings: command.apply_overrides(
-            stored,
-            settings.overrides,
-            section="sample",
-            unfixed=lambda: unfixed(stored.data, workdir),
-        )
-        for settings in groups
-    }
+    configs = {settings: configure(args.workdir, settings.overrides).config for settings in groups}
     # What can be refused is refused before the parameters are read, which may take minutes.
     loaded = harness.load_tasks(manager, names, allow_code=args.allow_code)
     opened = open_model(args.workdir, next(iter(groups)).overrides)
