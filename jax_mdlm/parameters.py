@@ -7,6 +7,7 @@ under names of their own: a reader that does not know them fails instead of read
 import dataclasses
 
 from etils import epath
+from flax.serialization import from_state_dict, to_state_dict
 
 from jax_mdlm.containers import Params
 from jax_mdlm.storage import CheckpointError, Checkpoints, DamagedError, open_checkpoints
@@ -64,10 +65,14 @@ def open_base(workdir: epath.Path) -> tuple[Checkpoints, Base]:
 
 
 def save_base(workdir: epath.Path, frozen: Params, about: Base) -> None:
-    """Writes what a LoRA run never changes; returns when it is on disk."""
+    """Writes what a LoRA run never changes; returns when it is on disk.
+
+    Of a quantised parameter there are two arrays, `params/wte/values` and `params/wte/scale`.
+    """
     base = open_checkpoints(_base_folder(workdir), keep=1)
     try:
-        base.save(0, {"params": frozen}, {"step": 0, "base": dataclasses.asdict(about)})
+        tree = {"params": to_state_dict(frozen)}
+        base.save(0, tree, {"step": 0, "base": dataclasses.asdict(about)})
         base.wait()
     finally:
         base.close()
@@ -81,7 +86,8 @@ def restore_base(workdir: epath.Path, abstract: Params) -> Params:
     """
     base, _ = open_base(workdir)
     try:
-        return base.restore(0, {"params": abstract})["params"]
+        found = base.restore(0, {"params": to_state_dict(abstract)})["params"]
+        return from_state_dict(abstract, found)
     except DamagedError as error:
         raise _damaged_base(workdir, error) from error
     finally:

@@ -98,6 +98,11 @@ def validate(config: Config) -> Config:
     _require(
         lora.alpha > 0, f"lora.alpha must be above 0, got {lora.alpha}; set lora.rank=0 for off"
     )
+    _require(
+        lora.base == "full" or lora.rank > 0,
+        f"lora.base={lora.base} quantises what is frozen, and without adapters nothing is; set "
+        "lora.rank above 0 or lora.base=full",
+    )
     _check_buckets(config.data, config.train)
     return config
 

@@ -157,6 +157,8 @@ class LoraConfig:
 
     rank: int = 0  # r, columns of an adapter; 0 = off, all parameters are trained
     alpha: float = 32.0  # the change is multiplied by alpha / rank
+    # Frozen parameters: the compute dtype, or a byte a value (norms and head stay in that dtype).
+    base: Literal["full", "int8"] = "full"
     # Paths of the parameter table that get an adapter. All matrices of a block: on fewer, LoRA
     # falls behind training in full (arXiv 2305.14314, section 4).
     targets: tuple[str, ...] = (

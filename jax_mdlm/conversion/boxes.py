@@ -107,6 +107,19 @@ class BothLayouts:
         return total // even if even < 2 * pieces else -(-total // pieces)
 
 
+def flat_index(row: ParamRow, index: Index) -> Index:
+    """The same box of an array whose matrices are [I, O]; axes after the first are whole."""
+    if not row.num_inputs:
+        return index
+
+    def joined(parts: Index) -> slice:
+        each = math.prod(part.stop - part.start for part in parts[1:])
+        return slice(parts[0].start * each, parts[0].stop * each)
+
+    first, last = int(row.stacked), row.stacked + row.num_inputs
+    return (*index[:first], joined(index[first:last]), joined(index[last:]))
+
+
 def _parts(length: int, size: int) -> int:
     """Counts equal parts of an axis: at most `_PARTS`, of at least `_LEAST_CHUNK` bytes each."""
     parts = 1

@@ -16,13 +16,13 @@ from jax_mdlm.config import Config, ConfigError, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.conversion import published, shards
 from jax_mdlm.conversion.beside import copy_files, kept_files, token_ids_of
-from jax_mdlm.conversion.placing import place_params
+from jax_mdlm.conversion.placing import place_params, place_prepared
 from jax_mdlm.conversion.reading import Meter, opened_params
 from jax_mdlm.conversion.source import Source, is_published, open_source
 from jax_mdlm.data.corpus import tokenizer_folder
 from jax_mdlm.data.tokenizer import holds_tokenizer, keep_tokenizer
 from jax_mdlm.foreign import check_folder
-from jax_mdlm.model import memory
+from jax_mdlm.model import Form, memory
 from jax_mdlm.parameters import open_base
 from jax_mdlm.sharding import Layout
 from jax_mdlm.storage import given_path, reaching
@@ -232,8 +232,15 @@ class Origin:
         config: ModelConfig,
         layout: Layout,
         warn: Callable[[str], None] = lambda text: None,
+        form: Form | None = None,
     ) -> Params:
         """Reads its parameters straight into the places of a run.
+
+        Args:
+          config: The network of the run.
+          layout: Mesh and rules.
+          warn: Is told what is odd about them.
+          form: What they are held in; None: in `config.param_dtype`, as they are trained.
 
         Raises:
           ConfigError: another network than `config`; no checkpoint.
@@ -248,7 +255,10 @@ class Origin:
         meter, dtype = Meter(), config.param_dtype
         where = self.source or epath.Path(self.path)
         with opened_params(where, config, dtype, meter) as (_, arrays):
-            params = place_params(arrays, config, lambda row: layout.sharding(row.axes), dtype)
+            if form is None:
+                params = place_params(arrays, config, lambda row: layout.sharding(row.axes), dtype)
+            else:
+                params = place_prepared(arrays, config, layout, form, stacked=True)
         for line in meter.warnings():
             warn(line)
         return params

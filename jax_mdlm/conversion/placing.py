@@ -72,6 +72,8 @@ def place_prepared(
     layout: Layout,
     form: Form,
     note: Note = lambda num_bytes: None,
+    *,
+    stacked: bool = False,
 ) -> Params:
     """Parameters as the sampler reads them: what `model.prepare` makes, without a second copy.
 
@@ -81,13 +83,14 @@ def place_prepared(
       layout: Where they go.
       form: What they are held in.
       note: Is called with the bytes of every slice that was read.
+      stacked: Whether layers stay in one array on a CPU too, as training wants them.
     """
     on_cpu = is_cpu(layout.replicated)
     targets = {}
     for row, array in arrays.items():
         axes, shape = table.flat_axes(row), table.shape(row, config)
         quantizer = form.quantizer(row, on_cpu=on_cpu)
-        apart = on_cpu and row.stacked
+        apart = on_cpu and row.stacked and not stacked
         # Axes that flattening joins are cut by the first of them.
         kept = tuple(axis if axis in axes[apart:] else None for axis in row.axes)
         stored = layout.sharding(kept)
@@ -109,7 +112,7 @@ def place_prepared(
         )
     found = _placed(targets, note)
     leaves = {row.path: value for (row, part), value in found.items() if part is None}
-    if not on_cpu:
+    if stacked or not on_cpu:
         return table.tree(leaves)
     blocks: list[dict[str, Any]] = [{} for _ in range(config.layers)]
     for (row, layer), value in found.items():

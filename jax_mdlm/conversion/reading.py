@@ -17,7 +17,14 @@ from etils import epath
 
 from jax_mdlm.config import ConfigError, ModelConfig
 from jax_mdlm.containers import ParamRow
-from jax_mdlm.conversion.boxes import FLOATS, BothLayouts, copy, count_not_finite, transpose
+from jax_mdlm.conversion.boxes import (
+    FLOATS,
+    BothLayouts,
+    copy,
+    count_not_finite,
+    flat_index,
+    transpose,
+)
 from jax_mdlm.conversion.shards import Tensor
 from jax_mdlm.conversion.source import Source
 from jax_mdlm.model import table
@@ -144,6 +151,35 @@ class ChangedArray:
         out[...] = box.reshape(out.shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class QuantizedArray:
+    """A quantised parameter on disk, which is read as `values * scale`, in our layout.
+
+    Attributes:
+      row: Of the parameter table.
+      shape: Of the parameter; a box is cut as `BothLayouts.boxes` cuts.
+      values: int8, with matrices as [I, O].
+      scale: float32, with an entry where several values share one.
+    """
+
+    row: ParamRow
+    shape: tuple[int, ...]
+    values: StoredArray
+    scale: StoredArray
+    dtype: np.dtype = FLOATS["float32"]
+
+    def read(self, index: Index, out: np.ndarray) -> None:
+        """Reads as `StoredArray` says."""
+        index = flat_index(self.row, index)
+        shared = (
+            slice(0, 1) if size == 1 else part
+            for part, size in zip(index, self.scale.shape, strict=True)
+        )
+        values = read_float32(self.values, *index)
+        values *= read_float32(self.scale, *shared)
+        out[...] = values.reshape(out.shape)
+
+
 @contextlib.contextmanager
 def opened_params(
     where: Source | epath.Path,
@@ -210,7 +246,15 @@ def stored_params(
 
 
 def _by_row(stored: Mapping[str, StoredArray], config: ModelConfig) -> dict[ParamRow, StoredArray]:
-    found = {row: stored.get("params/" + "/".join(row.path)) for row in table.rows(config)}
+    def find(row: ParamRow) -> StoredArray | None:
+        name, shape = "params/" + "/".join(row.path), table.shape(row, config)
+        values, scale = stored.get(f"{name}/values"), stored.get(f"{name}/scale")
+        if values is None or scale is None:
+            return stored.get(name)
+        fits = values.shape == table.flat_shape(row, shape)
+        return QuantizedArray(row, shape if fits else values.shape, values, scale)
+
+    found = {row: find(row) for row in table.rows(config)}
     wrong = [
         f"{'/'.join(row.path)} is {array.shape if array else 'missing'}"
         for row, array in found.items()
@@ -226,16 +270,10 @@ def _low_rank(
 ) -> Callable[[Index, np.ndarray], None]:
     """Adds `scale * down up`, [layers, I, r] x [layers, r, O]."""
 
-    def flat(index: Index, axis: int, after: int) -> slice:
-        """The same along axes that are one in the adapter; those after the first are whole."""
-        each = math.prod(part.stop - part.start for part in index[axis + 1 : after])
-        return slice(index[axis].start * each, index[axis].stop * each)
-
     def change(index: Index, box: np.ndarray) -> None:
-        outputs = 1 + row.num_inputs
-        left = read_float32(down, index[0], flat(index, 1, outputs))
-        columns = flat(index, outputs, len(index))
-        right = read_float32(up, index[0], slice(0, up.shape[1]), columns)
+        layers, inputs, outputs = flat_index(row, index)
+        left = read_float32(down, layers, inputs)
+        right = read_float32(up, layers, slice(0, up.shape[1]), outputs)
         box += (scale * np.matmul(left, right)).reshape(box.shape)
 
     return change

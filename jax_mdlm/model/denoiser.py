@@ -227,6 +227,8 @@ def _cast_in_layer(weight: jax.Array, number: jax.Array, dtype: jnp.dtype) -> ja
     Free, the TPU compiler casts the weights of all layers before the loop and keeps them beside the
     masters: 0.9 GB a chip of LLaDA-8B on 16. It does so through an optimization barrier too, but
     not through a value that differs from layer to layer (nor does it drop a product with 0.0, which
-    may be NaN).
+    may be NaN). Quantised values are widened by their product.
     """
-    return weight if weight.dtype == dtype else weight + (0.0 * number).astype(weight.dtype)
+    if weight.dtype == dtype or not jnp.issubdtype(weight.dtype, jnp.floating):
+        return weight
+    return weight + (0.0 * number).astype(weight.dtype)

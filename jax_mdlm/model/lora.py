@@ -8,6 +8,7 @@ is trained: their tree has only the paths that change,
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -17,8 +18,11 @@ import jax.numpy as jnp
 from jax_mdlm.config import ConfigError, LoraConfig, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
-from jax_mdlm.model.layers import matmul
-from jax_mdlm.model.weights import Weight
+from jax_mdlm.model.form import Form, abstract_prepared
+from jax_mdlm.model.layers import linear, lookup, matmul
+from jax_mdlm.model.quantized import Quantized
+from jax_mdlm.model.weights import Weight, as_array, is_weight
+from jax_mdlm.sharding import Layout
 
 # Where the slack token has a row or a column of its own, and the axis of the vocabulary there.
 SLACK_AXES = {("wte",): 0, ("head",): 1}
@@ -29,13 +33,13 @@ class Adapted(Weight):
     """A frozen matrix with a trained change of low rank: `weight + scale * down up`.
 
     Attributes:
-      weight: [layers, I..., O...] as it is stored, or [I, O] inside a layer.
+      weight: [layers, I..., O...] as it is stored, or [I, O] inside a layer; quantised always so.
       down: [layers, I, r]; the input axes flattened.
       up: [layers, r, O]; the output axes flattened.
       scale: alpha / r; static.
     """
 
-    weight: jax.Array
+    weight: jax.Array | Quantized
     down: jax.Array
     up: jax.Array
     scale: float = flax.struct.field(pytree_node=False)
@@ -46,13 +50,14 @@ class Adapted(Weight):
         return self.weight.shape
 
     def reshape(self, *shape: int) -> "Adapted":
-        """The weight in another shape: [..., I, O]; the adapter has that form already."""
-        return dataclasses.replace(self, weight=self.weight.reshape(shape))
+        """The weight in another shape: [..., I, O]; adapter and quantised have it already."""
+        weight: Any = self.weight
+        return dataclasses.replace(self, weight=weight.reshape(shape))
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """Both products, in the dtype of `x`; the change is never multiplied out."""
         narrow = self.scale * matmul(x, self.down)  # [B, L, r]
-        return matmul(x, self.weight) + matmul(narrow, self.up)
+        return linear(x, self.weight) + matmul(narrow, self.up)
 
 
 @flax.struct.dataclass
@@ -60,13 +65,13 @@ class WithSlack(Weight):
     """The frozen embedding or head, whose row (or column) of the slack token is changed.
 
     Attributes:
-      weight: [V, D] or [D, V].
+      weight: [V, D], perhaps quantised, or [D, V].
       change: float [D]; added to the slack token's row.
       slack_id: That row; static.
       axis: 0 for the embedding, 1 for the head; static.
     """
 
-    weight: jax.Array
+    weight: jax.Array | Quantized
     change: jax.Array
     slack_id: int = flax.struct.field(pytree_node=False)
     axis: int = flax.struct.field(pytree_node=False)
@@ -77,12 +82,12 @@ class WithSlack(Weight):
         return self.weight.shape
 
     def rows(self, tokens: jax.Array) -> jax.Array:
-        """Rows of the embedding, [B, L] -> [B, L, D] in the dtype of the weight.
+        """Rows of the embedding, [B, L] -> [B, L, D] in the dtype that the weight's have.
 
         Like `merged` and a look-up, but the change's gradient is a sum over slots, not a scatter
         over the vocabulary.
         """
-        found = jnp.take(self.weight, tokens, axis=0)
+        found = lookup(self.weight, tokens)
         changed = (found.astype(self.change.dtype) + self.change).astype(found.dtype)
         return jnp.where((tokens == self.slack_id)[..., None], changed, found)
 
@@ -92,13 +97,55 @@ class WithSlack(Weight):
         change = jnp.expand_dims(self.change, self.axis)
         return jnp.where(
             jnp.expand_dims(is_slack, 1 - self.axis),
-            (self.weight.astype(change.dtype) + change).astype(dtype),
-            self.weight.astype(dtype),
+            (as_array(self.weight, change.dtype) + change).astype(dtype),
+            as_array(self.weight, dtype),
         )
 
     def as_head(self) -> jax.Array:
-        """The whole matrix: the loss takes its columns in parts."""
-        return self.merged(self.weight.dtype)
+        """The whole matrix, which is never quantised: the loss takes its columns in parts."""
+        weight: Any = self.weight
+        return self.merged(weight.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenForm(Form):
+    """In what frozen parameters are held beside adapters: as `Form`, but the head is not quantised.
+
+    The loss takes its columns in parts, and every logit is made of them.
+    """
+
+    def quantizer(self, row: ParamRow, *, on_cpu: bool) -> Callable[[jax.Array], Quantized] | None:
+        """As that of `Form`."""
+        return None if row.path == ("head",) else super().quantizer(row, on_cpu=on_cpu)
+
+
+def frozen_form(config: LoraConfig) -> FrozenForm | None:
+    """That which settings ask for; None: as parameters are trained, in the compute dtype."""
+    return None if config.base == "full" else FrozenForm(config.base)
+
+
+def freeze(params: Params, model: ModelConfig, config: LoraConfig) -> Params:
+    """Parameters as from `model.init`, in the form in which a run keeps them frozen."""
+    form = frozen_form(config)
+    if form is None:
+        return params
+
+    def one(row: ParamRow) -> Any:
+        weight = table.at(params, row.path)
+        flat = table.matrix(weight, row.num_inputs, int(row.stacked)) if row.num_inputs else weight
+        quantize = form.quantizer(row, on_cpu=False)  # int8 is the same everywhere
+        return quantize(flat) if quantize else flat
+
+    return table.tree({row.path: one(row) for row in table.rows(model)})
+
+
+def abstract_frozen(model: ModelConfig, config: LoraConfig, layout: Layout) -> Params:
+    """Shapes, dtypes and placements of frozen parameters; allocates nothing."""
+    form = frozen_form(config)
+    if form is not None:
+        return abstract_prepared(model, form, layout)
+    model = dataclasses.replace(model, param_dtype=model.compute_dtype)
+    return table.abstract_params(model, layout)
 
 
 def target_rows(model: ModelConfig, config: LoraConfig) -> list[ParamRow]:
@@ -176,13 +223,13 @@ def join(frozen: Params, adapters: Params, *, scale: float, slack_id: int) -> Pa
     Nothing is computed or copied.
 
     Args:
-      frozen: As from `model.init`.
+      frozen: As from `model.init` or `freeze`.
       adapters: As from `draw_adapters`.
       scale: alpha / r.
       slack_id: Id of the slack token.
     """
 
-    def wrap(path: tuple[Any, ...], weight: jax.Array) -> Any:
+    def wrap(path: tuple[Any, ...], weight: jax.Array | Quantized) -> Any:
         names, place = tuple(entry.key for entry in path), adapters
         for name in names:
             place = place.get(name, {})
@@ -192,4 +239,4 @@ def join(frozen: Params, adapters: Params, *, scale: float, slack_id: int) -> Pa
             return WithSlack(weight, place["slack"], slack_id, SLACK_AXES[names])
         return weight
 
-    return jax.tree_util.tree_map_with_path(wrap, frozen)
+    return jax.tree_util.tree_map_with_path(wrap, frozen, is_leaf=is_weight)

@@ -18,7 +18,11 @@ class Weight:
 
     def astype(self, dtype: jax.typing.DTypeLike) -> Self:
         """The same with its arrays in another dtype."""
-        return jax.tree.map(lambda array: array.astype(dtype), self)
+
+        def is_inside(node: Any) -> bool:
+            return node is not self and is_weight(node)
+
+        return jax.tree.map(lambda part: part.astype(dtype), self, is_leaf=is_inside)
 
     def multiply(self, x: jax.Array) -> jax.Array:
         """The product of `x` [..., I] with a matrix [I, O]: [..., O], as wide as it is summed."""
@@ -35,6 +39,11 @@ class Weight:
     def as_head(self) -> Any:
         """What hidden states are multiplied with: itself, where it can multiply."""
         return self
+
+
+def as_array(weight: Any, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The array that a parameter is, or stands for, in `dtype`."""
+    return weight.merged(dtype) if is_weight(weight) else weight.astype(dtype)
 
 
 def is_weight(leaf: Any) -> bool:

@@ -14,6 +14,7 @@ from jax_mdlm import command
 from jax_mdlm.config import Config
 from jax_mdlm.containers import SpecialIds, TrainState
 from jax_mdlm.conversion import open_origin
+from jax_mdlm.model.lora import frozen_form
 from jax_mdlm.parameters import Base, has_base, restore_base, save_base
 from jax_mdlm.processes import anywhere, barrier, from_first_process
 from jax_mdlm.sharding import Layout
@@ -40,7 +41,8 @@ def begin(
     if not config.init.source:
         return _keep_base(create_state(config, optimizer, layout), config, ids, workdir)
     origin = open_origin(config.init.source)
-    params = origin.params(begun_from(config), layout, command.warn)
+    form = frozen_form(config.lora)
+    params = origin.params(begun_from(config), layout, command.warn, form)
     how = config.init.slack_row
     if how == "auto":
         how = "keep" if origin.knows_slack else "mean"

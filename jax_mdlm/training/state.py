@@ -2,11 +2,12 @@
 
 Enters: config, optimizer, layout. Leaves: a `TrainState` that was created sharded (no device ever
 holds the whole of it), to `step` and `begin`. With LoRA the adapters are `params` and the base is
-`frozen`, in the compute dtype: gradient, clipping, moments and checkpoints follow `params`, and
-nothing else knows of LoRA.
+`frozen`, in the compute dtype or in int8: gradient, clipping, moments and checkpoints follow
+`params`, and nothing else knows of LoRA.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -19,7 +20,9 @@ from jax_mdlm import model
 from jax_mdlm.config import Config, ModelConfig
 from jax_mdlm.containers import Params, SpecialIds, TrainState
 from jax_mdlm.model import lora
+from jax_mdlm.model.quantized import quantize_table
 from jax_mdlm.model.table import check_mesh, param_shardings
+from jax_mdlm.model.weights import as_array, is_weight
 from jax_mdlm.sharding import Layout
 
 
@@ -37,6 +40,8 @@ def new_state(
     frozen = None
     if params is None:
         params = model.init(jax.random.fold_in(seed_key, 0), begun_from(config))
+        if config.lora.rank:
+            params = lora.freeze(params, config.model, config.lora)
     if config.lora.rank:
         frozen = params
         params = lora.draw_adapters(jax.random.fold_in(seed_key, 2), config.model, config.lora)
@@ -95,7 +100,9 @@ def state_shardings(config: Config, shapes: TrainState, layout: Layout) -> Train
     """A sharding per leaf: parameters and moments by the table, everything else whole."""
     frozen, places = None, param_shardings(config.model, layout)
     if config.lora.rank:
-        frozen, places = places, _adapter_shardings(config, layout)
+        held = lora.abstract_frozen(config.model, config.lora, layout)
+        frozen = jax.tree.map(lambda leaf: leaf.sharding, held)
+        places = _adapter_shardings(config, layout)
     by_path = _by_path(places)
     sizes = {path: leaf.shape for path, leaf in _by_path(shapes.params).items()}
 
@@ -151,6 +158,8 @@ def create_state(
 def with_slack_row(params: Params, how: str, ids: SpecialIds, seed: int) -> Params:
     """Sets the slack token's row in parameters that come from elsewhere.
 
+    A quantised table gets a quantised row.
+
     The slack token may never have been trained there: `mean` gives it the mean embedding (and
     mean head column), `normal` a random one of the same scale, `keep` leaves it.
 
@@ -175,12 +184,14 @@ def with_slack_row(params: Params, how: str, ids: SpecialIds, seed: int) -> Para
     return adopt(params, jax.random.fold_in(key, 2**31 - 1))
 
 
-def _slack_row(array: jax.Array, axis: int, how: str, slack_id: int, key: jax.Array) -> jax.Array:
-    others = jnp.arange(array.shape[axis]) != slack_id
+def _slack_row(weight: Any, axis: int, how: str, slack_id: int, key: jax.Array) -> Any:
+    others = jnp.arange(weight.shape[axis]) != slack_id
     others = jnp.expand_dims(others, 1 - axis)
-    mean = jnp.mean(array, axis=axis, where=others, keepdims=True, dtype=jnp.float32)
+    array = as_array(weight, jnp.float32)
+    mean = jnp.mean(array, axis=axis, where=others, keepdims=True)
     row = mean
     if how == "normal":
-        spread = jnp.std(array, axis=axis, where=others, keepdims=True, dtype=jnp.float32)
+        spread = jnp.std(array, axis=axis, where=others, keepdims=True)
         row = mean + spread * jax.random.normal(key, mean.shape)
-    return jnp.where(others, array, row.astype(array.dtype))
+    new = quantize_table(row) if is_weight(weight) else row.astype(weight.dtype)
+    return jax.tree.map(functools.partial(jnp.where, others), weight, new)

@@ -18,10 +18,12 @@ from jax_mdlm import conversion, train
 from jax_mdlm.config import Config, ConfigError, LoraConfig, MeshConfig, config_to_json
 from jax_mdlm.containers import Params, TrainState
 from jax_mdlm.data.corpus import Corpus, load_corpus
+from jax_mdlm.model import table
+from jax_mdlm.model.weights import as_array
 from jax_mdlm.sharding import Layout, make_layout
 from jax_mdlm.storage import CheckpointError
 from jax_mdlm.training.optimizer import make_optimizer
-from jax_mdlm.training.state import create_state, network_params
+from jax_mdlm.training.state import create_state, network_params, with_slack_row
 from jax_mdlm.training.step import make_evaluation_step, make_train_step
 from jax_mdlm.workdir import load_config
 from tests.training.conftest import tiny_config
@@ -154,6 +156,136 @@ def test_the_gradient_is_that_of_the_whole_model(adapted: Config, corpus: Corpus
         moved = of(np.asarray(full.params[name])) - of(before[name])
         assert np.abs(moved).max() > 1e-4, name
         np.testing.assert_allclose(after.params[name]["slack"], moved, atol=1e-5, err_msg=name)
+
+
+# --- a base in int8 ---
+
+
+def int8(config: Config) -> Config:
+    return dataclasses.replace(config, lora=dataclasses.replace(config.lora, base="int8"))
+
+
+def shaken(params: Params) -> Params:
+    """Adapters as after some training: no part of them is zero."""
+    leaves, form = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    moved = [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys)]
+    return jax.tree.unflatten(form, moved)
+
+
+def rounded(frozen: Params, config: Config) -> Params:
+    """What an int8 base stands for, as float arrays in the shapes in which they are trained."""
+    return table.tree(
+        {
+            row.path: as_array(table.at(frozen, row.path), "float32").reshape(
+                table.shape(row, config.model)
+            )
+            for row in table.rows(config.model)
+        }
+    )
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_quantised_base_has_the_gradient_of_what_it_stands_for(
+    adapted: Config, corpus: Corpus, remat: str
+) -> None:
+    """An SGD step on the real objective, every adapter and both slack rows away from 0."""
+    layout, ids, plain = one_device(), corpus.tokenizer.ids, optax.sgd(1.0)
+    adapted = dataclasses.replace(adapted, model=dataclasses.replace(adapted.model, remat=remat))
+    batch = layout.place_rows(next(corpus.batches(adapted, 0, layout.share())))
+    state = create_state(int8(adapted), plain, layout)
+    frozen, start = rounded(state.frozen or {}, adapted), copies(shaken(state.params))
+    moved = []
+    for config, base in ((int8(adapted), state.frozen), (adapted, frozen)):
+        begun = dataclasses.replace(
+            create_state(config, plain, layout),
+            params=jax.tree.map(jnp.asarray, start),
+            frozen=jax.tree.map(jnp.copy, base),
+        )
+        after, _ = make_train_step(config, plain, ids, layout)(begun, batch)
+        moved.append(jax.tree.map(lambda x, y: np.asarray(x) - y, after.params, start))
+    got, want = moved
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want)):
+        assert np.abs(y).max() > 1e-4, path
+        error = np.linalg.norm(x - y) / np.linalg.norm(y)
+        assert error <= 1e-5, path
+
+
+def test_a_quantised_base_is_the_rounded_one(adapted: Config, corpus: Corpus) -> None:
+    """A byte a value, a scale a channel; each within half a step of its scale; norms and head."""
+    narrow = dataclasses.replace(adapted.model, compute_dtype="bfloat16")
+    adapted = dataclasses.replace(adapted, model=narrow)
+    full = begin(adapted, corpus, one_device()).frozen
+    held = begin(int8(adapted), corpus, one_device()).frozen
+    assert full is not None
+    assert held is not None
+    for row in table.rows(adapted.model):
+        exact = np.asarray(table.at(full, row.path), np.float32)
+        found = table.at(held, row.path)
+        if row.is_vector or row.path == ("head",):
+            assert found.dtype == jnp.bfloat16
+            np.testing.assert_array_equal(np.asarray(found, np.float32), exact)
+            continue
+        assert (found.values.dtype, found.scale.dtype) == (jnp.int8, jnp.float32)
+        assert (
+            found.scale.size == found.values.size / found.values.shape[-2 if row.num_inputs else -1]
+        )
+        step = np.broadcast_to(np.asarray(found.scale), found.values.shape).reshape(exact.shape)
+        error = np.abs(np.asarray(found.merged("float32")).reshape(exact.shape) - exact)
+        assert (error <= 0.5001 * step).all(), row.path
+        assert error.max() > 0.3 * step.min(), "it is rounded, not exact"
+
+
+def test_only_adapters_move_beside_a_quantised_base(adapted: Config, corpus: Corpus) -> None:
+    """Over a mesh, in bfloat16; nothing of the base is copied or becomes wider."""
+    narrow = dataclasses.replace(adapted.model, compute_dtype="bfloat16")
+    config = int8(dataclasses.replace(adapted, model=narrow))
+    layout = make_layout(MeshConfig(fsdp=4, tensor=2))
+    state = begin(config, corpus, layout)
+    before, start = copies(state.frozen or {}), copies(state.params)
+    losses, state = run(config, corpus, layout, state, 3)
+    assert np.isfinite(losses).all()
+    jax.tree.map(np.testing.assert_array_equal, before, state.frozen)
+    for (path, old), new in zip(
+        jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(state.params)
+    ):
+        assert new.dtype == jnp.float32
+        assert not np.array_equal(old, new), path
+
+
+def test_eight_devices_are_one_with_a_quantised_base(adapted: Config, corpus: Corpus) -> None:
+    config, layout = int8(adapted), make_layout(MeshConfig(fsdp=4, tensor=2))
+    single, alone = run(config, corpus, one_device(), begin(config, corpus, one_device()), 4)
+    several, spread = run(config, corpus, layout, begin(config, corpus, layout), 4)
+    np.testing.assert_allclose(single, several, rtol=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), alone.params, spread.params
+    )
+    jax.tree.map(np.testing.assert_array_equal, alone.frozen, spread.frozen)
+    assert spread.frozen is not None
+    blocks = spread.frozen["blocks"]
+    assert blocks["q_proj"].values.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+    assert blocks["q_proj"].scale.sharding.spec == PartitionSpec(None, None, "tensor")
+    assert blocks["ff_out"].values.sharding.spec == PartitionSpec(None, "tensor", "fsdp")
+    assert spread.frozen["wte"].values.sharding.spec == PartitionSpec("tensor", "fsdp")
+
+
+@pytest.mark.parametrize("how", ["mean", "normal"])
+def test_the_slack_row_of_a_quantised_table_is_a_quantised_row(
+    adapted: Config, corpus: Corpus, how: str
+) -> None:
+    ids = corpus.tokenizer.ids
+    frozen = begin(int8(adapted), corpus, one_device()).frozen or {}
+    before = rounded(frozen, adapted)
+    values = np.asarray(frozen["wte"].values)
+    plain = with_slack_row(jax.tree.map(jnp.copy, before), how, ids, seed=4)
+    held = with_slack_row(frozen, how, ids, seed=4)
+    row, want = np.asarray(held["wte"].merged("float32"))[ids.slack], plain["wte"][ids.slack]
+    assert np.abs(row - before["wte"][ids.slack]).max() > 1e-2
+    np.testing.assert_allclose(row, want, atol=np.abs(want).max() / 254 * 1.001)
+    np.testing.assert_array_equal(held["head"], plain["head"])
+    others = np.delete(np.arange(len(values)), ids.slack)
+    np.testing.assert_array_equal(np.asarray(held["wte"].values)[others], values[others])
 
 
 def test_frozen_matrices_have_no_gradient_in_the_program(adapted: Config, corpus: Corpus) -> None:
