@@ -118,7 +118,7 @@ def _read(module: Module, inner: Computation, value: Instruction) -> int:
             total += user.arrays[0].bytes
         elif user.opcode == "dynamic-update-slice" and places == [0]:
             continue
-        elif user.opcode in _VIEWS:
+        elif user.opcode in _VIEWS or _is_view(module, user):
             part = _read(module, inner, user)
             if user is inner.root or part >= user.arrays[0].bytes:
                 return whole
@@ -137,6 +137,14 @@ def _read(module: Module, inner: Computation, value: Instruction) -> int:
         if total >= whole:
             return whole
     return total
+
+
+def _is_view(module: Module, one: Instruction) -> bool:
+    """Whether a fusion within a fusion only lays out its operand anew, as that of int8 layers."""
+    if one.opcode != "fusion" or len(one.operands) != 1:
+        return False
+    inner = module.computations[one.called("calls")]
+    return all(each.opcode in _VIEWS | {"parameter"} for each in inner.instructions.values())
 
 
 def _written(module: Module, inner: Computation, one: Instruction) -> int:

@@ -143,6 +143,30 @@ def test_a_fusion_touches_what_it_slices() -> None:
     assert count(text).hbm_bytes == 3 * 400  # a row, the vector, a row
 
 
+def test_layers_that_are_laid_out_anew_are_read_one_at_a_time() -> None:
+    """The TPU compiler slices int8 layers behind a fusion that only changes their tiles."""
+    fused = (
+        "%tiles (a: s8[64,100]) -> s8[64,100] {\n"
+        "  %a = s8[64,100]{1,0:T(32,128)(4,1)} parameter(0)\n"
+        "  ROOT %c = s8[64,100]{1,0:T(8,128)(4,1)} copy(%a)\n"
+        "}\n"
+        "%inside (a: s8[64,100], i: s32[]) -> s8[1,100] {\n"
+        "  %a = s8[64,100]{1,0:T(32,128)(4,1)} parameter(0)\n"
+        "  %t = s8[64,100]{1,0:T(8,128)(4,1)} fusion(%a), kind=kLoop, calls=%tiles\n"
+        "  %i = s32[] parameter(1)\n"
+        "  %z = s32[] constant(0)\n"
+        "  ROOT %row = s8[1,100]{1,0} dynamic-slice(%t, %i, %z), dynamic_slice_sizes={1,100}\n"
+        "}\n"
+    )
+    text = entry(
+        "%p = s8[64,100]{1,0:T(32,128)(4,1)} parameter(0)",
+        "%i = s32[]{:S(2)} parameter(1)",
+        "ROOT %f = s8[1,100]{1,0} fusion(%p, %i), kind=kLoop, calls=%inside",
+        before=fused,
+    )
+    assert count(text).hbm_bytes == 2 * 100
+
+
 def test_what_a_fusion_hands_on_is_free_and_a_copy_is_not() -> None:
     fused = (
         "%inside (a: f32[100], b: f32[100]) -> (f32[100], f32[100]) {\n"
