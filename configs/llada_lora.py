@@ -8,13 +8,18 @@ slack token's rows are trained, 0.5% of the parameters. `python -m jax_mdlm.conv
 FOLDER` merges them; with `--adapter` it writes a PEFT folder.
 
 Presets: `llada_lora.py` (merge), `llada_lora.py:slack_only` (version 2's map), `llada_lora.py:ce`
-(the matched baseline: same adapters, no slack, no CTC).
+(the matched baseline: same adapters, no slack, no CTC), `llada_lora.py:one_chip` (merge on 1,024
+slots, the frozen parameters in int8).
 
 Hardware: one v5e host, 8 chips of 16 GB (`plan --topology v5e:2x4`: 4.9 GB a chip with one row of
-4,096 slots each, 2.0 of them the frozen parameters). Nothing was measured on a TPU yet.
+4,096 slots each, 2.0 of them the frozen parameters). `one_chip`: one v5e chip (`plan --topology
+v5e:1x1`: 13.9 GB with four rows of 1,024 slots at a time, 8.5 of them the frozen parameters; 12.7
+with one row, `--config.train.microbatches=16`). Nothing was measured on a TPU yet.
 "paper" marks what arXiv 2601.22947 states, "LLaDA" the recipe of arXiv 2502.09992, "QLoRA" that of
 arXiv 2305.14314, "our choice" what none says.
 """
+
+import dataclasses
 
 from jax_mdlm.config import (
     Config,
@@ -45,13 +50,15 @@ OBJECTIVES = {
 
 
 def get_config(preset: str = "") -> Config:
-    """The run; `preset` is empty, `slack_only` or `ce`."""
-    if preset not in OBJECTIVES:
-        raise ConfigError(f"preset of llada_lora must be slack_only or ce, got {preset!r}")
-    return Config(
+    """The run; `preset` is empty, `slack_only`, `ce` or `one_chip`."""
+    if preset not in (*OBJECTIVES, "one_chip"):
+        raise ConfigError(
+            f"preset of llada_lora must be slack_only, ce or one_chip, got {preset!r}"
+        )
+    config = Config(
         name=f"llada_lora_{preset}" if preset else "llada_lora",
         model=ModelConfig(),  # LLaDA-8B
-        objective=OBJECTIVES[preset],
+        objective=OBJECTIVES.get(preset, OBJECTIVES[""]),
         data=DataConfig(
             source="chat_jsonl",
             files="",  # yours: --config.data.files=a.jsonl,b/*.jsonl
@@ -92,4 +99,17 @@ def get_config(preset: str = "") -> Config:
             keep_checkpoints=2,
         ),
         sample=SampleConfig(length=256, block_length=32, steps=256, batch_size=16),
+    )
+    if preset != "one_chip":
+        return config
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, length=1024, max_labels=512),  # our choice
+        lora=dataclasses.replace(config.lora, base="int8"),  # QLoRA has 4 bits
+        train=dataclasses.replace(
+            config.train,
+            batch_size=16,  # QLoRA
+            microbatches=4,  # four 1,024-token rows per part
+        ),
+        sample=dataclasses.replace(config.sample, weights="int8"),  # of `sample`, on that chip
     )

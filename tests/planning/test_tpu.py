@@ -21,14 +21,16 @@ pytestmark = [
 
 
 @functools.cache
-def plan(topology: str, preset: str = "", batch: int = 0, parts: int = 0) -> Plan:
+def plan(
+    topology: str, preset: str = "", batch: int = 0, parts: int = 0, run: str = "llada_ctc"
+) -> Plan:
     """The shipped run, its batch and microbatches perhaps replaced."""
     overrides = [
         f"--config.train.{name}={value}"
         for name, value in (("microbatches", parts), ("batch_size", batch))
         if value
     ]
-    config = command.parse_config(f"llada_ctc{':' * bool(preset)}{preset}", overrides)
+    config = command.parse_config(f"{run}{':' * bool(preset)}{preset}", overrides)
     made = make_plan(config, machine_named(topology), "train")
     bound = made.roofline.bound if made.roofline else "?"
     print(
@@ -56,6 +58,24 @@ def test_two_rows_a_chip() -> None:
 
 def test_the_shipped_run_fits() -> None:
     assert plan("v5e:4x4").fits
+
+
+@pytest.mark.parametrize("parts", [0, 16], ids=["as shipped", "a row at a time"])
+def test_lora_of_8b_fits_one_chip_of_16_gb(parts: int) -> None:
+    """Its base in int8: no layer is widened before the loop, on no pass of it."""
+    made = plan("v5e:1x1", "one_chip", parts=parts, run="llada_lora")
+    assert made.config.data.length == 1024
+    assert made.part_bytes("frozen") <= 8.6e9
+    assert made.memory.peak <= (13.0e9 if parts else 14.5e9)
+    assert made.fits
+
+
+def test_int8_layers_are_read_a_byte_a_value() -> None:
+    """Forward, forward again and backward; the rest is activations, adapters and the head."""
+    made = plan("v5e:1x1", "one_chip", parts=16, run="llada_lora")
+    assert made.cost is not None
+    assert not made.cost.doubts
+    assert made.cost.hbm_bytes / 16 <= 120e9
 
 
 def test_little_is_computed_beside_the_matrices() -> None:
