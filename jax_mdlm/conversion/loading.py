@@ -158,12 +158,15 @@ def _named(stored: Mapping[str, Any], beginning: str) -> dict[str, Any]:
 
 
 def _totals(stored: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, Any]:
-    scalars = [(math.prod(shape), dtype) for shape, dtype in stored.values()]
+    """Counts; the scales of quantised parameters only in bytes."""
+    own = [value for name, value in stored.items() if not name.endswith("/scale")]
     return {
-        "tensors": len(stored),
-        "parameters": sum(count for count, _ in scalars),
-        "bytes": sum(count * jax.numpy.dtype(dtype).itemsize for count, dtype in scalars),
-        "dtypes": dict(sorted(collections.Counter(dtype for _, dtype in scalars).items())),
+        "tensors": len(own),
+        "parameters": sum(math.prod(shape) for shape, _ in own),
+        "bytes": sum(
+            math.prod(shape) * jax.numpy.dtype(dtype).itemsize for shape, dtype in stored.values()
+        ),
+        "dtypes": dict(sorted(collections.Counter(dtype for _, dtype in own).items())),
     }
 
 

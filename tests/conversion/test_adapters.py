@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import jax_mdlm
 from jax_mdlm import conversion, model, train
 from jax_mdlm.config import ConfigError, LoraConfig, TokenizerConfig, config_to_json
 from jax_mdlm.containers import Params
 from jax_mdlm.convert import main as convert
 from jax_mdlm.model import lora
+from jax_mdlm.model.quantized import Quantized
 from jax_mdlm.storage import open_checkpoints
 from tests.conversion import folders
 from tests.training.conftest import tiny_config
@@ -79,25 +81,34 @@ def adapter(run: Path) -> Path:
     return run.parent / "peft"
 
 
+def read(folder: Path, step: int, item: str) -> Params:
+    """Arrays of a checkpoint whose names begin so, nested."""
+    checkpoints = open_checkpoints(folder)
+    names = [name for name in checkpoints.shapes(step) if name.startswith(item)]
+    tree: Params = {}
+    for name, array in checkpoints.arrays(step).items():
+        if name in names:
+            values = np.empty(array.shape, array.dtype)
+            array.read(tuple(slice(0, size) for size in array.shape), values)
+            place, *rest = tree, *name.split("/")[1:]
+            for key in rest[:-1]:
+                place = place.setdefault(key, {})
+            place[rest[-1]] = jnp.asarray(values)
+    checkpoints.close()
+    return tree
+
+
 def unmerged(run: Path) -> Params:
     """Base and adapters as they lie on disk, joined for the network."""
 
-    def read(folder: Path, step: int, item: str) -> Params:
-        checkpoints = open_checkpoints(folder)
-        names = [name for name in checkpoints.shapes(step) if name.startswith(item)]
-        tree: Params = {}
-        for name, array in checkpoints.arrays(step).items():
-            if name in names:
-                values = np.empty(array.shape, array.dtype)
-                array.read(tuple(slice(0, size) for size in array.shape), values)
-                place, *rest = tree, *name.split("/")[1:]
-                for key in rest[:-1]:
-                    place = place.setdefault(key, {})
-                place[rest[-1]] = jnp.asarray(values)
-        checkpoints.close()
-        return tree
+    def is_quantized(node: object) -> bool:
+        return isinstance(node, dict) and set(node) == {"values", "scale"}
 
-    frozen = read(run / "base", 0, "params/")
+    frozen = jax.tree.map(
+        lambda node: Quantized(**node) if is_quantized(node) else node,
+        read(run / "base", 0, "params/"),
+        is_leaf=is_quantized,
+    )
     return lora.join(frozen, read(run / "checkpoints", 3, "adapters/"), scale=2.0, slack_id=SLACK)
 
 
@@ -175,6 +186,79 @@ def test_inspect_tells_the_frozen_from_the_trained(run: Path) -> None:
     assert found["parameters"] == sum(x.size for x in jax.tree.leaves(conversion.load(run)[0]))
     assert found["adapters"]["tensors"] == 2 * 7 + 2
     assert found["adapters"]["dtypes"] == {"float32": 16}
+
+
+# --- with a base in int8 ---
+
+
+@pytest.fixture(scope="module")
+def narrow(config_file: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    flags = (f"--config.init.from={source}", "--config.mesh.fsdp=4", "--config.mesh.tensor=2")
+    return start(config_file, workdir, *flags, "--config.lora.base=int8")
+
+
+@pytest.fixture(scope="module")
+def narrow_merged(narrow: Path) -> Path:
+    convert(["export", str(narrow), str(narrow.parent / "out"), "--dtype", "float32"])
+    return narrow.parent / "out"
+
+
+def by_definition(tensor: np.ndarray, axis: int) -> np.ndarray:
+    """Rounded to 255 steps between plus and minus the largest value along an axis."""
+    scale = np.abs(tensor).max(axis=axis, keepdims=True) / np.float32(127)
+    return np.round(tensor / scale) * scale
+
+
+def test_what_is_frozen_is_the_rounded_source(
+    narrow: Path, narrow_merged: Path, source: Path
+) -> None:
+    """Read over a mesh of 4 x 2, a layer at a time; slack's row began as the mean of the others."""
+    convert(["export", str(narrow), str(narrow.parent / "peft"), "--adapter"])
+    before, after = folders.read_weights(source), folders.read_weights(narrow_merged)
+    given = load_file(narrow.parent / "peft" / "adapter_model.safetensors")
+    for name, tensor in before.items():
+        module = PEFT + name.removesuffix(".weight")
+        # PyTorch has [out, in], and a table's rows: a scale belongs to a row of either.
+        quantised = not (name == HEAD or "norm" in name or "ln_f" in name)
+        want = by_definition(tensor, 1) if quantised else tensor.copy()
+        if f"{module}.lora_A.weight" in given:
+            want += 2.0 * given[f"{module}.lora_B.weight"] @ given[f"{module}.lora_A.weight"]
+        if f"{module}{ROWS}" in given:
+            want[SLACK] = given[f"{module}{ROWS}"]
+        np.testing.assert_allclose(after[name], want, atol=1e-6, err_msg=name)
+        assert np.abs(want - tensor).max() > 1e-3 or not quantised
+    mean = np.delete(by_definition(before[WTE], 1), SLACK, 0).mean(0)
+    base = unmerged(narrow)["wte"].weight.merged("float32")[SLACK]
+    np.testing.assert_allclose(base, mean, atol=np.abs(mean).max() / 254 * 1.001)
+
+
+def test_it_is_read_merged_as_the_run_computes_it(narrow: Path, narrow_merged: Path) -> None:
+    params, config = conversion.load(narrow)
+    want = model.apply(unmerged(narrow), jnp.asarray(tokens()), config)
+    got = model.apply(params, jnp.asarray(tokens()), config)
+    np.testing.assert_allclose(got, want, atol=2e-5, rtol=1e-5)
+    found = conversion.inspect(narrow)
+    assert found["parameters"] == sum(x.size for x in jax.tree.leaves(params))
+    assert found["dtypes"] == {"float32": 4, "int8": 8}
+    assert found["bytes"] < 2 * found["parameters"]
+    short = {"length": 8, "block_length": 8, "steps": 4}
+    run, folder = jax_mdlm.load(narrow, **short), jax_mdlm.load(narrow_merged, **short)
+    assert run.generate(["abc", "d"]) == folder.generate(["abc", "d"])
+    own, other = (one.log_likelihood([5, 6, 7], [8, 9, 8], samples=8) for one in (run, folder))
+    assert own.value == pytest.approx(other.value, rel=1e-4)
+
+
+def test_the_places_of_a_quantised_base_change_nothing(
+    config_file: Path, source: Path, narrow: Path, tmp_path: Path
+) -> None:
+    """Read onto one device, in boxes cut elsewhere."""
+    flags = (f"--config.init.from={source}", "--config.lora.base=int8", "--config.train.steps=1")
+    alone = start(
+        config_file, tmp_path / "run", *flags, "--config.mesh.data=8", "--config.mesh.fsdp=1"
+    )
+    left, right = read(narrow / "base", 0, "params/"), read(alone / "base", 0, "params/")
+    jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 # --- as a PEFT folder ---

@@ -344,11 +344,13 @@ def test_evaluation_sees_the_adapters(adapted: Config, corpus: Corpus) -> None:
 # --- work directories ---
 
 
-@pytest.fixture(scope="module")
-def config_file(rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["full", "int8"])
+def config_file(
+    rows_file: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
     config = dataclasses.replace(
         tiny_config(str(rows_file), steps=6, save_every=2, keep_checkpoints=9),
-        lora=LoraConfig(rank=2, alpha=4.0),
+        lora=LoraConfig(rank=2, alpha=4.0, base=request.param),
     )
     file = tmp_path_factory.mktemp("config") / "tiny.py"
     file.write_text(
@@ -415,8 +417,13 @@ def test_a_restart_is_bitwise_the_whole_run(
 def test_other_adapters_are_another_run(config_file: Path, whole_run: Path) -> None:
     with pytest.raises(ConfigError, match=r"lora\.rank=2 there, 3 here"):
         start(config_file, whole_run, "--config.lora.rank=3")
+    none = ["--config.lora.rank=0", "--config.lora.base=full"]
     with pytest.raises(ConfigError, match=r"lora\.rank=2 there, 0 here"):
-        start(config_file, whole_run, "--config.lora.rank=0")
+        start(config_file, whole_run, *none)
+    kept = load_config(epath.Path(whole_run)).lora.base
+    other = {"full": "int8", "int8": "full"}[kept]
+    with pytest.raises(ConfigError, match=rf"lora\.base={kept} there, {other} here"):
+        start(config_file, whole_run, f"--config.lora.base={other}")
 
 
 @pytest.mark.parametrize(
@@ -425,6 +432,7 @@ def test_other_adapters_are_another_run(config_file: Path, whole_run: Path) -> N
         ("lora.targets=blocks/q", r"lora\.targets must be paths of blocks/q_proj, .* got blocks/q"),
         ("lora.rank=-1", r"lora\.rank must be 0 \(off\) or more, got -1"),
         ("lora.alpha=0", r"lora\.alpha must be above 0, got 0"),
+        ("lora.base=int4", r"lora\.base.*int8.*int4"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_before_anything_is_made(
@@ -433,6 +441,15 @@ def test_a_setting_that_cannot_work_is_refused_before_anything_is_made(
     with pytest.raises(ConfigError, match=message):
         start(config_file, tmp_path / "run", f"--config.{flag}")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_quantised_base_without_adapters_is_refused(config_file: Path, tmp_path: Path) -> None:
+    message = (
+        r"lora\.base=int8 quantises what is frozen, and without adapters nothing is; set "
+        r"lora\.rank above 0 or lora\.base=full"
+    )
+    with pytest.raises(ConfigError, match=message):
+        start(config_file, tmp_path / "run", "--config.lora.rank=0", "--config.lora.base=int8")
 
 
 def test_adapters_without_their_base_are_refused(whole_run: Path, tmp_path: Path) -> None:
@@ -444,7 +461,8 @@ def test_adapters_without_their_base_are_refused(whole_run: Path, tmp_path: Path
 
 
 def test_without_lora_there_is_no_base(config_file: Path, tmp_path: Path) -> None:
-    start(config_file, tmp_path / "run", "--config.lora.rank=0", "--config.train.steps=1")
+    none = ["--config.lora.rank=0", "--config.lora.base=full", "--config.train.steps=1"]
+    start(config_file, tmp_path / "run", *none)
     assert not (tmp_path / "run" / "base").exists()
     assert load_config(epath.Path(tmp_path / "run")).lora.rank == 0
     names = stored(tmp_path / "run" / "checkpoints" / "1" / "tree")
