@@ -19,8 +19,6 @@ with one row, `--config.train.microbatches=16`). Nothing was measured on a TPU y
 arXiv 2305.14314, "our choice" what none says.
 """
 
-import dataclasses
-
 from jax_mdlm.config import (
     Config,
     ConfigError,
@@ -50,12 +48,13 @@ OBJECTIVES = {
 
 
 def get_config(preset: str = "") -> Config:
-    """The run; `preset` is empty, `slack_only`, `ce` or `one_chip`."""
+    """The run; `preset` is empty, `one_chip`, `slack_only` or `ce`."""
     if preset not in (*OBJECTIVES, "one_chip"):
         raise ConfigError(
             f"preset of llada_lora must be slack_only, ce or one_chip, got {preset!r}"
         )
-    config = Config(
+    one_chip = preset == "one_chip"
+    return Config(
         name=f"llada_lora_{preset}" if preset else "llada_lora",
         model=ModelConfig(),  # LLaDA-8B
         objective=OBJECTIVES.get(preset, OBJECTIVES[""]),
@@ -63,8 +62,8 @@ def get_config(preset: str = "") -> Config:
             source="chat_jsonl",
             files="",  # yours: --config.data.files=a.jsonl,b/*.jsonl
             template="llada",
-            length=4096,  # LLaDA
-            max_labels=2048,  # our choice
+            length=1024 if one_chip else 4096,  # our choice, LLaDA
+            max_labels=512 if one_chip else 2048,  # our choice
             end_padding=64,  # our choice; LLaDA pads to the longest row of a mini-batch,
             draw_end_padding=True,  # which hides the answer's length as this does
             tokenizer=TokenizerConfig(kind="huggingface"),  # that of init.from
@@ -72,6 +71,7 @@ def get_config(preset: str = "") -> Config:
         lora=LoraConfig(
             rank=16,  # our choice
             alpha=32.0,  # our choice
+            base="int8" if one_chip else "full",  # our choice; QLoRA has 4 bits
             train_slack_row=True,  # our choice; all matrices of the blocks: QLoRA
         ),
         optimizer=OptimizerConfig(
@@ -89,8 +89,8 @@ def get_config(preset: str = "") -> Config:
         train=TrainConfig(
             steps=0,
             epochs=3.0,  # LLaDA
-            batch_size=64,  # our choice
-            microbatches=0,  # one 4,096-token row per chip and part
+            batch_size=16 if one_chip else 64,  # QLoRA, our choice
+            microbatches=4 if one_chip else 0,  # four rows per part; a 4,096-token row per chip
             log_every=10,
             evaluate_every=200,
             evaluate_rows=256,
@@ -98,18 +98,11 @@ def get_config(preset: str = "") -> Config:
             save_every=200,
             keep_checkpoints=2,
         ),
-        sample=SampleConfig(length=256, block_length=32, steps=256, batch_size=16),
-    )
-    if preset != "one_chip":
-        return config
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, length=1024, max_labels=512),  # our choice
-        lora=dataclasses.replace(config.lora, base="int8"),  # QLoRA has 4 bits
-        train=dataclasses.replace(
-            config.train,
-            batch_size=16,  # QLoRA
-            microbatches=4,  # four 1,024-token rows per part
+        sample=SampleConfig(
+            length=256,
+            block_length=32,
+            steps=256,
+            batch_size=16,
+            weights="int8" if one_chip else "full",  # of `sample`, on the same chip
         ),
-        sample=dataclasses.replace(config.sample, weights="int8"),  # of `sample`, on that chip
     )

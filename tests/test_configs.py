@@ -45,3 +45,15 @@ def test_llada_ctc_is_the_papers_version_1_with_lladas_recipe() -> None:
     assert (optimizer.learning_rate, optimizer.final_learning_rate) == (2.5e-5, 2.5e-6)
     assert (optimizer.warmup_steps, optimizer.decay_share, optimizer.weight_decay) == (50, 0.1, 0.1)
     assert (config.train.batch_size, config.train.epochs) == (256, 3.0)
+
+
+def test_one_chip_is_llada_lora_made_small_enough() -> None:
+    """In nothing that `plan` does not ask for."""
+    whole, small = (
+        command.parse_config(name, []) for name in ("llada_lora", "llada_lora:one_chip")
+    )
+    assert small.lora == dataclasses.replace(whole.lora, base="int8")
+    assert (small.model, small.objective) == (whole.model, whole.objective)
+    assert (small.optimizer, small.mesh) == (whole.optimizer, whole.mesh)
+    assert (small.data.length, small.train.batch_size, small.train.microbatches) == (1024, 16, 4)
+    assert small.sample == dataclasses.replace(whole.sample, weights="int8")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jax_mdlm import model
-from jax_mdlm.config import ConfigError, LoraConfig, ModelConfig
+from jax_mdlm.config import ConfigError, LoraConfig, MeshConfig, ModelConfig
 from jax_mdlm.containers import Params
 from jax_mdlm.model import lora, table
-from jax_mdlm.model.weights import is_weight
+from jax_mdlm.model.weights import as_array, is_weight
+from jax_mdlm.sharding import make_layout
 
 CONFIG = ModelConfig(
     vocab_size=20,
@@ -160,3 +161,53 @@ def test_targets_that_are_no_matrices_are_refused(targets: tuple[str, ...], name
     known = r"lora\.targets must be paths of " + ", ".join(f"blocks/{name}" for name in BLOCK)
     with pytest.raises(ConfigError, match=f"{known}, {named}"):
         lora.target_rows(CONFIG, LoraConfig(rank=2, targets=targets))
+
+
+# --- beside a quantised base ---
+
+
+@pytest.fixture(scope="module")
+def held(frozen: Params) -> Params:
+    return lora.freeze(frozen, CONFIG, dataclasses.replace(LORA, base="int8"))
+
+
+def dense(held: Params) -> Params:
+    """What it stands for, in the shapes in which it is trained."""
+    return table.tree(
+        {
+            row.path: as_array(table.at(held, row.path), "float32").reshape(
+                table.shape(row, CONFIG)
+            )
+            for row in table.rows(CONFIG)
+        }
+    )
+
+
+def test_adapters_beside_a_quantised_base_are_beside_what_it_stands_for(
+    held: Params, adapters: Params, tokens: jax.Array
+) -> None:
+    """In every form: whole, a layer at a time, and as the sampler reads it."""
+    want = model.encode(plainly(dense(held), adapters), tokens, CONFIG)
+    joined = join(held, adapters)
+    np.testing.assert_allclose(model.encode(joined, tokens, CONFIG), want, atol=1e-5, rtol=1e-5)
+    for form in (model.unstack(joined), model.prepare(joined, CONFIG, "int8")):
+        got, _ = model.encode_window(form, tokens, CONFIG, model.Window(4, 6))
+        np.testing.assert_allclose(got, want[:, 4:10], atol=1e-5, rtol=1e-5)
+    head = model.head(joined)
+    np.testing.assert_array_equal(head, plainly(dense(held), adapters)["head"])
+
+
+def test_a_cast_leaves_quantised_values_and_scales(held: Params, adapters: Params) -> None:
+    """Of the weights; a scale in bfloat16 would be wrong by up to 0.4%."""
+    config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    params = model.cast(join(held, adapters), config)
+    for one in (params["blocks"]["ff_out"], params["wte"]):
+        assert (one.weight.values.dtype, one.weight.scale.dtype) == (jnp.int8, jnp.float32)
+    assert params["blocks"]["ff_out"].down.dtype == params["wte"].change.dtype == jnp.bfloat16
+
+
+def test_what_is_frozen_has_the_shapes_that_are_told_before(held: Params) -> None:
+    layout = make_layout(MeshConfig(fsdp=2, tensor=1), jax.devices()[:2])
+    told = lora.abstract_frozen(CONFIG, dataclasses.replace(LORA, base="int8"), layout)
+    got = jax.tree.map(lambda x: (x.shape, x.dtype), held)
+    assert got == jax.tree.map(lambda x: (x.shape, x.dtype), told)
