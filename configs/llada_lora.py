@@ -51,7 +51,7 @@ def get_config(preset: str = "") -> Config:
     """The run; `preset` is empty, `one_chip`, `slack_only` or `ce`."""
     if preset not in (*OBJECTIVES, "one_chip"):
         raise ConfigError(
-            f"preset of llada_lora must be slack_only, ce or one_chip, got {preset!r}"
+            f"preset of llada_lora must be one_chip, slack_only or ce, got {preset!r}"
         )
     one_chip = preset == "one_chip"
     return Config(
