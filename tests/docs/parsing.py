@@ -34,7 +34,16 @@ COMMANDS = {
     "prepare": "jax_mdlm.prepare",
     **{
         f"benchmarks.{name}": f"benchmarks.{name}"
-        for name in ("loss", "lattice", "convert", "sampler", "buckets", "data")
+        for name in (
+            "loss",
+            "lattice",
+            "convert",
+            "sampler",
+            "buckets",
+            "data",
+            "eight_billion",
+            "weights",
+        )
     },
 }
 # Flags of other programs that prose names.
