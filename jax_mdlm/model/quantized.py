@@ -225,7 +225,7 @@ def _in_tiles(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
         sums = _sums(inputs, *_columns(values, scale, start, width))
         return jax.lax.dynamic_update_slice_in_dim(out, sums, start, axis=1)
 
-    out = _over_tiles(tile, jnp.zeros((len(rows), values.shape[1]), jnp.float32), values.shape[1])
+    out = _over_tiles(tile, _zeros(rows, values.shape[1]), values.shape[1])
     return out.reshape(*x.shape[:-1], -1)
 
 
@@ -241,8 +241,17 @@ def _back_in_tiles(
         return out + _back_at_once(part, *_columns(values, scale, start, width), dtype)
 
     inputs = values.shape[0] * len(_halves(values))
-    out = _over_tiles(tile, jnp.zeros((len(rows), inputs), jnp.float32), values.shape[1])
+    out = _over_tiles(tile, _zeros(rows, inputs), values.shape[1])
     return out.reshape(*cotangent.shape[:-1], -1)
+
+
+def _zeros(rows: jax.Array, columns: int) -> jax.Array:
+    """float32 [rows, columns], made of the rows (NaN stays what it would become).
+
+    Free, XLA makes the zeros of all layers first and keeps them through a call of the network: 0.9
+    GB of LLaDA-8B on 160 slots.
+    """
+    return jnp.broadcast_to(0.0 * rows[:, :1].astype(jnp.float32), (len(rows), columns))
 
 
 def _over_tiles(tile: Callable[..., jax.Array], out: jax.Array, columns: int) -> jax.Array:
