@@ -70,12 +70,14 @@ def prepare(
     """
     form = Form(weights, group)
     on_cpu = is_cpu(jax.tree.leaves(params)[0].sharding)
-    params = _hold(params, config, form, on_cpu)
+    params = hold(params, config, form, on_cpu=on_cpu)
     return unstack(params) if on_cpu else params
 
 
 @functools.partial(jax.jit, static_argnames=("config", "form", "on_cpu"))
-def _hold(params: Params, config: ModelConfig, form: Form, on_cpu: bool) -> Params:
+def hold(params: Params, config: ModelConfig, form: Form, *, on_cpu: bool) -> Params:
+    """Parameters that are in memory in a form; their layers stay in one array."""
+
     def one(row: ParamRow) -> Any:
         flat = weight = table.at(params, row.path)
         if row.num_inputs:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax_mdlm.config import ConfigError, LoraConfig, ModelConfig
 from jax_mdlm.containers import ParamRow, Params
 from jax_mdlm.model import table
-from jax_mdlm.model.form import Form, abstract_prepared
+from jax_mdlm.model.form import Form, abstract_prepared, hold
 from jax_mdlm.model.layers import linear, lookup, matmul
 from jax_mdlm.model.quantized import Quantized
 from jax_mdlm.model.weights import Weight, as_array, is_weight
@@ -127,16 +127,8 @@ def frozen_form(config: LoraConfig) -> FrozenForm | None:
 def freeze(params: Params, model: ModelConfig, config: LoraConfig) -> Params:
     """Parameters as from `model.init`, in the form in which a run keeps them frozen."""
     form = frozen_form(config)
-    if form is None:
-        return params
-
-    def one(row: ParamRow) -> Any:
-        weight = table.at(params, row.path)
-        flat = table.matrix(weight, row.num_inputs, int(row.stacked)) if row.num_inputs else weight
-        quantize = form.quantizer(row, on_cpu=False)  # int8 is the same everywhere
-        return quantize(flat) if quantize else flat
-
-    return table.tree({row.path: one(row) for row in table.rows(model)})
+    # int8 is the same everywhere.
+    return params if form is None else hold(params, model, form, on_cpu=False)
 
 
 def abstract_frozen(model: ModelConfig, config: LoraConfig, layout: Layout) -> Params:
