@@ -33,15 +33,14 @@ def final_bytes(config: ModelConfig, weights: str) -> float:
     """What the weights take in the end: of int4 the layers' matrices, the rest of it is int8."""
     total = 0.0
     for row in table.rows(config):
-        shape = table.shape(row, config)
+        shape = table.flat_shape(row, table.shape(row, config))
         size = math.prod(shape)
-        if row.path[-1] in ("attn_norm", "ff_norm", "ln_f"):
+        if row.is_vector:
             total += 2 * size
-        elif weights == "int4" and "layers" in row.axes:
+        elif weights == "int4" and row.stacked:
             total += size / 2 + 4 * size / GROUP
         else:
-            outputs = shape[0] if row.path == ("wte",) else math.prod(shape[row.num_inputs :])
-            total += size + 4 * outputs
+            total += size + 4 * size / shape[-2 if row.num_inputs else -1]
     return total
 
 
