@@ -26,14 +26,15 @@ IDS = SpecialIds(mask=126336, slack=126084, pad=126081, eos=126081, terminator=1
 OPTIONS = make_options(length=512, block_length=32, steps=512, ids=IDS, early_stop=True)
 
 
-def compile_for(topology: str, mesh: MeshConfig, options=OPTIONS, weights="full"):
+def compile_for(topology: str, mesh: MeshConfig, options=OPTIONS, weights="full", rows=1):
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     one_chip = {"chips_per_host_bounds": (1, 1, 1)} if topology.endswith("1x1") else {}
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology, **one_chip)
     layout = make_layout(mesh, chips.devices)
-    return lower(LLADA_8B, options, layout, form=Form(weights), prompt_slots=512).compile()
+    form = Form(weights)
+    return lower(LLADA_8B, options, layout, form=form, prompt_slots=512, rows=rows).compile()
 
 
 def peak(program) -> float:
